@@ -1,0 +1,58 @@
+# `make test` and `make demo` do all of their own set-up, in .venv. Another Python: make test PYTHON=python3.12
+PYTHON ?= python3
+# More arguments for pytest: make test PYTEST_ARGS="-n 2 -k matcher"
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp per Python asked for, so that asking for another one installs anew.
+STAMP := $(VENV)/.installed-$(subst /,_,$(PYTHON))
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint format demo clean
+
+help:
+	@echo "make test     check style and types, and run all tests"
+	@echo "make demo     make a small data set, train on it, evaluate, and draw what was found"
+	@echo "make lint     check style and types only"
+	@echo "make format   put the code into the project's format"
+	@echo "make install  only create .venv with everything in it"
+	@echo "make clean    remove .venv and caches (not runs/ or data/)"
+
+install: $(STAMP)
+
+test: lint
+	DETR_CONTAINER_PINNED=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(STAMP)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+demo: $(STAMP)
+	$(BIN)/detr-container demo
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "There is no $(PYTHON). Install Python 3.11 or newer (apt install python3 python3-venv), or name one:" \
+	    "make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), but Python 3.11 or newer is needed. Name another one:" \
+	    "make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@version='import sys; print(*sys.version_info[:2])'; \
+	if [ "$$($(BIN)/python -c "import pip; $$version" 2>/dev/null)" != "$$("$(PYTHON)" -c "$$version")" ]; then \
+	  "$(PYTHON)" -m venv --clear $(VENV); \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@

@@ -1,0 +1,354 @@
+"""Annotation files in COCO's format: read, checked record by record, and turned into arrays.
+
+Sizes: I images, A annotations. Columns of numbers are checked by NumPy at once; only records that fail are looked
+at one by one, so COCO's train2017 costs little more than parsing its JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .records import (
+    Findings,
+    Problem,
+    Record,
+    Severity,
+    box_column,
+    integer_column,
+    number_column,
+    positions,
+    section,
+    show,
+    unique_ids,
+)
+
+__all__ = [
+    "Annotations",
+    "Category",
+    "Problem",
+    "find_problems",
+    "load_json",
+    "parse_annotations",
+    "read_annotations",
+    "resolve",
+    "resolve_split",
+]
+
+LISTED_ERRORS = 5
+"""How many errors the message of a refused file spells out."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class: its id in the annotation file and its name."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One COCO file, read and checked; images are in order of their ids, whatever the order of the file.
+
+    categories: sorted by id; label k is categories[k]. image_ids: [I]; sizes: [I, 2] (height, width) in pixels.
+    boxes: [A, 4] (left, top, width, height) in pixels, exactly as in the file: not clipped, and boxes without area
+    are still there. Rows are grouped by image and keep the file's order: image i owns rows starts[i]:starts[i + 1].
+    labels: [A], contiguous from 0; crowd: [A]; areas: [A] in pixels (width x height where the file gives none).
+    """
+
+    path: Path
+    image_dir: Path
+    categories: tuple[Category, ...]
+    image_ids: NDArray[np.int64]
+    file_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    annotation_ids: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+@dataclass
+class _Images:
+    ids: NDArray[np.int64]
+    names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+
+
+def read_annotations(path: Path, image_dir: Path) -> Annotations:
+    """Read an annotation file in COCO's format whose pictures lie in `image_dir`.
+
+    Raises FileNotFoundError when there is no such file, and ValueError, naming the first few records, when something
+    in it cannot be trained on. Warnings of `find_problems` do not raise.
+    """
+    annotations, problems = parse_annotations(load_json(path), path, image_dir)
+    errors = [problem.message for problem in problems if problem.severity == "error"]
+    if errors:
+        more = f"\n  ... and {len(errors) - LISTED_ERRORS} more" if len(errors) > LISTED_ERRORS else ""
+        listed = "".join(f"\n  {message}" for message in errors[:LISTED_ERRORS])
+        raise ValueError(
+            f"{path} cannot be used: {len(errors)} error{'s' * (len(errors) != 1)}{listed}{more}\n"
+            "Correct the file, or remove these records; `detr-container data check` lists every problem."
+        )
+    return annotations
+
+
+def find_problems(raw: object, path: Path) -> list[Problem]:
+    """List everything that the parsed JSON of an annotation file alone can tell is wrong; no picture is opened."""
+    return parse_annotations(raw, path, path.parent)[1]
+
+
+def load_json(path: Path) -> Any:
+    """Parse an annotation file, without its segmentations: they are most of its size, and detection needs none.
+
+    Raises FileNotFoundError, or ValueError with line and column where the text stops being JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no annotation file {path}: check the path, or that the download was unpacked")
+    try:
+        return json.loads(path.read_bytes(), object_hook=_without_segmentation)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} (character "
+            f"{error.pos} of {len(error.doc)}). It may be cut short: download or export it again."
+        ) from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON text file ({error}): download or export it again.") from error
+
+
+def _without_segmentation(record: Record) -> Record:
+    record.pop("segmentation", None)
+    return record
+
+
+def parse_annotations(raw: object, path: Path, image_dir: Path) -> tuple[Annotations, list[Problem]]:
+    """Return the usable records of a parsed file, and the problems of all; a record with an error is left out."""
+    findings = Findings("/".join(path.parts[-2:]))
+    sections: dict[str, list[Record]] = {}
+    if not isinstance(raw, dict):
+        findings.add("error", "section", _not_an_object(raw))
+        raw = {"images": [], "annotations": [], "categories": []}
+    for key in ("categories", "images", "annotations"):
+        sections[key] = section(raw, key, findings)
+    categories, names_twice = _categories(sections["categories"], findings)
+    images = _images(sections["images"], findings)
+    objects = _Objects.read(sections["annotations"], findings)
+    keep, image, label = objects.check(images, categories, findings)
+    keep = keep[np.argsort(image[keep], kind="stable")]
+    annotations = Annotations(
+        path=path,
+        image_dir=image_dir,
+        categories=categories,
+        image_ids=images.ids,
+        file_names=images.names,
+        sizes=images.sizes,
+        boxes=objects.boxes[keep],
+        labels=label[keep],
+        crowd=objects.crowd[keep],
+        areas=objects.areas[keep],
+        annotation_ids=objects.ids[keep],
+        starts=np.searchsorted(image[keep], np.arange(len(images.ids) + 1)).astype(np.int64),
+    )
+    _check_classes(annotations, names_twice, findings)
+    return annotations, findings.problems
+
+
+def _not_an_object(raw: object) -> str:
+    hint = " (a list of detections in COCO's result format, perhaps?)" if isinstance(raw, list) else ""
+    return (
+        f"the file holds a {type(raw).__name__}{hint}, not an object with 'images', 'annotations' and 'categories'; "
+        "give the file of ground truth"
+    )
+
+
+def _categories(records: list[Record], findings: Findings) -> tuple[tuple[Category, ...], set[str]]:
+    """Return the usable classes by id, and the names that more than one of them bears."""
+    ids, good = unique_ids(records, "category", findings)
+    for index in np.flatnonzero(good):
+        name = records[index].get("name")
+        if not isinstance(name, str) or not name.strip():
+            findings.add("error", "category-name", f"category {ids[index]}: name {show(name)} is not a text")
+            good[index] = False
+    rows = sorted(np.flatnonzero(good), key=lambda row: int(ids[row]))
+    categories = tuple(Category(int(ids[row]), records[row]["name"]) for row in rows)
+    names = [category.name for category in categories]
+    return categories, {name for name in names if names.count(name) > 1}
+
+
+def _images(records: list[Record], findings: Findings) -> _Images:
+    ids, good = unique_ids(records, "image", findings)
+    names = [record.get("file_name") for record in records]
+    heights, heights_good = integer_column([record.get("height") for record in records], {int})
+    widths, widths_good = integer_column([record.get("width") for record in records], {int})
+    sizes = np.stack([heights, widths], axis=1)
+    size_good = heights_good & widths_good & (heights > 0) & (widths > 0)
+    name_good = np.array([isinstance(name, str) and bool(name) for name in names], dtype=bool)
+    for index in np.flatnonzero(good & ~size_good):
+        shown = f"width {show(records[index].get('width'))}, height {show(records[index].get('height'))}"
+        findings.add("error", "image-size", f"image {ids[index]}: {shown}; both must be whole pixels above 0")
+    for index in np.flatnonzero(good & ~name_good):
+        findings.add("error", "file-name", f"image {ids[index]}: file_name {show(names[index])} is not a text")
+    rows = np.flatnonzero(good & size_good & name_good)
+    rows = rows[np.argsort(ids[rows], kind="stable")]
+    kept = tuple(str(names[row]) for row in rows)
+    seen: dict[str, int] = {}
+    for image_id, name in zip(ids[rows].tolist(), kept, strict=True):
+        if seen.setdefault(name, image_id) != image_id:
+            findings.add("warning", "duplicate-file", f"image {image_id}: {name} is also image {seen[name]}")
+    return _Images(ids[rows], kept, sizes[rows])
+
+
+@dataclass
+class _Objects:
+    """Every annotation record of a file as columns; `good` says which could be read at all."""
+
+    ids: NDArray[np.int64]
+    image_ids: NDArray[np.int64]
+    category_ids: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+    areas: NDArray[np.float64]
+    good: NDArray[np.bool_]
+
+    @classmethod
+    def read(cls, records: list[Record], findings: Findings) -> _Objects:
+        ids, good = unique_ids(records, "annotation", findings)
+
+        def refuse(bad: NDArray[np.bool_], key: str, rule: str) -> None:
+            for row in np.flatnonzero(good & bad):
+                value = show(records[row].get(key))
+                findings.add("error", key, f"annotation {ids[row]}: {key} {value} {rule}")
+            good[bad] = False
+
+        image_ids, ok = integer_column([record.get("image_id") for record in records], {int})
+        refuse(~ok, "image_id", "is not a whole number")
+        category_ids, ok = integer_column([record.get("category_id") for record in records], {int})
+        refuse(~ok, "category_id", "is not a whole number")
+        crowd, ok = integer_column([record.get("iscrowd", 0) for record in records], {int, bool})
+        refuse(~ok | (crowd < 0) | (crowd > 1), "iscrowd", "is neither 0 nor 1")
+        boxes, ok = box_column([record.get("bbox") for record in records])
+        refuse(~ok, "bbox", "is not a list of four finite numbers (left, top, width, height)")
+        refuse(np.any(boxes[:, 2:] < 0, axis=1), "bbox", "has a negative width or height")
+        given = [record.get("area") for record in records]
+        computed = boxes[:, 2] * boxes[:, 3]
+        absent = np.array([value is None for value in given], dtype=bool)
+        stated, ok = number_column([0.0 if value is None else value for value in given])
+        refuse(~ok | ~np.isfinite(stated) | (stated < 0), "area", "is not a finite number of 0 or above")
+        return cls(ids, image_ids, category_ids, boxes, crowd == 1, np.where(absent, computed, stated), good)
+
+    def check(
+        self, images: _Images, categories: tuple[Category, ...], findings: Findings
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows without an error, and every row's image index and label (any, where it has an error)."""
+        good = self.good.copy()
+        image, known = positions(self.image_ids, images.ids)
+        for row in np.flatnonzero(good & ~known):
+            findings.add("error", "unknown-image", f"annotation {self.ids[row]}: no usable image {self.image_ids[row]}")
+        good &= known
+        label, known = positions(self.category_ids, np.array([category.id for category in categories], dtype=np.int64))
+        for row in np.flatnonzero(good & ~known):
+            findings.add(
+                "error", "unknown-category", f"annotation {self.ids[row]}: no usable category {self.category_ids[row]}"
+            )
+        good &= known
+        rows = np.flatnonzero(good)
+        outside = self._check_boxes(rows, images.sizes[image[rows]], findings)
+        return rows[~outside], image, label
+
+    def _check_boxes(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], findings: Findings) -> NDArray[np.bool_]:
+        """Find which of these rows lie wholly outside their picture; sizes: its (height, width) for every row."""
+        left, top, width, height = self.boxes[rows].T
+        right, bottom = left + width, top + height
+        image_height, image_width = sizes.T
+        empty = (width == 0) | (height == 0)
+        outside = ~empty & ((right <= 0) | (bottom <= 0) | (left >= image_width) | (top >= image_height))
+        beyond = np.max([-left, -top, right - image_width, bottom - image_height], axis=0, initial=0.0) > 1
+        cases: tuple[tuple[Severity, str, NDArray[np.bool_], str], ...] = (
+            ("error", "outside", outside, "lies wholly outside the picture"),
+            ("warning", "beyond-edge", beyond & ~outside & ~empty, "reaches beyond the picture and is cut off there"),
+            ("warning", "empty-box", empty, "has no area and is left out of training"),
+        )
+        for severity, kind, mask, rule in cases:
+            for index in np.flatnonzero(mask):
+                row = rows[index]
+                box = ", ".join(f"{side:g}" for side in self.boxes[row])
+                findings.add(
+                    severity,
+                    kind,
+                    f"annotation {self.ids[row]} (image {self.image_ids[row]}, {sizes[index, 1]} x {sizes[index, 0]} "
+                    f"pixels): bbox [{box}] {rule}",
+                )
+        return outside
+
+
+def _check_classes(annotations: Annotations, names_twice: set[str], findings: Findings) -> None:
+    counts = np.bincount(annotations.labels[~annotations.crowd], minlength=len(annotations.categories))
+    for category, count in zip(annotations.categories, counts, strict=True):
+        if not count:
+            findings.add("warning", "unused-class", f"category {category.id} ({category.name}): no examples")
+    for name in sorted(names_twice):
+        twins = [(c.id, n) for c, n in zip(annotations.categories, counts, strict=True) if c.name == name]
+        # Some exporters add an unused parent category that bears the name of its only child: harmless.
+        ambiguous = sum(bool(count) for _, count in twins) > 1
+        ids = ", ".join(str(category_id) for category_id, _ in twins)
+        rule = "more than one of them has examples" if ambiguous else "only one of them has examples"
+        findings.add(
+            "error" if ambiguous else "warning", "duplicate-category-name", f"categories {ids} are all {name!r}; {rule}"
+        )
+
+
+def resolve(
+    root: Path | None,
+    train_images: Path | None,
+    train_annotations: Path | None,
+    val_images: Path | None,
+    val_annotations: Path | None,
+) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
+    """Find the (picture folder, annotation file) of training and of validation; an explicit path wins over `root`.
+
+    Raises ValueError when a path is not given at all, FileNotFoundError when it does not exist.
+    """
+    return (
+        resolve_split("train", root, train_images, train_annotations),
+        resolve_split("val", root, val_images, val_annotations),
+    )
+
+
+def resolve_split(
+    split: Literal["train", "val"], root: Path | None, images: Path | None, annotations: Path | None
+) -> tuple[Path, Path]:
+    """Find the (picture folder, annotation file) of one split; a path wins over `root`. Raises as `resolve`."""
+    if root is None and (images is None or annotations is None):
+        missing = [f"data.{split}_{name}" for name, path in _named(images, annotations) if path is None]
+        raise ValueError(
+            f"no data set is given ({' and '.join(missing)} unset, and no data.root): name a folder in COCO's layout "
+            f"with data.root, or both data.{split}_images and data.{split}_annotations. "
+            "`detr-container data make-shapes` makes a small data set to try things with."
+        )
+    base = root or Path()
+    images = images or base / f"{split}2017"
+    annotations = annotations or base / "annotations" / f"instances_{split}2017.json"
+    absent = [f"the {name} {path}" for name, path in _named(images, annotations) if not _is_there(name, path)]
+    if absent:
+        raise FileNotFoundError(
+            f"missing: {' and '.join(absent)}. data.root must hold train2017/, val2017/ and "
+            "annotations/instances_{train,val}2017.json, as COCO 2017 does when it is unpacked "
+            f"(https://cocodataset.org/#download), or set data.{split}_images and data.{split}_annotations."
+        )
+    return images, annotations
+
+
+def _named(images: Path | None, annotations: Path | None) -> tuple[tuple[str, Path | None], tuple[str, Path | None]]:
+    return ("images", images), ("annotations", annotations)
+
+
+def _is_there(name: str, path: Path | None) -> bool:
+    return path is not None and (path.is_dir() if name == "images" else path.is_file())

@@ -1,0 +1,158 @@
+"""The checker of data sets: reads every picture as training will, and says what is wrong, record by record."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from .annotations import Annotations, Problem, load_json, parse_annotations
+from .dataset import read_image
+from .progress import track
+from .report import Report, summarise
+
+BLOCK = 1024
+"""Pictures handed to the pool at a time, so that COCO's 118,287 do not all wait in memory."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of reading one file: a hash of its bytes, its (height, width), or why it cannot be read."""
+
+    digest: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    kind: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class _Split:
+    name: str
+    annotations: Annotations
+
+    def paths(self) -> list[Path]:
+        return [self.annotations.image_dir / name for name in self.annotations.file_names]
+
+    def of(self, index: int) -> str:
+        """Name a picture in a message: split, file and id."""
+        return f"{self.name}: {self.annotations.file_names[index]} (image {self.annotations.image_ids[index]})"
+
+
+def check_dataset(splits: Mapping[str, tuple[Path, Path]], workers: int = 2, progress: bool = False) -> Report:
+    """Check the splits of a data set and everything between them.
+
+    splits: name -> (folder of pictures, annotation file), as `annotations.resolve` finds them; workers: threads that
+    read pictures. Nothing that is wrong with the data raises: it is in the report.
+    """
+    problems: list[Problem] = []
+    readable: list[_Split] = []
+    for name, (image_dir, path) in splits.items():
+        try:
+            annotations, found = parse_annotations(load_json(path), path, image_dir)
+        except (OSError, ValueError) as error:
+            problems.append(Problem("error", "annotation-file", f"{name}: {error}"))
+            continue
+        problems += [Problem(problem.severity, problem.kind, f"{name}: {problem.message}") for problem in found]
+        readable.append(_Split(name, annotations))
+    seen = {split.name: _read_pictures(split, workers, progress, problems) for split in readable}
+    problems += _unlisted(readable, {path for _, path in splits.values()})
+    for first, second in combinations(readable, 2):
+        problems += _categories_differ(first, second)
+        problems += _overlap(first, seen[first.name], second, seen[second.name])
+    return Report(tuple(problems), tuple(summarise(split.name, split.annotations) for split in readable))
+
+
+def look(path: Path) -> Seen:
+    """Read and decode one file exactly as training does."""
+    try:
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        image = read_image(path)
+    except FileNotFoundError:
+        return Seen(kind="missing-image", problem="the file does not exist")
+    except (OSError, ValueError) as error:
+        return Seen(kind="unreadable-image", problem=f"the file cannot be read: {error}")
+    return Seen(digest, (int(image.shape[1]), int(image.shape[2])))
+
+
+def _read_pictures(split: _Split, workers: int, progress: bool, problems: list[Problem]) -> list[Seen]:
+    if not split.annotations.image_dir.is_dir():
+        message = f"{split.name}: no folder of pictures {split.annotations.image_dir}"
+        problems.append(Problem("error", "image-folder", message))
+        return [Seen()] * len(split.annotations.file_names)
+    paths = split.paths()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about odd files; what matters is whether they decode.
+        seen = list(track(_look_at_all(paths, workers), len(paths), f"reading {split.name}", progress))
+    for index, found in enumerate(seen):
+        if found.kind:
+            problems.append(Problem("error", found.kind, f"{split.of(index)}: {found.problem}"))
+            continue
+        height, width = (int(side) for side in split.annotations.sizes[index])
+        if found.size != (height, width):
+            turned = "; is it turned by its orientation tag?" if found.size == (width, height) else ""
+            message = (
+                f"{split.of(index)}: the file has {found.size[1]} x {found.size[0]} pixels (width x height), "
+                f"its annotation says {width} x {height}{turned}"
+            )
+            problems.append(Problem("error", "image-size-differs", message))
+    problems += _twins(split, seen)
+    return seen
+
+
+def _look_at_all(paths: list[Path], workers: int) -> Iterator[Seen]:
+    # Threads, for reading, hashing and decoding all let go of the interpreter's lock, while a process would first
+    # spend seconds on importing torch.
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for start in range(0, len(paths), BLOCK):
+            yield from pool.map(look, paths[start : start + BLOCK])
+
+
+def _twins(split: _Split, seen: list[Seen]) -> Iterator[Problem]:
+    first: dict[bytes, int] = {}
+    for index, found in enumerate(seen):
+        if found.digest and first.setdefault(found.digest, index) != index:
+            message = f"{split.of(index)}: the same content as {split.of(first[found.digest])}"
+            yield Problem("warning", "duplicate-image", message)
+
+
+def _overlap(first: _Split, first_seen: list[Seen], second: _Split, second_seen: list[Seen]) -> Iterator[Problem]:
+    contents = {found.digest: index for index, found in enumerate(first_seen) if found.digest}
+    names = {name: index for index, name in enumerate(first.annotations.file_names)}
+    for index, (found, name) in enumerate(zip(second_seen, second.annotations.file_names, strict=True)):
+        if found.digest in contents:
+            message = f"{second.of(index)}: the same content as {first.of(contents[found.digest])}"
+            yield Problem("error", "overlap", f"{message}, so the splits are not independent")
+        elif name in names:
+            message = f"{second.of(index)}: the same file name as {first.of(names[name])}, with other content"
+            yield Problem("warning", "same-file-name", message)
+
+
+def _categories_differ(first: _Split, second: _Split) -> Iterator[Problem]:
+    a, b = first.annotations.categories, second.annotations.categories
+    if a == b:
+        return
+    for here, there, mine, others in ((first, second, a, b), (second, first, b, a)):
+        for category in mine:
+            if category not in others:
+                message = f"category {category.id} ({category.name}) of {here.name} is not in {there.name}"
+                yield Problem("error", "categories-differ", f"{message}: both splits need the same list")
+
+
+def _unlisted(splits: list[_Split], annotation_files: set[Path]) -> Iterator[Problem]:
+    """Files that no record of any split names; splits may share a folder."""
+    listed = {os.path.abspath(path) for split in splits for path in split.paths()}
+    listed |= {os.path.abspath(path) for path in annotation_files}
+    folders = {split.annotations.image_dir: split for split in splits}
+    for image_dir, split in folders.items():
+        for folder, subfolders, files in os.walk(image_dir):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(files):
+                path = os.path.join(folder, name)
+                if not name.startswith(".") and os.path.abspath(path) not in listed:
+                    message = f"{split.name}: no record names {os.path.relpath(path, image_dir)}"
+                    yield Problem("note", "unlisted-file", message)

@@ -1,0 +1,130 @@
+"""Annotated pictures as samples: read, decode, transform. Every random choice follows from (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2.functional import to_dtype
+
+from .annotations import Annotations
+from .batch import Sample
+from .transforms import Augmentation, Plan, apply, clamp_boxes, has_area
+
+Key = tuple[int, int]
+"""(epoch, index): which picture, and which of its random appearances."""
+
+
+def read_image(path: Path) -> Tensor:
+    """The picture in a file as RGB, [3, h, w] uint8; orientation tags are ignored, as COCO's boxes expect.
+
+    JPEG, PNG, GIF and WebP are decoded by torchvision, whatever else by Pillow. Transparency is dropped.
+    Raises OSError when the file cannot be read, ValueError when it cannot be decoded.
+    """
+    data = np.fromfile(path, dtype=np.uint8)
+    try:
+        image = decode_image(torch.from_numpy(data), mode=ImageReadMode.RGB)
+    except (RuntimeError, ValueError):
+        return _decode_with_pillow(data)
+    if image.ndim == 4:
+        image = image[0]
+    return image if image.dtype == torch.uint8 else to_dtype(image, torch.uint8, scale=True)
+
+
+def _decode_with_pillow(data: np.ndarray) -> Tensor:
+    """As `read_image`, for everything that Pillow knows; raises ValueError when it cannot be decoded."""
+    try:
+        with Image.open(io.BytesIO(data.tobytes())) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError("not a picture in any format known here") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a complete picture ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def random_of(seed: int, epoch: int, index: int) -> random.Random:
+    """The random numbers of one appearance of one picture, the same in every process and on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=16).digest()
+    return random.Random(int.from_bytes(digest, "big"))
+
+
+class DetectionDataset(Dataset[Sample]):
+    """The pictures of one annotation file, each with its objects; indexed by (epoch, index).
+
+    Crowd regions are left out, boxes are cut at the picture's edges, and those without area are dropped; pictures
+    without objects are kept (the published code does all of this in training and evaluation).
+    An item's randomness is a function of `seed` and its key alone, so any process, worker or resumed run gets the
+    same picture for the same key.
+    """
+
+    def __init__(self, annotations: Annotations, augmentation: Augmentation, seed: int = 0) -> None:
+        self.annotations = annotations
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.annotations.image_ids)
+
+    def plan(self, key: Key) -> Plan:
+        """What will be done to a picture; its `size` is the true size of the sample. Reads no file."""
+        height, width = (int(side) for side in self.annotations.sizes[key[1]])
+        return self.augmentation.draw(random_of(self.seed, *key), (height, width))
+
+    def objects(self, index: int) -> tuple[Tensor, Tensor]:
+        """The objects of a picture: boxes [n, 4] float32 xyxy in pixels of the file, and labels [n] int64."""
+        of = self.annotations
+        rows = slice(int(of.starts[index]), int(of.starts[index + 1]))
+        single = ~of.crowd[rows]
+        boxes = torch.from_numpy(of.boxes[rows][single].astype(np.float32))
+        labels = torch.from_numpy(of.labels[rows][single].astype(np.int64))
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = clamp_boxes(boxes, (int(of.sizes[index, 0]), int(of.sizes[index, 1])))
+        kept = has_area(boxes)
+        return boxes[kept], labels[kept]
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The sample of (epoch, index).
+
+        Raises ValueError, which names the file and the image, when the file is missing, cannot be decoded, or has
+        another size than the annotation file says.
+        """
+        index = key[1]
+        image = self._read(index)
+        size = (image.shape[1], image.shape[2])
+        image, boxes, labels = apply(self.plan(key), image, *self.objects(index))
+        return Sample(image, boxes, labels, int(self.annotations.image_ids[index]), size)
+
+    def _read(self, index: int) -> Tensor:
+        path = self.annotations.image_dir / self.annotations.file_names[index]
+        try:
+            with warnings.catch_warnings():
+                # Pillow's hint at a very large picture is no news to its owner, and would come once per worker.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = read_image(path)
+        except FileNotFoundError:
+            raise self._refusal(path, index, "the file does not exist") from None
+        except (OSError, ValueError) as error:
+            raise self._refusal(path, index, f"the file cannot be read: {error}") from error
+        height, width = (int(side) for side in self.annotations.sizes[index])
+        if tuple(image.shape[1:]) != (height, width):
+            found = f"{image.shape[2]} x {image.shape[1]}"
+            problem = f"the file has {found} pixels (width x height), its annotation says {width} x {height}"
+            raise self._refusal(path, index, problem)
+        return image
+
+    def _refusal(self, path: Path, index: int, problem: str) -> ValueError:
+        image_id = int(self.annotations.image_ids[index])
+        return ValueError(
+            f"{path}: {problem} (image id {image_id} of {self.annotations.path}); repair the file or "
+            "remove its record. `detr-container data check` lists every such picture before training starts"
+        )

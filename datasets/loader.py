@@ -1,0 +1,237 @@
+"""Batches for training and evaluation: which pictures make up which step, and the processes that load them.
+
+Nothing here has state to save. The pictures of a step follow from (seed, step), so resuming is starting at a step.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from .batch import Batch, collate
+from .dataset import DetectionDataset, Key
+
+JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+"""What a terminal or a scheduler sends to every process of a job, though only the training process should react."""
+
+
+def steps_per_epoch(length: int, batch: int) -> int:
+    """Optimiser steps in one pass over `length` pictures; what does not fill a batch is left out, as published.
+
+    Raises ValueError when there are not enough pictures for one step.
+    """
+    if not 1 <= batch <= length:
+        raise ValueError(
+            f"train.batch={batch} pictures per step, but the training set has {length}: "
+            f"choose train.batch between 1 and {length}"
+        )
+    return length // batch
+
+
+def permutation(length: int, seed: int, epoch: int) -> list[int]:
+    """The order of the pictures in an epoch, a function of its arguments alone."""
+    # A golden-ratio stride keeps (seed, epoch) and (seed + 1, epoch - 1) apart, which adding them would not.
+    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+    order: list[int] = torch.randperm(length, generator=generator).tolist()
+    return order
+
+
+class StepBatches(Sampler[list[Key]]):
+    """The keys of one rank's micro batches, in order, from `start_step` to `total_steps` without a pause at epochs.
+
+    length: pictures in the data set; batch: pictures per optimiser step over all ranks; micro_batch: pictures per
+    rank and forward pass. Each step has `accumulation` = batch / (micro_batch x world) micro batches per rank. The
+    pictures of a step are the same for every world and micro_batch; ranks and micro batches divide them.
+    Raises ValueError when the batch cannot be divided so, or exceeds the data set.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        batch: int,
+        micro_batch: int,
+        total_steps: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.steps_per_epoch = steps_per_epoch(length, batch)
+        if micro_batch < 1 or batch % (micro_batch * world):
+            raise ValueError(
+                f"train.batch={batch} is not divisible by {world} process(es) x train.micro_batch={micro_batch}: "
+                f"make train.batch a multiple of {max(1, micro_batch) * world}, or lower train.micro_batch"
+            )
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world} process(es): ranks count from 0 to {world - 1}")
+        if not 0 <= start_step <= total_steps:
+            raise ValueError(
+                f"start at step {start_step} of {total_steps}: the run is already longer than its schedule; "
+                "raise train.epochs, or start a new run"
+            )
+        self.length = length
+        self.seed = seed
+        self.batch = batch
+        self.micro_batch = micro_batch
+        self.total_steps = total_steps
+        self.start_step = start_step
+        self.rank = rank
+        self.world = world
+        self.accumulation = batch // (micro_batch * world)
+
+    def __len__(self) -> int:
+        return (self.total_steps - self.start_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, order = -1, list[int]()
+        for step in range(self.start_step, self.total_steps):
+            if epoch != step // self.steps_per_epoch:
+                epoch = step // self.steps_per_epoch
+                order = permutation(self.length, self.seed, epoch)
+            first = step % self.steps_per_epoch * self.batch
+            for turn in range(self.accumulation):
+                start = first + (turn * self.world + self.rank) * self.micro_batch
+                yield [(epoch, index) for index in order[start : start + self.micro_batch]]
+
+
+def training_loader(
+    dataset: DetectionDataset,
+    sampler: StepBatches,
+    *,
+    multiple: int = 1,
+    canvas: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """A loader of the sampler's micro batches; iterate over it with `batches`.
+
+    multiple, canvas: see `collate`; workers: loader processes, 0 to load in this process; pin_memory: page-lock the
+    batches, for copies to a GPU that do not wait.
+    """
+    return _loader(dataset, sampler, multiple, canvas, workers, pin_memory)
+
+
+def evaluation_loader(
+    dataset: DetectionDataset,
+    *,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+    multiple: int = 1,
+    canvas: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """A loader of one rank's share of the data set, in order, each picture exactly once over all ranks.
+
+    Whole batches are dealt out in turn, so that a picture has the same neighbours, and with them the same padding and
+    outputs, for every number of ranks. Ranks may differ by one batch, and the last batch may be smaller.
+    """
+    if batch < 1 or not 0 <= rank < world:
+        raise ValueError(
+            f"data.eval_batch={batch}, rank {rank} of {world}: batches hold 1 picture or more, ranks < world"
+        )
+    keys = [(0, index) for index in range(len(dataset))]
+    every = [keys[start : start + batch] for start in range(0, len(keys), batch)]
+    return _loader(dataset, every[rank::world], multiple, canvas, workers, pin_memory)
+
+
+def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
+    """The loader's batches, with errors of its processes told as if they had happened here.
+
+    Raises ValueError for a picture that cannot be loaded (see `DetectionDataset`), RuntimeError when a loader process
+    was killed.
+    """
+    try:
+        yield from loader
+    except ValueError as error:
+        # torch returns a worker's error as its whole traceback in text; the user's part is what the last line says.
+        message = str(error).rpartition("\nValueError: ")[2].strip()
+        raise ValueError(message) from error
+    except (RuntimeError, OSError, EOFError) as error:
+        # A dead process shows as torch's RuntimeError, or as a broken connection to what it had sent.
+        from_worker = "in DataLoader worker process" in str(error)
+        if from_worker or (isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error)):
+            raise
+        raise RuntimeError(
+            f"a loader process ended unexpectedly ({error}). Most often memory or shared memory (/dev/shm) ran out: "
+            "lower data.workers, or give the job more memory. data.workers=0 loads without processes"
+        ) from error
+
+
+def _loader(
+    dataset: DetectionDataset,
+    batch_sampler: Sampler[list[Key]] | Sequence[list[Key]],
+    multiple: int,
+    canvas: int,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader[Any]:
+    if workers < 0:
+        raise ValueError(f"data.workers={workers}: give the number of loader processes, 0 or more")
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        collate_fn=functools.partial(collate, multiple=multiple, canvas=canvas),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        multiprocessing_context=_worker_context() if workers else None,
+        worker_init_fn=_start_worker,
+        # One pass over a training loader is the whole run, so workers last without outliving it; evaluation's, which
+        # the fork server makes in a fraction of a second, hold no memory between two evaluations.
+        persistent_workers=False,
+        prefetch_factor=4 if workers else None,
+        # Its own, because each pass over the loader draws a number, which must not move the model's dropout.
+        generator=torch.Generator(),
+    )
+
+
+def _worker_context() -> multiprocessing.context.BaseContext:
+    """How loader processes are made: by a server that was started clean.
+
+    A fork of the training process would copy locks that threads of CUDA, NCCL, OpenMP or TensorBoard may hold at that
+    moment, and hang now and then; spawning would import torch anew for every worker. A fork server imports it once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["detr_container.datasets.dataset", "detr_container.datasets.batch"])
+    # The server would die of a signal to the whole job, and its workers with it. It inherits what is blocked here;
+    # signals that arrive meanwhile wait. Starting the tracker unblocks them, hence the order.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return context
+
+
+def _start_worker(_: int) -> None:
+    """Leave signals to the training process, and end with it; torch runs workers on one thread.
+
+    SIGTERM goes to every process of a job that is preempted. A worker that obeyed would take the training process
+    with it before it could save, so workers obey SIGTERM from their parent only.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    # torch watches the worker's parent in the system's sense, which is the fork server: it outlives a killed run.
+    while parent.is_alive():
+        received = signal.sigtimedwait({signal.SIGTERM}, 2.0)
+        if received is not None and received.si_pid == parent.pid:
+            break
+    os._exit(0)

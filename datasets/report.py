@@ -1,0 +1,114 @@
+"""What the checker found, for people: problems by kind, with examples, and the figures of every split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .annotations import Annotations, Category, Problem
+from .records import Severity
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """The figures of one split, counted as training sees it: objects are not crowd and have an area."""
+
+    name: str
+    images: int
+    objects: int
+    crowd: int
+    images_without_objects: int
+    most_objects: int
+    most_objects_image: int
+    """The id of the picture with the most objects."""
+    per_class: tuple[tuple[Category, int], ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The problems and the figures of a data set."""
+
+    problems: tuple[Problem, ...]
+    summaries: tuple[SplitSummary, ...]
+
+    @property
+    def errors(self) -> int:
+        """How many errors there are; a data set with any should not be trained on."""
+        return self.count("error")
+
+    @property
+    def warnings(self) -> int:
+        """How many warnings there are."""
+        return self.count("warning")
+
+    def count(self, severity: Severity) -> int:
+        """Count the problems of one severity."""
+        return sum(problem.severity == severity for problem in self.problems)
+
+    def lines(self, examples: int = 5) -> list[str]:
+        """Render the report; at most this many examples of every kind of problem."""
+        lines: list[str] = []
+        for severity in SEVERITIES:
+            kinds: dict[str, list[str]] = {}
+            for problem in self.problems:
+                if problem.severity == severity:
+                    kinds.setdefault(problem.kind, []).append(problem.message)
+            for kind, messages in kinds.items():
+                lines.append(f"{severity}: {kind} ({len(messages)})")
+                lines += [f"  {message}" for message in messages[:examples]]
+                if len(messages) > examples:
+                    lines.append(f"  ... and {len(messages) - examples} more")
+        for summary in self.summaries:
+            lines += _summary_lines(summary)
+        lines += _class_lines(self.summaries)
+        counts = [(self.count(severity), severity) for severity in SEVERITIES]
+        lines.append(", ".join(f"{count} {severity}{'s' * (count != 1)}" for count, severity in counts))
+        return lines
+
+
+def summarise(name: str, annotations: Annotations) -> SplitSummary:
+    """Count what training will see of a split."""
+    single = ~annotations.crowd & np.all(annotations.boxes[:, 2:] > 0, axis=1)
+    image = np.repeat(np.arange(len(annotations.image_ids)), np.diff(annotations.starts))
+    per_image = np.bincount(image[single], minlength=len(annotations.image_ids))
+    per_class = np.bincount(annotations.labels[single], minlength=len(annotations.categories))
+    busiest = int(per_image.argmax()) if len(per_image) else 0
+    return SplitSummary(
+        name=name,
+        images=len(annotations.image_ids),
+        objects=int(single.sum()),
+        crowd=int(annotations.crowd.sum()),
+        images_without_objects=int((per_image == 0).sum()),
+        most_objects=int(per_image[busiest]) if len(per_image) else 0,
+        most_objects_image=int(annotations.image_ids[busiest]) if len(per_image) else 0,
+        per_class=tuple(zip(annotations.categories, per_class.tolist(), strict=True)),
+    )
+
+
+def _summary_lines(summary: SplitSummary) -> list[str]:
+    return [
+        f"{summary.name}: {summary.images} pictures ({summary.images_without_objects} without objects), "
+        f"{summary.objects} objects, {summary.crowd} crowd regions",
+        f"{summary.name}: at most {summary.most_objects} objects in one picture (image {summary.most_objects_image}); "
+        "choose head.queries well above that",
+    ]
+
+
+def _class_lines(summaries: tuple[SplitSummary, ...]) -> list[str]:
+    """Render a table: one row a class, one column of object counts a split."""
+    counts: dict[Category, dict[str, int]] = {}
+    for summary in summaries:
+        for category, count in summary.per_class:
+            counts.setdefault(category, {})[summary.name] = count
+    if not counts:
+        return []
+    width = max(len("class"), *(len(category.name) for category in counts))
+    names = [summary.name for summary in summaries]
+    lines = [f"{'class':<{width}} {'id':>6}" + "".join(f" {name:>9}" for name in names)]
+    for category in sorted(counts, key=lambda category: category.id):
+        cells = "".join(f" {counts[category].get(name, '-'):>9}" for name in names)
+        lines.append(f"{category.name:<{width}} {category.id:>6}{cells}")
+    return lines

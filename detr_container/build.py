@@ -1,0 +1,190 @@
+"""From settings to objects: the only place where a configuration meets the constructors of models and data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from detr_container.datasets.annotations import Annotations, Category, read_annotations, resolve
+from detr_container.datasets.coco_classes import rows_by_id
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.shapes import make_shapes
+from detr_container.datasets.transforms import Augmentation
+from detr_container.models.backbone import Backbone, TimmBackbone
+from detr_container.models.container import SIZES, ContainerLight
+from detr_container.models.criterion import Criterion
+from detr_container.models.detector import Detector
+from detr_container.models.detr import Detr
+from detr_container.models.matcher import Matcher
+from detr_container.models.pretrained import (
+    Loaded,
+    detector_weights,
+    fine_tune_from,
+    load_backbone,
+    load_imagenet,
+)
+from detr_container.models.resnet import DEPTHS, ResNetBackbone
+from detr_container.models.smca import SmcaDetr
+
+from .checkpoint import load
+from .config import BackboneConfig, DataConfig, Experiment
+
+_log = logging.getLogger(__name__)
+
+
+def build_backbone(config: BackboneConfig, weights: bool = True) -> Backbone:
+    """A backbone with its norms and frozen stages; weights: False leaves it random whatever `config.weights` says."""
+    frozen_norm = config.norm == "frozen"
+    pretrained = weights and config.weights == "imagenet"
+    if config.name.startswith("timm/"):
+        backbone: Backbone = TimmBackbone(
+            config.name.removeprefix("timm/"), config.stage, pretrained, frozen_norm, config.drop_path
+        )
+    elif config.name in DEPTHS:
+        backbone = ResNetBackbone(config.name, _outputs(4, config.stage), config.dilation, frozen_norm)
+    elif config.name in SIZES:
+        size = SIZES[config.name]
+        outputs = _outputs(len(size.channels), config.stage)
+        backbone = ContainerLight(size, outputs, frozen_norm, config.drop_path)
+    else:
+        raise ValueError(
+            f"there is no backbone {config.name!r}: backbone.name is one of {', '.join([*DEPTHS, *SIZES])}, "
+            "or timm/ and the name of a timm model"
+        )
+    if pretrained and not config.name.startswith("timm/"):
+        load_imagenet(backbone, config.name)
+    elif weights and config.weights not in ("imagenet", "none"):
+        load_backbone(backbone, load(config.weights), config.weights)
+    return backbone.freeze(config.frozen_stages)
+
+
+def _outputs(stages: int, stage: int) -> int:
+    """How many feature maps to compute so that map `stage`, counted from the end, is the last."""
+    if not -stages <= stage <= -1:
+        raise ValueError(f"backbone.stage={stage}: this backbone has {stages} feature maps, from -{stages} to -1")
+    return stages + 1 + stage
+
+
+def build_detector(experiment: Experiment, classes: int, weights: bool = True) -> Detector:
+    """The model of an experiment for a number of classes; the seed alone decides what is random in it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        backbone = build_backbone(experiment.backbone, weights)
+        # Again, so that the head starts the same whatever the backbone has drawn.
+        torch.manual_seed(experiment.seed)
+        head = experiment.head
+        shared = {
+            "queries": head.queries,
+            "width": head.width,
+            "heads": head.heads,
+            "encoder_layers": head.encoder_layers,
+            "decoder_layers": head.decoder_layers,
+            "feedforward": head.feedforward,
+            "dropout": head.dropout,
+            "position": head.position,
+            "auxiliary": experiment.loss.auxiliary,
+        }
+        logits = classes + int(experiment.loss.classification == "softmax")
+        if head.kind == "detr":
+            return Detr(backbone, logits, pre_norm=head.pre_norm, **shared)
+        return SmcaDetr(backbone, logits, gaussian=head.gaussian, smooth=head.smooth, **shared)
+
+
+def build_matcher(experiment: Experiment) -> Matcher:
+    """The matcher with the experiment's costs."""
+    loss = experiment.loss
+    return Matcher(
+        loss.classification, loss.cost_class, loss.cost_l1, loss.cost_giou, loss.focal_alpha, loss.focal_gamma
+    )
+
+
+def build_criterion(experiment: Experiment) -> Criterion:
+    """The criterion with the experiment's weights."""
+    loss = experiment.loss
+    return Criterion(
+        loss.classification,
+        loss.class_weight,
+        loss.l1_weight,
+        loss.giou_weight,
+        loss.no_object_weight,
+        loss.focal_alpha,
+        loss.focal_gamma,
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits of a data set, as an experiment reads them."""
+
+    train: DetectionDataset
+    val: DetectionDataset
+
+    @property
+    def classes(self) -> tuple[Category, ...]:
+        """The class list, which labels index."""
+        return self.train.annotations.categories
+
+
+def training_augmentation(config: DataConfig) -> Augmentation:
+    """What training does to pictures."""
+    return Augmentation(
+        config.scales, config.max_size, config.crop_resize, config.crop_range, config.augment, config.resize
+    )
+
+
+def evaluation_augmentation(config: DataConfig) -> Augmentation:
+    """What evaluation and prediction do to pictures: one size, nothing random."""
+    return Augmentation((config.eval_size,), config.max_size, augment="none", resize=config.resize)
+
+
+def open_data(experiment: Experiment) -> Data:
+    """Read both annotation files. Raises ValueError for what cannot be trained on."""
+    config = experiment.data
+    make_shapes_if_asked(config)
+    train, val = resolve(
+        config.root, config.train_images, config.train_annotations, config.val_images, config.val_annotations
+    )
+    annotations = read_annotations(train[1], train[0]), read_annotations(val[1], val[0])
+    same_classes(annotations[0].categories, annotations[1])
+    if not annotations[0].categories:
+        raise ValueError(f"{train[1]} names no category: there is nothing to learn")
+    return Data(
+        DetectionDataset(annotations[0], training_augmentation(config), experiment.seed),
+        DetectionDataset(annotations[1], evaluation_augmentation(config), experiment.seed),
+    )
+
+
+def make_shapes_if_asked(config: DataConfig) -> None:
+    """Make the shapes data set that a configuration asks for, unless there is something in its place."""
+    train, val, size = config.make_shapes
+    if train and config.root and not config.root.exists():
+        _log.info("making %d + %d pictures of shapes in %s", train, val, config.root)
+        make_shapes(config.root, train, val, size)
+
+
+def same_classes(classes: Sequence[Category], other: Annotations) -> None:
+    """Raise ValueError unless `other` has these classes under the same ids."""
+    ours, theirs = {(c.id, c.name) for c in classes}, {(c.id, c.name) for c in other.categories}
+    if ours != theirs:
+        differ = ", ".join(f"{name!r} (id {number})" for number, name in sorted(ours ^ theirs)[:6])
+        raise ValueError(f"{other.path} has other categories than the training set or the checkpoint: {differ}")
+
+
+def start_from(model: Detector, experiment: Experiment, classes: Sequence[Category], path: Path) -> Loaded:
+    """Load a detector's checkpoint to fine-tune from; class rows are carried over where names agree."""
+    checkpoint = load(path)
+    state, layout = detector_weights(checkpoint)
+    if layout == "ours" and "classes" in checkpoint:
+        theirs = [name for _, name in checkpoint["classes"]]
+    else:
+        rows = len(state["class_embed.bias"])
+        theirs = [category.name for category in rows_by_id(rows)]
+        if rows not in (91, 92):
+            _log.warning("%s has %d class rows and no class list, so none is taken for one of ours", path, rows)
+            theirs = []
+    softmax = experiment.loss.classification == "softmax"
+    return fine_tune_from(model, state, theirs, [category.name for category in classes], softmax)

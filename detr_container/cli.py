@@ -1,0 +1,339 @@
+"""The commands. Each reads its options and calls one function; what is slow to import is imported where it is used."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from .config import Experiment
+from .experiments import BUILDERS, named
+
+T = TypeVar("T")
+TRACEBACK = "DETR_CONTAINER_TRACEBACK"
+Positional = tyro.conf.Positional
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit status: 0 done, 1 the run failed, 2 something to mend, 128 + n signal n."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    rank = os.environ.get("RANK", "0")
+    prefix = "" if rank == "0" else f"[rank {rank}] "
+    logging.basicConfig(level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("detr_container").setLevel(logging.INFO)
+    if not given or given[0] in ("-h", "--help", "help"):
+        _overview()
+        return 0
+    if given[0] == "data" and len(given) > 1 and not given[1].startswith("-"):
+        given[:2] = [f"data {given[1]}"]
+    if given[0] not in COMMANDS:
+        near = difflib.get_close_matches(given[0], COMMANDS, n=2)
+        return _fail(f"there is no command {given[0]!r}" + (f": did you mean {' or '.join(near)}?" if near else ". See --help"), 2)
+    try:
+        return COMMANDS[given[0]](given[1:])
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        if os.environ.get(TRACEBACK) or not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            raise
+        return _fail(str(error), 1 if isinstance(error, FloatingPointError) else 2)
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return status
+
+
+def _overview() -> None:
+    console = Console()
+    console.print("detr-container: train, evaluate and use DETR-family detectors over many backbones\n", highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, command in COMMANDS.items():
+        table.add_row(f"  {name}", (command.__doc__ or "").split("\n")[0])
+    console.print(table)
+    console.print(
+        f"\n`detr-container COMMAND --help` tells all options. {TRACEBACK}=1 adds the traceback to an error.", highlight=False
+    )
+
+
+def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
+    """Options as a typed object; prints help or names the unknown option with its nearest neighbours, and exits."""
+    given = {} if default is None else {"default": default}
+    doc = (COMMANDS[prog].__doc__ or "").strip()
+    return tyro.cli(kind, prog=f"detr-container {prog}", description=doc, args=list(arguments), **given)
+
+
+def _experiment_first(arguments: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
+    """The named experiment in front of the options."""
+    if arguments and not arguments[0].startswith("-"):
+        return named(arguments[0]).experiment, list(arguments[1:])
+    if arguments and arguments[0] in ("-h", "--help"):
+        return next(iter(BUILDERS.values()))()[0], list(arguments)
+    raise ValueError(f"name an experiment: detr-container {command} EXPERIMENT [--setting value ...], one of {', '.join(BUILDERS)}")
+
+
+def experiments(arguments: Sequence[str]) -> int:
+    """List the named experiments: head, backbone, schedule and published AP."""
+
+    @dataclass(frozen=True)
+    class Options:
+        pass
+
+    _parse(Options, arguments, "experiments")
+    table = Table("experiment", "head", "backbone", "schedule", "published box AP, COCO val2017")
+    for name in BUILDERS:
+        entry = named(name)
+        x = entry.experiment
+        drop = f", drop at {x.train.lr_drop}" if x.train.schedule == "step" else f", {x.train.schedule}"
+        backbone = x.backbone.name + (" DC5" if x.backbone.dilation else "")
+        table.add_row(
+            name,
+            f"{x.head.kind} {x.head.queries} queries",
+            backbone,
+            f"{x.train.epochs} epochs{drop}, batch {x.train.batch}",
+            entry.ap or "-",
+        )
+    Console().print(table)
+    return 0
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `train`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    run: str = ""
+    """Name of the run, which is its folder's; default: the experiment's name. A folder with a checkpoint is continued."""
+    runs: Path = Path("runs")
+    """The folder that holds the runs."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train an experiment: `train EXPERIMENT [--setting value ...]`; alone, or as many processes under torchrun."""
+    experiment, rest = _experiment_first(arguments, "train")
+    options = _parse(TrainOptions, rest, "train", TrainOptions(experiment))
+    from .train import train as run
+
+    folder = options.runs / (options.run or options.settings.name)
+    return run(options.settings, folder)
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Train, evaluate and show a small real run on data it makes itself; minutes on two CPU cores."""
+    status = train(["demo", *arguments])
+    if status == 0 and not {"-h", "--help"} & set(arguments):
+        options = _parse(TrainOptions, arguments, "demo", TrainOptions(named("demo").experiment))
+        folder = options.runs / (options.run or "demo")
+        Console().print(
+            f"\nThe run is in {folder}:\n"
+            f"  {folder}/predictions.png   ground truth beside predictions\n"
+            f"  {folder}/curves.png        losses, AP and learning rate\n"
+            f"Next: detr-container evaluate {folder}; detr-container predict {folder} {options.settings.data.root}/val2017 --maps",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return status
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `evaluate`."""
+
+    model: Positional[Path]
+    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's."""
+    experiment: str = ""
+    """The named experiment of a published checkpoint, where it should not be guessed."""
+    data_root: Path | None = None
+    """Evaluate on this data set's validation split instead of the run's."""
+    images: Path | None = None
+    """Evaluate on these pictures (with --annotations)."""
+    annotations: Path | None = None
+    output: Path | None = None
+    """Where detections.json and scores.json go; default: `evaluation` in the run, or beside the file."""
+    evaluator: Literal["faster", "pycocotools"] = "faster"
+    """faster-coco-eval or pycocotools; they give the same figures."""
+    eval_batch: int = 0
+    """Pictures per forward pass; 0: as in training."""
+    workers: int = -1
+    """Loader processes; -1: as in training."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """COCO AP of a run or checkpoint, overall, by size and by class: `evaluate RUN|CHECKPOINT`; alone or under torchrun."""
+    options = _parse(EvaluateOptions, arguments, "evaluate")
+    from .distributed import session
+    from .evaluate import evaluate_to, open_validation, with_data
+    from .scoring import table
+    from .trained import open_trained
+
+    with session(options.device) as here:
+        trained = open_trained(options.model, here.device, options.experiment)
+        experiment = with_data(trained.experiment, options.data_root, options.images, options.annotations)
+        data = experiment.data
+        changed = replace(
+            data,
+            eval_batch=options.eval_batch or data.eval_batch,
+            workers=data.workers if options.workers < 0 else options.workers,
+        )
+        experiment = replace(experiment, data=changed)
+        folder = options.output or (options.model if options.model.is_dir() else options.model.parent) / "evaluation"
+        dataset = open_validation(experiment)
+        scores = evaluate_to(folder, trained.model, dataset, trained.classes, experiment, here, options.evaluator)
+        if scores is not None:
+            console = Console()
+            console.print(table(scores))
+            console.print(f"{trained.source} (step {trained.step}); wrote {folder}/detections.json and scores.json", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of `predict`."""
+
+    model: Positional[Path]
+    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's."""
+    images: Positional[tuple[Path, ...]]
+    """Pictures, or folders of pictures."""
+    output: Path = Path("predictions")
+    """Where predictions.json and the pictures go."""
+    threshold: float = 0.5
+    """Leave out detections with a lower score."""
+    maps: bool = False
+    """Also draw the decoder's attention, and SMCA's Gaussians, over each picture."""
+    experiment: str = ""
+    """The named experiment of a published checkpoint, where it should not be guessed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def predict(arguments: Sequence[str]) -> int:
+    """Detections on pictures, as JSON and as pictures: `predict RUN|CHECKPOINT IMAGES...`."""
+    options = _parse(PredictOptions, arguments, "predict")
+    from .distributed import choose_device
+    from .predict import find_pictures, write_predictions
+    from .trained import open_trained
+
+    paths = find_pictures(options.images)
+    trained = open_trained(options.model, choose_device(options.device), options.experiment)
+    records = write_predictions(trained, paths, options.output, options.threshold, options.maps)
+    console = Console()
+    for record in records:
+        found = record["detections"]
+        console.print(f"{record['file']}: {len(found)} detections", highlight=False, soft_wrap=True)  # type: ignore[arg-type]
+    console.print(f"wrote {options.output}/predictions.json and a picture of each", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `export`."""
+
+    model: Positional[Path]
+    """A run's folder or a checkpoint file."""
+    target: Positional[Path]
+    """The file to write."""
+    layout: Literal["published", "hugging-face"] = "published"
+    """Names and class rows as the published DETR and SMCA-DETR code, or Hugging Face's DETR, expects them."""
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Save a trained detector's weights under the names of other code: `export RUN|CHECKPOINT FILE --layout ...`."""
+    options = _parse(ExportOptions, arguments, "export")
+    import torch
+
+    from .files import atomic_write
+    from .trained import exported, open_trained
+
+    state = exported(open_trained(options.model, torch.device("cpu")), options.layout)
+    content = {"model": state} if options.layout == "published" else state
+    atomic_write(options.target, lambda file: torch.save(content, file))
+    Console().print(f"wrote {len(state)} tensors to {options.target}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class ShapesOptions:
+    """Options of `data make-shapes`."""
+
+    root: Positional[Path]
+    """The folder to make."""
+    train: int = 2000
+    """Training pictures."""
+    val: int = 200
+    """Validation pictures."""
+    size: int = 128
+    """Side of the square pictures in pixels."""
+    seed: int = 0
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that draw."""
+
+
+def data_make_shapes(arguments: Sequence[str]) -> int:
+    """Make a small detection data set of overlapping coloured shapes in COCO's layout: `data make-shapes FOLDER`."""
+    options = _parse(ShapesOptions, arguments, "data make-shapes")
+    from detr_container.datasets.shapes import make_shapes
+
+    made = make_shapes(options.root, options.train, options.val, options.size, options.seed, options.workers, progress=True)
+    said = f"made {options.train} training and {options.val} validation pictures in" if made else "already there, unchanged:"
+    Console().print(f"{said} {options.root}", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of `data check`."""
+
+    root: Positional[Path | None] = None
+    """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
+    train_images: Path | None = None
+    train_annotations: Path | None = None
+    val_images: Path | None = None
+    val_annotations: Path | None = None
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that read pictures."""
+    examples: int = 5
+    """How many findings of one kind to list."""
+
+
+def data_check(arguments: Sequence[str]) -> int:
+    """Read a data set the way training will and report what is wrong with it: `data check ROOT`; exit status 1 on errors."""
+    options = _parse(CheckOptions, arguments, "data check")
+    from detr_container.datasets.annotations import resolve
+    from detr_container.datasets.check import check_dataset
+
+    pairs = resolve(options.root, options.train_images, options.train_annotations, options.val_images, options.val_annotations)
+    report = check_dataset(dict(zip(("train", "val"), pairs, strict=True)), options.workers, progress=True)
+    sys.stdout.write(report.render(options.examples) + "\n")
+    return 1 if report.errors else 0
+
+
+def benchmark(arguments: Sequence[str]) -> int:
+    """Step time by part, images/s, peak memory, parameters and FLOPs of an experiment: `benchmark EXPERIMENT`."""
+    from .benchmark import BenchmarkOptions, run
+
+    experiment, rest = _experiment_first(arguments, "benchmark")
+    return run(_parse(BenchmarkOptions, rest, "benchmark", BenchmarkOptions(experiment)))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "experiments": experiments,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "benchmark": benchmark,
+    "export": export,
+    "data make-shapes": data_make_shapes,
+    "data check": data_check,
+    "demo": demo,
+}

@@ -1,0 +1,267 @@
+"""Every setting of an experiment, typed, with its default and its reason, once.
+
+An experiment is one frozen `Experiment`. The command line is generated from it, a run folder stores it as JSON,
+and a checkpoint carries it, so the three can never disagree. Nothing here imports torch: `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+_STRICT = ConfigDict(extra="forbid")
+COCO_SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The feature extractor. Freezing and learning rates go by stage, never by parameter name."""
+
+    name: str = "resnet50"
+    """resnet18/34/50/101, container_light, container_light_small, container_light_tiny, or timm/<any timm model>."""
+    weights: str = "imagenet"
+    """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file."""
+    dilation: bool = False
+    """ResNet only: stride 1 and dilation 2 in the last stage (DC5), so that its features have stride 16."""
+    frozen_stages: int = 2
+    """How many leading stages keep their weights. A ResNet's stages are stem, layer1 .. layer4; CONTAINER has four."""
+    norm: Literal["frozen", "batch"] = "frozen"
+    """BatchNorm layers: `frozen` keeps statistics and scales fixed, `batch` trains them."""
+    drop_path: float = 0.0
+    """Stochastic depth: the largest drop probability, reached in the last block (CONTAINER and timm)."""
+    stage: int = -1
+    """Which of the backbone's feature maps the head reads, counted from the end: -1 is the last, -2 has half its stride."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class HeadConfig:
+    """The transformer and what it predicts."""
+
+    kind: Literal["detr", "smca"] = "detr"
+    """DETR (Carion et al. 2020) or single-scale SMCA-DETR (Gao et al. 2021)."""
+    queries: int = 100
+    width: int = 256
+    heads: int = 8
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    feedforward: int = 2048
+    dropout: float = 0.1
+    pre_norm: bool = False
+    """DETR only: LayerNorm before each block rather than after it."""
+    position: Literal["sine", "learned"] = "sine"
+    gaussian: Literal["type1", "type2", "type3", "type4"] = "type3"
+    """SMCA only: no scale, one per head, one per head and axis (published), and that with a cross term."""
+    smooth: float = 8.0
+    """SMCA only: the Gaussian's constant beta."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the matching costs and of the losses."""
+
+    classification: Literal["softmax", "focal"] = "softmax"
+    """Softmax cross-entropy with a no-object class (DETR) or sigmoid focal loss (SMCA)."""
+    class_weight: float = 1.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+    cost_class: float = 1.0
+    cost_l1: float = 5.0
+    cost_giou: float = 2.0
+    no_object_weight: float = 0.1
+    """Softmax only: the weight of the no-object class."""
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    auxiliary: bool = True
+    """Supervise every decoder layer, not only the last."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are, and what is done to them."""
+
+    root: Path | None = None
+    """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
+    train_images: Path | None = None
+    train_annotations: Path | None = None
+    val_images: Path | None = None
+    val_annotations: Path | None = None
+    make_shapes: tuple[int, int, int] = (0, 0, 0)
+    """Make the shapes data set in `root` when nothing is there: training and validation pictures, and their side."""
+    augment: Literal["detr", "flip", "none"] = "detr"
+    """`detr`: flip, resize, and half the time a random crop; `flip`: flip and resize; `none`: resize."""
+    resize: Literal["shortest", "square"] = "shortest"
+    """Scale the shorter side to the drawn size, or make every picture a square of that size."""
+    scales: tuple[int, ...] = COCO_SCALES
+    """Sizes in pixels of which one is drawn for every training picture."""
+    max_size: int = 1333
+    """The longer side's limit in pixels."""
+    crop_resize: tuple[int, ...] = (400, 500, 600)
+    """Sizes of the shorter side before a crop."""
+    crop_range: tuple[int, int] = (384, 600)
+    """Least and largest side of a crop in pixels."""
+    eval_size: int = 800
+    """The shorter side (or the square's) in pixels at evaluation and prediction."""
+    canvas: int = 0
+    """Pad every batch to this square in pixels, so that no output depends on a picture's neighbours; 0: to the largest of the batch."""
+    eval_batch: int = 2
+    """Pictures per process and forward at evaluation. DETR's outputs depend on padding, so this is recorded with the result."""
+    workers: int = 2
+    """Loader processes per training process; 0 loads in the training process."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class TrainConfig:
+    """The schedule, the optimiser and what is kept."""
+
+    epochs: int = 50
+    batch: int = 16
+    """Pictures per optimiser step, over all processes."""
+    micro_batch: int = 2
+    """Pictures per process in one forward pass; gradients accumulate until `batch` is reached."""
+    lr: float = 1e-4
+    lr_backbone: float = 1e-5
+    weight_decay: float = 1e-4
+    clip: float = 0.1
+    """Largest L2 norm of the gradient; 0 turns clipping off."""
+    schedule: Literal["step", "cosine"] = "step"
+    lr_drop: int = 40
+    """`step` only: the epoch after which every learning rate is divided by ten."""
+    warmup_steps: int = 0
+    """Steps over which the learning rates rise linearly from zero."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the backbone and transformer; boxes, matching and losses are always float32."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is evaluated; 0: none."""
+    log_every: int = 50
+    """Steps between two lines of metrics."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between two checkpoints within an epoch; one is always written at an epoch's end."""
+    keep_checkpoints: int = 2
+    eval_every: int = 1
+    """Epochs between two evaluations; the last epoch is always evaluated. 0: never."""
+    max_steps: int = 0
+    """Stop after this many steps, as if interrupted (a few steps of a long schedule); 0: run the whole schedule."""
+
+
+@with_config(_STRICT)
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: what is trained, on what, and how."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    name: Annotated[str, tyro.conf.Suppress] = "detr_r50_50e"
+    """The named experiment this one derives from."""
+    seed: int = 0
+    """Fixes the data order and augmentation whatever the model, and the model's initial weights."""
+    init: str = ""
+    """A detector's checkpoint, ours or a published one, to start (fine-tune) from."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+_ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as JSON has it."""
+    return _ADAPTER.dump_python(experiment, mode="json")
+
+
+def from_dict(values: dict[str, Any]) -> Experiment:
+    """The experiment that `to_dict` described. Raises ValueError naming each setting that does not fit."""
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ValueError(
+            f"not a configuration of this version: {faults}. Use the version that wrote it (provenance.json says which), "
+            "or correct the file"
+        ) from error
+
+
+def load(path: Path) -> Experiment:
+    """Read a run's config.json."""
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): was it cut short? Copy it again") from error
+
+
+def flatten(experiment: Experiment) -> dict[str, Any]:
+    """Every setting by its name on the command line: {"train.lr": 1e-4, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(experiment).items():
+        flat |= {f"{name}.{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def difference(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two experiments differ: name to (value in a, value in b)."""
+    left, right = flatten(a), flatten(b)
+    return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+
+
+def validate(experiment: Experiment) -> list[str]:
+    """Warnings about settings that have no effect. Raises ValueError for values that no run can have."""
+    _check_ranges(experiment)
+    backbone, head, loss = experiment.backbone, experiment.head, experiment.loss
+    default = HeadConfig()
+    warnings = []
+    if head.kind == "detr":
+        for name in ("gaussian", "smooth"):
+            if getattr(head, name) != getattr(default, name):
+                warnings.append(f"head.{name} has no effect on DETR: it belongs to SMCA-DETR (head.kind=smca)")
+    elif head.pre_norm:
+        raise ValueError("head.pre_norm=True: SMCA-DETR is defined with post-norm layers only; use head.kind=detr")
+    if backbone.dilation and not backbone.name.startswith("resnet"):
+        raise ValueError(f"backbone.dilation=True: only a ResNet can be dilated, not {backbone.name}")
+    if backbone.drop_path and backbone.name.startswith("resnet"):
+        warnings.append("backbone.drop_path has no effect on a ResNet")
+    if loss.classification == "focal" and loss.no_object_weight != LossConfig.no_object_weight:
+        warnings.append("loss.no_object_weight has no effect on focal loss, which has no no-object class")
+    if experiment.train.schedule == "step" and experiment.train.lr_drop >= experiment.train.epochs:
+        warnings.append(
+            f"train.lr_drop={experiment.train.lr_drop} has no effect: it is not before the end "
+            f"(train.epochs={experiment.train.epochs})"
+        )
+    if experiment.data.resize == "square" and experiment.data.max_size != DataConfig.max_size:
+        warnings.append("data.max_size has no effect on square pictures")
+    return warnings
+
+
+def _check_ranges(experiment: Experiment) -> None:
+    """Numbers that must be positive, not negative, or probabilities."""
+    flat = flatten(experiment)
+    positive = (
+        "head.queries head.width head.heads head.feedforward head.decoder_layers train.epochs train.batch "
+        "train.micro_batch train.lr train.log_every train.keep_checkpoints data.eval_batch data.eval_size "
+        "data.max_size head.smooth"
+    )
+    natural = (
+        "head.encoder_layers train.lr_backbone train.weight_decay train.clip train.lr_drop train.warmup_steps "
+        "train.checkpoint_minutes train.eval_every train.max_steps backbone.frozen_stages data.workers data.canvas seed"
+    )
+    share = "head.dropout backbone.drop_path train.ema_decay"
+    rules = (
+        (positive, "greater than 0", lambda value: value > 0),
+        (natural, "0 or greater", lambda value: value >= 0),
+        (share, "at least 0 and less than 1", lambda value: 0 <= value < 1),
+    )
+    for names, rule, holds in rules:
+        for name in names.split():
+            if not (math.isfinite(flat[name]) and holds(flat[name])):
+                raise ValueError(f"{name}={flat[name]}: it must be {rule}")

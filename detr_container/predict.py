@@ -1,0 +1,152 @@
+"""Detections on pictures without annotations, as JSON and as pictures, with what the decoder looked at on request."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from detr_container.datasets.batch import Sample, collate
+from detr_container.datasets.dataset import read_image
+from detr_container.datasets.transforms import apply_image
+from detr_container.models.detector import Output
+from detr_container.models.postprocess import Detections, postprocess
+
+from .build import evaluation_augmentation
+from .evaluate import autocast
+from .files import write_json
+from .pictures import attention_sheet, draw_detections
+from .trained import Trained
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+MAPPED = 6
+"""How many detections a picture of attention shows."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one picture.
+
+    image: [3, h, w] uint8 as on disk; found: best first; output: with maps on request, of the resized picture, which
+    has `size` pixels (height, width) padded to `canvas`.
+    """
+
+    path: Path
+    image: Tensor
+    found: Detections
+    output: Output
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the pictures inside folders named, sorted within each folder.
+
+    Raises FileNotFoundError for what is not there and ValueError for a folder without pictures.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
+            if not inside:
+                raise ValueError(f"{path} holds no picture ({', '.join(sorted(PICTURES))})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"there is no picture {path}")
+    return found
+
+
+@torch.inference_mode()
+def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iterator[Prediction]:
+    """Look at pictures one by one, so that no output depends on a neighbour's padding."""
+    experiment, model = trained.experiment, trained.model
+    augmentation, multiple = evaluation_augmentation(experiment.data), model.backbone.size_multiple
+    device = next(model.parameters()).device
+    for path in paths:
+        try:
+            image = read_image(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        size = (image.shape[1], image.shape[2])
+        plan = augmentation.draw(random.Random(0), size)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        sample = Sample(apply_image(plan, image), torch.zeros(0, 4), nothing, 0, size)
+        batch = collate([sample], multiple, experiment.data.canvas).to(device)
+        with autocast(experiment, device):
+            output = model(batch.images, batch.sizes, batch.padded, maps=maps)
+        found = postprocess(output, [size], experiment.loss.classification)[0]
+        height, width = batch.images.shape[-2:]
+        yield Prediction(path, image, found, output, plan.size, (height, width))
+
+
+def as_records(prediction: Prediction, trained: Trained, threshold: float) -> dict[str, object]:
+    """The detections of one picture at or above a score, as JSON has them: boxes are x, y, width, height in pixels."""
+    found = prediction.found
+    rows = []
+    for score, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True):
+        if score >= threshold:
+            category = trained.classes[label]
+            x, y, right, bottom = box
+            rows.append(
+                {
+                    "category_id": category.id,
+                    "category": category.name,
+                    "score": score,
+                    "bbox": [x, y, right - x, bottom - y],
+                }
+            )
+    height, width = prediction.image.shape[1:]
+    return {"file": str(prediction.path), "width": width, "height": height, "detections": rows}
+
+
+def write_predictions(
+    trained: Trained, paths: Sequence[Path], folder: Path, threshold: float = 0.5, maps: bool = False
+) -> list[dict[str, object]]:
+    """Predict, and write `predictions.json` and a picture per input to `folder`; returns what the JSON holds.
+
+    maps: also one picture per input of where the decoder's last layer looked for its best detections.
+    """
+    names = [category.name for category in trained.classes]
+    records = []
+    taken: set[str] = set()
+    for prediction in predict(trained, paths, maps):
+        stem = prediction.path.stem
+        while stem in taken:
+            stem += "_"
+        taken.add(stem)
+        found = prediction.found
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = (part.cpu() for part in (found.boxes, found.labels, found.scores))
+        picture = draw_detections(prediction.image, *arrays, names, threshold=threshold)
+        picture.save(folder / f"{stem}.jpg", quality=92)
+        if maps:
+            draw_maps(prediction, names, threshold).save(folder / f"{stem}_attention.jpg", quality=92)
+        records.append(as_records(prediction, trained, threshold))
+    write_json(folder / "predictions.json", records)
+    return records
+
+
+def draw_maps(prediction: Prediction, names: Sequence[str], threshold: float) -> Image.Image:
+    """One line per detection: its box, the cross-attention of the last decoder layer, SMCA's Gaussian; heads averaged."""
+    found, output = prediction.found, prediction.output
+    kept = [index for index, score in enumerate(found.scores.tolist()) if score >= threshold][:MAPPED]
+    columns = ["detection", "attention", *(["Gaussian"] if output.gaussians is not None else [])]
+    sources = [source for source in (output.attention, output.gaussians) if source is not None]
+    heats, titles = [], []
+    height, width = prediction.size
+    for index in kept:
+        query = int(found.queries[index])
+        maps = torch.stack([source[-1, 0, :, query].float().mean(dim=0) for source in sources])[:, None]
+        # Maps cover the padded canvas; the picture is its top left part.
+        full = F.interpolate(maps, size=prediction.canvas, mode="bilinear")[:, 0, :height, :width]
+        heats.append(list(full.cpu()))
+        titles.append(f"{names[int(found.labels[index])]} {found.scores[index]:.2f}")
+    return attention_sheet(prediction.image, found.boxes[kept].cpu(), heats, titles, columns)

@@ -1,0 +1,128 @@
+"""What a person sees of a run in progress, and the same as JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+from torch.utils.tensorboard import SummaryWriter
+
+from .config import TrainConfig
+from .files import JsonLines
+from .run import Run
+from .scoring import Scores, table
+
+
+class _Left(ProgressColumn):
+    """Time left by the mean speed since the start of this process; evaluation included."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{clock(task.fields['left'])} left" if task.fields["left"] is not None else "", style="cyan")
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 45s, 12m 30s, 3h 05m or 2d 04h."""
+    whole = int(seconds)
+    for unit, below, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size * (24 if unit == 'd' else 60) // size:02d}{below}"
+    return f"{whole}s"
+
+
+class Progress:
+    """A progress bar where there is a terminal, a line per logged step where there is none; silent off the main process."""
+
+    def __init__(self, run: Run, main: bool, step: int, total: int, epoch_steps: int, settings: TrainConfig) -> None:
+        self.run, self.main, self.start, self.step, self.total = run, main, step, step, total
+        self.epoch_steps, self.settings = epoch_steps, settings
+        self.console = Console(stderr=True)
+        self.began = self.logged_at = time.monotonic()
+        self.logged_step, self.paused = step, 0.0
+
+    def __enter__(self) -> Self:
+        if not self.main:
+            return self
+        columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), _Left(), TextColumn("{task.fields[said]}"))
+        self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal, refresh_per_second=4)
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=self.total, completed=self.step, left=None, said="")
+        self.evaluation = self.bar.add_task("evaluating", visible=False, left=None, said="")
+        self.lines = JsonLines(self.run.metrics_path)
+        self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.step + 1 if self.step else None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.main:
+            self.bar.stop()
+            self.lines.close()
+            self.board.close()
+
+    def advance(self, step: int) -> None:
+        """One more step is done."""
+        self.step = step
+        if self.main:
+            done = step - self.start
+            left = (time.monotonic() - self.began) / done * (self.total - step)
+            epoch = f"epoch {-(-step // self.epoch_steps)}/{self.settings.epochs}"
+            self.bar.update(self.task, completed=step, left=left, description=epoch)
+
+    def log(self, values: dict[str, Any], memory: float) -> None:
+        """Write a line of metrics: means since the last line."""
+        if not self.main:
+            return
+        now = time.monotonic()
+        steps, seconds = self.step - self.logged_step, now - self.logged_at - self.paused
+        rate = steps * self.settings.batch / seconds
+        self.logged_step, self.logged_at, self.paused = self.step, now, 0.0
+        row = {"step": self.step, "epoch": self.step / self.epoch_steps, **values, "images_per_second": rate, "memory_gib": memory}
+        self.lines.append(row)
+        for name, value in row.items():
+            if isinstance(value, dict):
+                for term, number in value.items():
+                    self.board.add_scalar(f"train/{name}_{term}", number, self.step)
+            elif name not in ("step", "epoch"):
+                self.board.add_scalar(f"train/{name}", value, self.step)
+        terms = " ".join(f"{name} {number:.3f}" for name, number in values["losses"].items())
+        said = f"loss {values['loss']:.3f} ({terms}) {rate:.1f} images/s {memory:.1f} GiB"
+        self.bar.update(self.task, said=said)
+        if not self.console.is_terminal:
+            left = (now - self.began) / (self.step - self.start) * (self.total - self.step)
+            self._print(f"step {self.step}/{self.total} epoch {row['epoch']:.2f} {said} lr {values['lr']:.2g} {clock(left)} left")
+
+    def evaluating(self, done: int, total: int) -> None:
+        """So many batches of the evaluation are done."""
+        if self.main:
+            now = time.monotonic()
+            if done == 1:
+                self.evaluation_began = now
+            left = (now - self.evaluation_began) / done * (total - done)
+            self.bar.update(self.evaluation, total=total, completed=done, visible=done < total, left=left)
+            if done == total:
+                self.paused += now - self.evaluation_began
+
+    def evaluated(self, row: dict[str, Any], scores: Scores) -> None:
+        """Show an evaluation: the whole table at the end of the run, a line before it."""
+        for name, value in row.items():
+            if name not in ("step", "epoch", "images") and value is not None:
+                self.board.add_scalar(f"val/{name}", value, row["step"])
+        self.board.flush()
+        if row["step"] == self.total:
+            self.bar.stop()
+            self.console.print(table(scores))
+        else:
+            figures = " ".join(f"{name} {_percent(row[name])}" for name in ("ap", "ap50", "ap75"))
+            self._print(f"epoch {row['epoch']}: {figures}")
+
+    def _print(self, line: str) -> None:
+        self.bar.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,92 @@
+"""A run is a folder with a stable name, which holds everything that is known of it.
+
+    config.json  difference.json  classes.json  provenance.jsonl   what was run, by what
+    metrics.jsonl  evaluations.jsonl  tensorboard/                   how it went
+    checkpoints/  detections/  curves.png  predictions.png           what came out
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detr_container.datasets.annotations import Category
+
+from . import config
+from .checkpoint import Checkpoints
+from .config import Experiment
+from .experiments import BUILDERS, named
+from .files import JsonLines, read_jsonl, write_json, write_jsonl
+from .provenance import provenance
+
+_log = logging.getLogger(__name__)
+
+# What a run cannot change and still be the same run; anything else (schedule, workers, ...) may change on resuming.
+FIXED = ("backbone.", "head.", "loss.", "seed", "init", "train.batch", "train.ema_decay", "train.precision")
+FREE = ("backbone.weights",)
+
+
+class Run:
+    """One run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config_path = folder / "config.json"
+        self.metrics_path = folder / "metrics.jsonl"
+        self.evaluations_path = folder / "evaluations.jsonl"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_path.is_file()
+
+    def experiment(self) -> Experiment:
+        """The run's configuration. Raises ValueError when the folder is no run."""
+        if not self.exists:
+            raise ValueError(f"{self.folder} is not a run: it has no config.json. `train` makes one")
+        return config.load(self.config_path)
+
+    def checkpoints(self, keep: int = 2) -> Checkpoints:
+        """The run's checkpoints."""
+        return Checkpoints(self.folder / "checkpoints", keep)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics so far."""
+        return read_jsonl(self.metrics_path) if self.metrics_path.exists() else []
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations so far, one per evaluated epoch."""
+        return read_jsonl(self.evaluations_path) if self.evaluations_path.exists() else []
+
+    def check_resumable(self, experiment: Experiment) -> dict[str, tuple[Any, Any]]:
+        """What differs from the run so far. Raises ValueError for what would make it another run."""
+        changed = config.difference(self.experiment(), experiment)
+        barred = {k: v for k, v in changed.items() if k.startswith(FIXED) and k not in FREE}
+        if barred:
+            listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in barred.items())
+            raise ValueError(
+                f"{self.folder} is a run of another model or loss: {listed}. Choose another folder with --run NAME, "
+                "or give the settings it was started with"
+            )
+        return changed
+
+    def describe(self, experiment: Experiment, classes: Sequence[Category]) -> None:
+        """Write what this run is, and one more line of provenance."""
+        base = named(experiment.name).experiment if experiment.name in BUILDERS else experiment
+        write_json(self.config_path, config.to_dict(experiment))
+        changed = {name: {"named": a, "here": b} for name, (a, b) in config.difference(base, experiment).items()}
+        write_json(self.folder / "difference.json", changed)
+        write_json(self.folder / "classes.json", [{"id": c.id, "name": c.name} for c in classes])
+        with JsonLines(self.folder / "provenance.jsonl") as lines:
+            lines.append(provenance())
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics and evaluations that ran ahead of the checkpoint at `step`; they will be made again."""
+        for path in (self.metrics_path, self.evaluations_path):
+            if path.exists():
+                records = read_jsonl(path)
+                kept = [record for record in records if record["step"] <= step]
+                if len(kept) < len(records):
+                    write_jsonl(path, kept)

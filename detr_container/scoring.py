@@ -1,0 +1,377 @@
+"""COCO's average precision of boxes: from detections and an annotation file to figures and tables.
+
+Two evaluators compute the same figures: faster-coco-eval (the default) and pycocotools (the reference). Both are given
+the same plain copy of the ground truth and of the detections, and both leave precision and recall arrays, which are
+averaged here, once. Figures are fractions, 0 to 1; a figure that has no ground truth to stand on is None (COCO: -1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from .files import atomic_write
+
+Evaluator = Literal["faster", "pycocotools"]
+FIGURES = {
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "AP small",
+    "ap_medium": "AP medium",
+    "ap_large": "AP large",
+    "ar1": "AR 1",
+    "ar10": "AR 10",
+    "ar100": "AR 100",
+    "ar_small": "AR small",
+    "ar_medium": "AR medium",
+    "ar_large": "AR large",
+}
+"""COCO's twelve figures in COCO's order: their names here and in print."""
+_RULE = "each has image_id and category_id (whole numbers), bbox [x, y, width, height] in pixels and score"
+
+
+class Record(TypedDict):
+    """One detection in COCO's result format: bbox is x, y, width, height in pixels of the picture on disk."""
+
+    image_id: int
+    category_id: int
+    bbox: list[float]
+    score: float
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one picture.
+
+    boxes: [n, 4] (x1, y1, x2, y2 in pixels of the picture on disk); labels: [n] contiguous from 0; scores: [n].
+    """
+
+    image_id: int
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def records(self, category_ids: Sequence[int]) -> list[Record]:
+        """Make COCO's result records; `category_ids[label]` is the class's id in the annotation file."""
+        corners = self.boxes.astype(np.float64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        rows = zip(self.labels.tolist(), boxes.tolist(), self.scores.tolist(), strict=True)
+        return [
+            Record(image_id=self.image_id, category_id=category_ids[label], bbox=box, score=score)
+            for label, box, score in rows
+        ]
+
+
+class ClassScore(NamedTuple):
+    """One class: AP over all thresholds, AP at IoU 0.5, and its objects in the scored pictures, crowds not counted."""
+
+    category_id: int
+    name: str
+    ap: float | None
+    ap50: float | None
+    ground_truths: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """COCO's twelve figures, one line per class in the file's order of ids, and how many pictures were scored."""
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar1: float | None
+    ar10: float | None
+    ar100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    per_class: tuple[ClassScore, ...]
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Describe the scores as JSON has it; `from_dict` reads it back unchanged."""
+        return {**dataclasses.asdict(self), "per_class": [row._asdict() for row in self.per_class]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scores:
+        """Make the scores that `to_dict` described."""
+        return cls(**{**values, "per_class": tuple(ClassScore(**row) for row in values["per_class"])})
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """A plain copy of an annotation file, restricted to known pictures and classes, for either evaluator."""
+
+    image_ids: list[int]
+    names: dict[int, str]
+    annotations: list[dict[str, Any]]
+
+
+def score(
+    annotations_path: str | Path,
+    results: Sequence[Record] | str | Path,
+    evaluator: Evaluator = "faster",
+    image_ids: Sequence[int] | None = None,
+) -> Scores:
+    """Compute COCO's box AP of `results` (records, or a file of them) against an annotation file.
+
+    image_ids: score only these pictures; detections on others of the file are then left out. Default: all.
+    Neither the file nor the records are altered. No detections give zeros. Of one picture's detections the 100 best
+    of each class count, as in COCO. Detections of a class that the file lacks are left out with a warning.
+    Raises ValueError for detections on pictures that the file lacks, and for damaged files or records.
+    """
+    if evaluator not in ("faster", "pycocotools"):
+        raise ValueError(f"evaluator {evaluator!r}: it is 'faster' or 'pycocotools'")
+    truth = _read_truth(Path(annotations_path), image_ids)
+    found = read_results(results) if isinstance(results, str | Path) else results
+    detections = _plain_detections(found, truth, Path(annotations_path), restricted=image_ids is not None)
+    precision, recall = _evaluate(truth, detections, evaluator)
+    return _summarise(truth, precision, recall)
+
+
+def read_results(path: str | Path) -> list[Record]:
+    """Read a file in COCO's result format. Raises ValueError when it is not one."""
+    content = _read_json(Path(path))
+    if not isinstance(content, list):
+        raise ValueError(f"{path} holds a {type(content).__name__}: COCO's result format is a list; {_RULE}")
+    return content
+
+
+def write_results(path: str | Path, results: Sequence[Record]) -> None:
+    """Write records in COCO's result format, one a line, whole or not at all.
+
+    Raises ValueError for what is not finite, which JSON cannot hold.
+    """
+    encode = json.JSONEncoder(allow_nan=False).encode
+    text = "[\n" + ",\n".join(map(encode, results)) + "\n]\n"
+    atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:  # also what bytes that are not UTF-8 raise
+        raise ValueError(f"{path} is not valid JSON ({error}): was it cut short? Write or copy it again") from error
+
+
+def _read_truth(path: Path, image_ids: Sequence[int] | None) -> _Truth:
+    content = _read_json(path)
+    needed = ("images", "annotations", "categories")
+    missing = [key for key in needed if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}: COCO's annotation format needs {', '.join(needed)}")
+    try:
+        return _plain_truth(content, path, image_ids)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: a record is not in COCO's annotation format ({error!r}): images need id, categories id and name, "
+            "annotations image_id, category_id and bbox"
+        ) from error
+
+
+def _plain_truth(content: dict[str, Any], path: Path, image_ids: Sequence[int] | None) -> _Truth:
+    known = {int(image["id"]) for image in content["images"]}
+    chosen = known if image_ids is None else {int(image_id) for image_id in image_ids}
+    if strangers := sorted(chosen - known):
+        raise ValueError(f"image_ids: {_some(strangers)} not in {path}: pass ids of its images")
+    if not chosen:
+        raise ValueError(f"no pictures to score: {path} lists {len(known)}, image_ids chooses none of them")
+    names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+    annotations: list[dict[str, Any]] = []
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in chosen or annotation["category_id"] not in names:
+            continue
+        if len(annotation.get("bbox") or ()) != 4:
+            raise ValueError(f"{path}: annotation {annotation.get('id')} has no bbox [x, y, width, height]: add it")
+        x, y, width, height = (float(value) for value in annotation["bbox"])
+        annotations.append(
+            {
+                # Both evaluators mark "not matched" with id 0 and look objects up by id, so ids must be 1, 2, ...
+                "id": len(annotations) + 1,
+                "image_id": int(annotation["image_id"]),
+                "category_id": int(annotation["category_id"]),
+                "bbox": [x, y, width, height],
+                "area": float(annotation.get("area", width * height)),
+                "iscrowd": int(annotation.get("iscrowd", 0)),
+            }
+        )
+    return _Truth(sorted(chosen), dict(sorted(names.items())), annotations)
+
+
+def _plain_detections(results: Sequence[Record], truth: _Truth, path: Path, restricted: bool) -> list[dict[str, Any]]:
+    """Check and copy the records, adding what the evaluators need beside them."""
+    if not results:
+        return []
+    images, categories, boxes, confidences = _columns(results)
+    kept = np.isin(images, truth.image_ids)
+    if not kept.all():
+        known = {int(image["id"]) for image in _read_json(path)["images"]} if restricted else set(truth.image_ids)
+        if strangers := sorted(set(images[~kept].tolist()) - known):
+            raise ValueError(
+                f"detections on pictures that {path} lacks: image_id {_some(strangers)}. "
+                "Score them against the annotation file of their own data set"
+            )
+    classed = np.isin(categories, list(truth.names))
+    if not classed.all():
+        others = _some(sorted(set(categories[~classed].tolist())))
+        warnings.warn(
+            f"{int((~classed).sum())} detections of classes that {path} lacks (category_id {others}) are left out",
+            stacklevel=3,
+        )
+    kept &= classed
+    boxes = boxes[kept]
+    rows = zip(
+        images[kept].tolist(),
+        categories[kept].tolist(),
+        boxes.tolist(),
+        (boxes[:, 2] * boxes[:, 3]).tolist(),
+        confidences[kept].tolist(),
+        strict=True,
+    )
+    keys = ("image_id", "category_id", "bbox", "area", "score")
+    return [{"id": index, "iscrowd": 0, **dict(zip(keys, row, strict=True))} for index, row in enumerate(rows, start=1)]
+
+
+def _columns(results: Sequence[Record]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
+    """image_id [n], category_id [n], bbox [n, 4] and score [n]; ValueError names the first record that is wrong."""
+    try:
+        images = np.asarray([record["image_id"] for record in results])
+        categories = np.asarray([record["category_id"] for record in results])
+        boxes = np.asarray([record["bbox"] for record in results], dtype=np.float64)
+        confidences = np.asarray([record["score"] for record in results], dtype=np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"detections are not in COCO's result format ({error}): {_RULE}") from error
+    if images.dtype.kind not in "iu" or categories.dtype.kind not in "iu" or boxes.shape != (len(results), 4):
+        raise ValueError(f"detections are not in COCO's result format: {_RULE}")
+    wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < 0).any(axis=1) | ~np.isfinite(confidences)
+    if wrong.any():
+        index = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+            f"{int(wrong.sum())} detections are not finite or have a negative size, first {results[index]} at {index}. "
+            "A model that gives such boxes has diverged; in a file, check that bbox is [x, y, width, height]"
+        )
+    return images, categories, boxes, confidences
+
+
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _evaluate(
+    truth: _Truth, detections: list[dict[str, Any]], evaluator: Evaluator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Run one evaluator.
+
+    Returns precision [10 IoUs, 101 recalls, classes, 4 areas, 3 limits] and recall [10, classes, 4, 3]; -1: no objects.
+    """
+    if evaluator == "faster":
+        from faster_coco_eval import COCO
+        from faster_coco_eval import COCOeval_faster as COCOeval
+    else:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    tables = []
+    with contextlib.redirect_stdout(io.StringIO()):
+        for annotations in (truth.annotations, detections):
+            # Filled by hand: loadRes would copy the ground truth, make polygons of boxes, and fail on no detections.
+            table = COCO()
+            table.dataset = {
+                "images": [{"id": image_id} for image_id in truth.image_ids],
+                "categories": [{"id": category_id, "name": name} for category_id, name in truth.names.items()],
+                "annotations": annotations,
+            }
+            table.createIndex()
+            tables.append(table)
+        evaluation = COCOeval(*tables, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    present = values[values > -1]
+    return float(present.mean()) if present.size else None
+
+
+def _summarise(truth: _Truth, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> Scores:
+    """Take the means that COCO reports. Areas: all, small, medium, large; limits: 1, 10, 100 detections a picture."""
+    objects = dict.fromkeys(truth.names, 0)
+    for annotation in truth.annotations:
+        objects[annotation["category_id"]] += not annotation["iscrowd"]
+    best = precision[..., -1]
+    per_class = tuple(
+        ClassScore(category_id, name, _mean(best[:, :, index, 0]), _mean(best[0, :, index, 0]), objects[category_id])
+        for index, (category_id, name) in enumerate(truth.names.items())
+    )
+    figures = (
+        best[..., 0],
+        best[0, ..., 0],
+        best[5, ..., 0],
+        *(best[..., area] for area in (1, 2, 3)),
+        *(recall[..., 0, limit] for limit in (0, 1, 2)),
+        *(recall[..., area, 2] for area in (1, 2, 3)),
+    )
+    named = dict(zip(FIGURES, map(_mean, figures), strict=True))
+    return Scores(**named, per_class=per_class, images=len(truth.image_ids))
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _ranked(scores: Scores) -> list[ClassScore]:
+    """Sort classes from the best AP to the worst; those without objects last."""
+    return sorted(scores.per_class, key=lambda row: (row.ap is None, -(row.ap or 0.0), row.name))
+
+
+def table(scores: Scores) -> RenderableType:
+    """Make tables for the terminal, in per cent: the twelve figures, then every class from the best to the worst."""
+    names = list(FIGURES)
+    overall = Table("", *("AP", "AP50", "AP75", "small", "medium", "large"), title=f"Box AP, {scores.images} pictures")
+    overall.add_row("AP", *(_figure(getattr(scores, name)) for name in names[:6]))
+    recall = Table("", *("1", "10", "100", "small", "medium", "large"), title="Average recall")
+    recall.add_row("AR", *(_figure(getattr(scores, name)) for name in names[6:]))
+    classes = Table("class", "AP", "AP50", "objects", title="By class")
+    for row in _ranked(scores):
+        classes.add_row(row.name, _figure(row.ap), _figure(row.ap50), str(row.ground_truths))
+    for part in (overall, recall, classes):
+        for column in part.columns[1:]:
+            column.justify = "right"
+    return Group(overall, recall, classes)
+
+
+def markdown(scores: Scores) -> str:
+    """Write the same tables as Markdown, figures in per cent."""
+    figures = [_figure(getattr(scores, name)) for name in FIGURES]
+    classes = [
+        f"| {row.name} | {_figure(row.ap)} | {_figure(row.ap50)} | {row.ground_truths} |" for row in _ranked(scores)
+    ]
+    lines = [
+        f"{scores.images} pictures",
+        "",
+        "| " + " | ".join(FIGURES.values()) + " |",
+        "| " + " | ".join(["---:"] * len(FIGURES)) + " |",
+        "| " + " | ".join(figures) + " |",
+        "",
+        "| class | AP | AP50 | objects |",
+        "| :--- | ---: | ---: | ---: |",
+        *classes,
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,371 @@
+"""Training, from a configuration to a finished run.
+
+Nothing random has a state that must be saved: the pictures of a step and the dropout of a step follow from the seed
+and the step alone. A checkpoint is therefore weights, optimiser and a number, and a resumed run is the uninterrupted
+run, bit for bit where the arithmetic is.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from detr_container.datasets.batch import Batch
+from detr_container.datasets.loader import StepBatches, batches, steps_per_epoch, training_loader
+from detr_container.launch.interrupt import StopRequest
+from detr_container.models.criterion import diagnostics
+from detr_container.models.detector import Detector
+from detr_container.models.matcher import NonFiniteError, to_device
+
+from . import config as configuration
+from .build import Data, build_criterion, build_detector, build_matcher, open_data, start_from
+from .config import Experiment
+from .distributed import Session, session
+from .evaluate import autocast, evaluate_to
+from .gallery import draw_validation
+from .curves import plot_curves
+from .files import JsonLines
+from .optim import clipped_step, lr_factor, make_optimiser, parameter_names, set_learning_rates
+from .progress import Progress
+from .run import Run
+
+_log = logging.getLogger(__name__)
+
+METERS = ("loss", "class", "l1", "giou", "class_error", "cardinality_error", "grad_norm")
+
+
+def train(experiment: Experiment, folder: Path) -> int:
+    """Train an experiment in a run folder, from its newest checkpoint if there is one.
+
+    Returns the exit status: 0 when finished (or at `train.max_steps`), 128 + the signal's number when interrupted.
+    Raises ValueError for what the person can mend, FloatingPointError when something is not finite.
+    """
+    with session(experiment.device) as here, StopRequest() as stop:
+        for warning in configuration.validate(experiment) if here.main else ():
+            _log.warning("%s", warning)
+        if not here.main:
+            here.barrier()
+        data = open_data(experiment)
+        if here.main:
+            here.barrier()
+        trainer = Trainer(experiment, Run(folder), data, here, stop)
+        return trainer.run_to_end()
+
+
+class Trainer:
+    """A run in progress on this process."""
+
+    def __init__(self, experiment: Experiment, run: Run, data: Data, here: Session, stop: StopRequest) -> None:
+        self.experiment, self.run, self.data, self.here, self.stop = experiment, run, data, here, stop
+        self.settings = experiment.train
+        self.epoch_steps = steps_per_epoch(len(data.train), self.settings.batch)
+        self.total = self.settings.epochs * self.epoch_steps
+        self.step = 0
+        self.saved = -1
+        resuming = run.exists
+        if resuming:
+            self._announce(run.check_resumable(experiment))
+        self.checkpoints = run.checkpoints(self.settings.keep_checkpoints)
+        found = self.checkpoints.newest()
+        self.model = build_detector(experiment, len(data.classes), weights=found is None)
+        if found is None and experiment.init:
+            self._say(str(start_from(self.model, experiment, data.classes, Path(experiment.init))))
+        self.model.to(here.device, memory_format=torch.channels_last)
+        self.model.train()
+        self.optimiser = make_optimiser(self.model, self.settings)
+        self.names = parameter_names(self.model, self.optimiser)
+        decay = self.settings.ema_decay
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+        self.matcher, self.criterion = build_matcher(experiment), build_criterion(experiment)
+        self.meters = torch.zeros(len(METERS), device=here.device)
+        self.bad = torch.zeros((), device=here.device)
+        self.norms = torch.zeros(len(self.names), device=here.device)
+        self.last_norm = torch.zeros((), device=here.device)
+        if found:
+            self._restore(*found)
+        here.barrier()
+        self.parallel = self._parallel()
+        if here.main:
+            run.describe(experiment, data.classes)
+            run.rewind(self.step)
+            self._say(self._counts())
+
+    # -- the whole run ------------------------------------------------------------------------------------------
+
+    def run_to_end(self) -> int:
+        """Step, log, save and evaluate until the schedule or somebody says stop."""
+        with Progress(self.run, self.here.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
+            supply = self._batches()
+            last = min(self.total, self.step + (self.settings.max_steps or self.total))
+            saved_at = time.monotonic()
+            while True:
+                if self.step % self.epoch_steps == 0 and self.step:
+                    self._save()
+                    if not self._evaluate(progress):
+                        return self._interrupted()
+                if self.step >= last:
+                    break
+                minutes = (time.monotonic() - saved_at) / 60
+                due = 0 < self.settings.checkpoint_minutes <= minutes
+                stop, save = self._step(next(supply), due)
+                self.step += 1
+                progress.advance(self.step)
+                if self.step % self.settings.log_every == 0 or self.step % self.epoch_steps == 0:
+                    self._log(progress)
+                if stop:
+                    self._save()
+                    return self._interrupted()
+                if save:
+                    self._save()
+                    saved_at = time.monotonic()
+            self._save()
+        if self.step < self.total:
+            self._say(f"stopped after {self.settings.max_steps} steps; the same command goes on from step {self.step}")
+        return 0
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """The micro batches of each step, on this process."""
+        settings, data = self.settings, self.experiment.data
+        sampler = StepBatches(
+            len(self.data.train),
+            seed=self.experiment.seed,
+            batch=settings.batch,
+            micro_batch=settings.micro_batch,
+            total_steps=self.total,
+            start_step=self.step,
+            rank=self.here.process.rank,
+            world=self.here.world,
+        )
+        loader = training_loader(
+            self.data.train,
+            sampler,
+            multiple=self.model.backbone.size_multiple,
+            canvas=data.canvas,
+            workers=data.workers,
+            pin_memory=self.here.device.type == "cuda",
+        )
+        supply = batches(loader)
+        for _ in range(self.step, self.total):
+            yield [next(supply) for _ in range(sampler.accumulation)]
+
+    # -- one step -----------------------------------------------------------------------------------------------
+
+    def _step(self, micro: list[Batch], due: bool) -> tuple[bool, bool]:
+        """One optimiser step on the micro batches. Returns whether to stop and whether to save, agreed by all."""
+        experiment, device = self.experiment, self.here.device
+        queries = experiment.head.queries
+        sums = [self.criterion.normalisers(batch.targets.counts, queries) for batch in micro]
+        wishes = (float(self.stop.requested is not None), float(due and self.here.main))
+        values = [*map(sum, zip(*sums, strict=True)), *wishes]
+        shared = self.here.sum(to_device(values, device, torch.float32))
+        signals = torch.cat((shared[2:], self.bad[None]))
+        # Dropout draws from the step, not from what was drawn before, so a resumed run draws the same.
+        torch.manual_seed((experiment.seed << 44 ^ self.step << 14 ^ self.here.process.rank) % 2**63)
+        set_learning_rates(self.optimiser, lr_factor(self.step, self.epoch_steps, self.settings))
+        told: list[float] = []
+        for turn, host in enumerate(micro):
+            batch = host.to(device)
+            with self._no_sync(turn < len(micro) - 1):
+                with autocast(experiment, device):
+                    output = self.parallel(batch.images, batch.sizes, batch.padded)
+                try:
+                    matches = self.matcher(output, batch.targets, signals if turn == 0 else None)
+                except NonFiniteError as error:
+                    raise self._not_finite(error, batch) from error
+                if turn == 0:
+                    told = matches.signals
+                    self._check_last_step(told[2])
+                losses = self.criterion(output, batch.targets, matches, shared[:2])
+                # DDP averages gradients over processes; the normalisers already count all of them.
+                (losses.total * self.here.world).backward()
+            extra = diagnostics(output, batch.targets, matches, experiment.loss.classification == "softmax")
+            self._measure(losses.total.detach(), losses.terms, extra, len(micro))
+        self.last_norm, self.norms = clipped_step(self.optimiser, self.settings.clip)
+        self.bad = (~self.last_norm.isfinite()).float()
+        self.meters[-1] += self.last_norm / self.here.world
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        return told[0] > 0, told[1] > 0
+
+    def _no_sync(self, waiting: bool) -> Any:
+        if waiting and isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return nullcontext()
+
+    def _measure(self, total: Tensor, terms: dict[str, Tensor], extra: dict[str, Tensor], turns: int) -> None:
+        """Add one micro batch to the meters; losses sum over processes, diagnostics are averaged."""
+        share = 1 / (turns * self.here.world)
+        none = torch.zeros_like(total)
+        rows = [total, *(terms[name][-1] for name in ("class", "l1", "giou"))]
+        rows += [extra.get(name, none) * share for name in ("class_error", "cardinality_error")]
+        self.meters[:-1] += torch.stack(rows)
+
+    # -- what is not finite -------------------------------------------------------------------------------------
+
+    def _not_finite(self, error: NonFiniteError, batch: Batch) -> FloatingPointError:
+        wrong = [name for name, p in self.model.named_parameters() if not bool(p.isfinite().all())]
+        parameter = f"first parameter that is not finite: {wrong[0]}" if wrong else "all parameters are finite"
+        return FloatingPointError(
+            f"NaN or Inf in what decoder layer {error.layer} predicts for image {batch.image_ids[error.image]} "
+            f"at step {self.step}; {parameter}; {self._circumstances()}"
+        )
+
+    def _check_last_step(self, bad: float) -> None:
+        """Raise when the last step's gradient was not finite; its update was not made."""
+        if not bad:
+            return
+        worst = (~self.norms.isfinite()).nonzero().flatten().tolist()
+        raise FloatingPointError(
+            f"NaN or Inf in the gradient at step {self.step - 1}, first in parameter {self.names[worst[0]]} "
+            f"({len(worst)} of {len(self.names)} parameters); the update was not made; {self._circumstances()}"
+        )
+
+    def _circumstances(self) -> str:
+        rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in self.optimiser.param_groups)
+        kept = self.checkpoints.paths()
+        newest = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
+        return (
+            f"learning rates: {rates}; last gradient norm {self.last_norm.item():.4g}; {newest}. "
+            "A lower train.lr, train.clip, or train.precision=fp32 usually helps; the same command goes on from the checkpoint"
+        )
+
+    # -- what is kept -------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Write a checkpoint of this step, unless it is there already."""
+        if self.saved == self.step:
+            return
+        self._check_last_step(float(self.bad))
+        meters = self.here.gather(self.meters.tolist())
+        if self.here.main:
+            state = {
+                "format": 1,
+                "experiment": configuration.to_dict(self.experiment),
+                "classes": [[category.id, category.name] for category in self.data.classes],
+                "step": self.step,
+                "steps_per_epoch": self.epoch_steps,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimiser.state_dict()["state"],
+                "meters": meters,
+            }
+            if self.ema is not None:
+                state |= {"ema": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
+            self.checkpoints.save(state, self.step)
+        self.saved = self.step
+        self.here.barrier()
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
+        if "optimizer" not in state or "step" not in state:
+            raise ValueError(f"{path} is not a checkpoint of a run, so it cannot be continued: use --init {path}")
+        if state["steps_per_epoch"] != self.epoch_steps:
+            raise ValueError(
+                f"the training set has changed: an epoch had {state['steps_per_epoch']} steps, now {self.epoch_steps}. "
+                "Put the data back, or start another run (--run NAME) from this one with --init"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"{path} is a checkpoint of another model: {str(error).splitlines()[1].strip()}") from error
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+            self.ema.n_averaged.fill_(state["ema_updates"])
+        self.step = self.saved = state["step"]
+        kept, rank = state["meters"], self.here.process.rank
+        mine = kept[rank] if len(kept) == self.here.world else [sum(column) for column in zip(*kept, strict=True)]
+        if len(kept) == self.here.world or rank == 0:
+            self.meters.copy_(torch.tensor(mine))
+        self._say(f"resuming from {path}: step {self.step} of {self.total}")
+
+    # -- what is told -------------------------------------------------------------------------------------------
+
+    def _log(self, progress: Progress) -> None:
+        """One line of metrics: means over the steps since the last."""
+        before, every = self.step - 1, self.settings.log_every
+        since = self.step - max(before // self.epoch_steps * self.epoch_steps, before // every * every)
+        values = self.here.sum(self.meters).div(since).tolist()
+        self.meters.zero_()
+        named = dict(zip(METERS, values, strict=True))
+        if self.experiment.loss.classification != "softmax":
+            del named["cardinality_error"]
+        losses = {name: named.pop(name) for name in ("class", "l1", "giou")}
+        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimiser.param_groups}
+        progress.log({**named, "losses": losses, "lr": rates.get("lr_head", 0.0), **rates}, self._memory())
+
+    def _evaluate(self, progress: Progress) -> bool:
+        """Evaluate after an epoch where it is due and not done yet. Returns False when somebody said stop."""
+        epoch, every = self.step // self.epoch_steps, self.settings.eval_every
+        due = every and (epoch % every == 0 or self.step == self.total)
+        done = self.here.gather(any(row["epoch"] == epoch for row in self.run.evaluations()))[0]
+        if not due or done:
+            return True
+        model: nn.Module = self.model if self.ema is None else self.ema.module
+        assert isinstance(model, Detector)
+        folder = self.run.folder / "detections" / f"epoch-{epoch:03d}"
+        try:
+            scores = evaluate_to(
+                folder, model, self.data.val, self.data.classes, self.experiment, self.here, after_batch=self._tell(progress)
+            )
+        except InterruptedError:
+            return False
+        if scores is not None:
+            figures = {name: value for name, value in scores.to_dict().items() if name != "per_class"}
+            progress.evaluated({"step": self.step, "epoch": epoch, **figures}, scores)
+            with JsonLines(self.run.evaluations_path) as lines:
+                lines.append({"step": self.step, "epoch": epoch, **figures})
+            plot_curves(self.run.metrics(), self.run.evaluations(), self.run.folder / "curves.png")
+            draw_validation(self.data.val, folder / "detections.json", self.data.classes, self.run.folder / "predictions.png")
+        self.here.barrier()
+        return True
+
+    def _tell(self, progress: Progress) -> Any:
+        def after_batch(done: int, total: int) -> None:
+            progress.evaluating(done, total)
+            flag = torch.tensor([float(self.stop.requested is not None)], device=self.here.device)
+            if self.here.sum(flag).item():
+                raise InterruptedError
+        return after_batch
+
+    def _interrupted(self) -> int:
+        self._say(
+            f"interrupted ({self.stop.requested or 'another process'}): saved at step {self.step} of {self.total}. "
+            "The same command goes on from here"
+        )
+        return self.stop.exit_code or 143
+
+    def _memory(self) -> float:
+        """Peak memory of this process in GiB: the GPU's where it computes on one."""
+        if self.here.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def _parallel(self) -> nn.Module:
+        if self.here.world == 1:
+            return self.model
+        ids = [self.here.device] if self.here.device.type == "cuda" else None
+        buffers = self.experiment.backbone.norm == "batch"
+        return DistributedDataParallel(self.model, ids, broadcast_buffers=buffers, gradient_as_bucket_view=True)
+
+    def _counts(self) -> str:
+        rows = [f"{name} {trained:,} trained, {frozen:,} frozen" for name, trained, frozen in self.model.backbone.count_parameters()]
+        head = sum(p.numel() for name, p in self.model.named_parameters() if not name.startswith("backbone."))
+        return f"parameters: head {head:,} trained; backbone: {'; '.join(rows)}"
+
+    def _announce(self, changed: dict[str, tuple[Any, Any]]) -> None:
+        for name, (old, new) in changed.items():
+            self._say(f"changed since this run was started: {name} from {old!r} to {new!r}")
+
+    def _say(self, text: str) -> None:
+        if self.here.main:
+            _log.info("%s", text)

@@ -1,0 +1,1 @@
+"""Networks and their maths. Constructors take numbers and modules, never a configuration."""

@@ -1,0 +1,153 @@
+"""What every backbone states about itself, and what is done with it by stage.
+
+A backbone is an ordered list of stages. Freezing, norm policy and learning-rate groups go by stage, so that no
+network is frozen in silence because its parameters are called something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """A network that turns normalised pictures into feature maps.
+
+    channels, strides: of each feature map, finest first; mean, std: the input normalisation, for pixels in [0, 1];
+    size_multiple: pictures are padded to a multiple of this many pixels; names: one per stage.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        size_multiple: int = 1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.channels, self.strides, self.size_multiple = tuple(channels), tuple(strides), size_multiple
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.frozen_stages = 0
+
+    def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        """Name and modules of every stage, in the order of computation; together they hold every parameter."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] normalised pictures to one [B, channels, H / stride, W / stride] map per stride."""
+        raise NotImplementedError
+
+    def freeze(self, stages: int) -> Self:
+        """Keep the weights and statistics of the first `stages` stages as they are."""
+        names = [name for name, _ in self.stages()]
+        if not 0 <= stages <= len(names):
+            raise ValueError(
+                f"frozen_stages={stages}, but this backbone has {len(names)} stages ({', '.join(names)}): "
+                f"set backbone.frozen_stages to 0 .. {len(names)}"
+            )
+        self.frozen_stages = stages
+        for module in self._frozen():
+            module.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, except that frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def _frozen(self) -> Iterator[nn.Module]:
+        for _, modules in self.stages()[: self.frozen_stages]:
+            yield from modules
+
+    def count_parameters(self) -> list[tuple[str, int, int]]:
+        """(stage, trained, frozen) numbers of parameters."""
+        rows = []
+        for name, modules in self.stages():
+            parameters = [parameter for module in modules for parameter in module.parameters()]
+            trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+            rows.append((name, trained, sum(parameter.numel() for parameter in parameters) - trained))
+        return rows
+
+
+def freeze_norms(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm2d below `module` by one whose statistics, scale and shift are fixed.
+
+    Returns `module`, or its replacement when it is itself a BatchNorm2d.
+    """
+    if isinstance(module, nn.BatchNorm2d):
+        if module.running_mean is None or module.running_var is None or not module.affine:
+            raise ValueError("a BatchNorm2d without statistics or scale cannot be frozen: use backbone.norm=batch")
+        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
+        frozen.load_state_dict(state)
+        return frozen
+    for name, child in module.named_children():
+        setattr(module, name, freeze_norms(child))
+    return module
+
+
+class TimmBackbone(Backbone):
+    """Any timm model that offers feature maps, by name."""
+
+    def __init__(
+        self, name: str, stage: int = -1, pretrained: bool = False, frozen_norm: bool = False, drop_path: float = 0.0
+    ) -> None:
+        """Build up to feature map `stage`, counted from the end.
+
+        name: as timm spells it; pretrained: timm's weights, downloaded to its cache at first use.
+        """
+        import timm
+
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
+            raise ValueError(f"timm has no model {name!r}. " + (f"Near: {', '.join(near)}" if near else "See timm.list_models()."))
+        options = {"drop_path_rate": drop_path} if drop_path else {}
+        try:
+            body = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+            if stage != -1:
+                indices = tuple(range(len(body.feature_info) + 1 + stage))
+                body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=indices, **options)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"timm/{name} cannot be a backbone: {error}") from error
+        except OSError as error:
+            raise ValueError(
+                f"the weights of timm/{name} could not be downloaded ({error}): fetch them on a machine with a network "
+                "(their address is in timm.get_pretrained_cfg), or use backbone.weights=none"
+            ) from error
+        info, cfg = body.feature_info, timm.get_pretrained_cfg(name)
+        mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
+        super().__init__(info.channels(), info.reduction(), max(info.reduction()), mean, std)
+        self.body = freeze_norms(body) if frozen_norm else body
+        self._ends = [module.replace(".", "_") for module in info.module_name()]
+
+    def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        """timm's modules in order, cut after each one that gives a feature map."""
+        stages: list[tuple[str, list[nn.Module]]] = []
+        modules: list[nn.Module] = []
+        for name, module in self.body.named_children():
+            modules.append(module)
+            if any(name == end or end.startswith(f"{name}_") for end in self._ends):
+                stages.append((name, modules))
+                modules = []
+        if modules:
+            stages.append(("rest", modules))
+        return stages
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """As `Backbone.forward`."""
+        maps = self.body(images)
+        # Transformers such as Swin give channels last.
+        return [
+            feature if feature.shape[1] == channels else feature.permute(0, 3, 1, 2)
+            for feature, channels in zip(maps, self.channels, strict=True)
+        ]
+

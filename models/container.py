@@ -1,0 +1,132 @@
+"""CONTAINER-LIGHT, a context aggregation network (Gao et al. 2021), as its authors released it.
+
+Four stages at strides 4, 8, 16 and 32. Every block adds to x, in turn: a 3 x 3 depthwise convolution that encodes
+position, an aggregation of context between two 1 x 1 convolutions, and an MLP. Stages 1 to 3 aggregate with a static
+affinity, the last one mixes it with self-attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from .backbone import Backbone, freeze_norms
+from .context_aggregation import MixedAggregation, StaticAggregation
+
+
+@dataclass(frozen=True)
+class Size:
+    """Channels, blocks and MLP ratio of each stage; attention heads of the last one.
+
+    The first stage has stride 4, and each further one doubles it.
+    """
+
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]
+    ratios: tuple[int, ...]
+    heads: int
+
+
+SIZES = {
+    "container_light": Size((64, 128, 320, 512), (3, 4, 8, 3), (8, 8, 4, 4), heads=16),
+    # Ours, not the paper's: for small pictures, a CPU and debugging. Three stages, so that features have stride 16.
+    "container_light_small": Size((32, 64, 128), (1, 2, 3), (4, 4, 4), heads=4),
+    "container_light_tiny": Size((16, 32, 64), (1, 1, 1), (2, 2, 2), heads=2),
+}
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches of `stride` pixels, each to one vector, then LayerNorm over the channels."""
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(inputs, channels, stride, stride)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, channels, H / stride, W / stride]."""
+        return self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """x += position(x); x += aggregation between 1 x 1 convolutions; x += MLP, the last two with stochastic depth."""
+
+    def __init__(self, channels: int, ratio: int, aggregation: StaticAggregation | MixedAggregation, drop: float) -> None:
+        super().__init__()
+        self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, aggregation.expansion * channels, 1)
+        self.aggregation = aggregation
+        self.conv2 = nn.Conv2d(channels, channels, 1)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, ratio * channels, 1), nn.GELU(), nn.Conv2d(ratio * channels, channels, 1)
+        )
+        self.drop_path = StochasticDepth(drop, "row") if drop else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same."""
+        x = x + self.position(x)
+        x = x + self.drop_path(self.conv2(self.aggregation(self.conv1(self.norm1(x)))))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ContainerLight(Backbone):
+    """The stages of CONTAINER-LIGHT, for pictures of any size."""
+
+    def __init__(
+        self, size: Size, outputs: int | None = None, frozen_norm: bool = False, drop_path: float = 0.0
+    ) -> None:
+        """Build the first `outputs` stages (default: all) with fixed or trained BatchNorm.
+
+        drop_path: the drop probability of the whole network's last block, rising linearly from 0 at the first.
+        """
+        channels = size.channels[:outputs]
+        strides = [4 << stage for stage in range(len(channels))]
+        # The strided convolutions floor, so the map covers the picture only if the stride divides its sides.
+        super().__init__(channels, strides, size_multiple=strides[-1])
+        drops = torch.linspace(0, drop_path, sum(size.depths)).tolist()
+        self.embeds, self.blocks = nn.ModuleList(), nn.ModuleList()
+        inputs = 3
+        for stage, width in enumerate(channels):
+            self.embeds.append(PatchEmbed(inputs, width, 2 if stage else 4))
+            mixes = stage == len(size.channels) - 1
+            blocks = []
+            for _ in range(size.depths[stage]):
+                aggregation = MixedAggregation(width, size.heads) if mixes else StaticAggregation(width)
+                blocks.append(Block(width, size.ratios[stage], aggregation, drops.pop(0)))
+            self.blocks.append(nn.Sequential(*blocks))
+            inputs = width
+        if frozen_norm:
+            freeze_norms(self)
+
+    def stages(self) -> list[tuple[str, list[nn.Module]]]:
+        """stage1, stage2, ..., each with the patch embedding before it."""
+        pairs = zip(self.embeds, self.blocks, strict=True)
+        return [(f"stage{index}", [embed, blocks]) for index, (embed, blocks) in enumerate(pairs, start=1)]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] to one map per stage, of strides 4, 8, 16, ..."""
+        maps, x = [], images
+        for embed, blocks in zip(self.embeds, self.blocks, strict=True):
+            x = blocks(embed(x))
+            maps.append(x)
+        return maps
+
+
+class ContainerLightClassifier(nn.Module):
+    """The released ImageNet classifier: the backbone, BatchNorm, mean over positions, a linear layer."""
+
+    def __init__(self, size: Size = SIZES["container_light"], classes: int = 1000, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.backbone = ContainerLight(size, drop_path=drop_path)
+        self.norm = nn.BatchNorm2d(size.channels[-1])
+        self.head = nn.Linear(size.channels[-1], classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] normalised pictures to [B, classes] logits."""
+        return self.head(self.norm(self.backbone(images)[-1]).mean(dim=(2, 3)))

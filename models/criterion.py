@@ -1,0 +1,107 @@
+"""DETR's set loss (Carion et al. 2020, section 3.1), or with focal classification as in SMCA-DETR, for all layers at once.
+
+Every normaliser is a function of the number of objects alone, so that it can be summed over gradient accumulation and
+over processes before the first forward pass: N small steps then give exactly one large step.
+Shapes: D decoder layers, B pictures, Q queries, K logits, M matched pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from detr_container.datasets.batch import Targets
+
+from .boxes import cxcywh_to_xyxy, generalized_iou
+from .detector import Output
+from .matcher import Matches, to_device
+
+
+@dataclass
+class Losses:
+    """total: the weighted sum, a scalar; terms: unweighted, [D] per name, detached; the last row is the last layer."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Classification, L1 and GIoU losses of matched predictions."""
+
+    classification: str = "softmax"
+    class_weight: float = 1.0
+    l1_weight: float = 5.0
+    giou_weight: float = 2.0
+    no_object_weight: float = 0.1
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def normalisers(self, counts: Sequence[int], queries: int) -> tuple[float, float]:
+        """What the class loss and the box losses of pictures with these many objects are divided by, before any minimum.
+
+        Sum the pairs over everything that one optimiser step sees. Softmax: the total weight of all targets; focal:
+        the number of objects, as for boxes.
+        """
+        objects = float(sum(counts))
+        if self.classification == "focal":
+            return objects, objects
+        matched = sum(min(count, queries) for count in counts)
+        return matched + self.no_object_weight * (queries * len(counts) - matched), objects
+
+    def __call__(self, output: Output, targets: Targets, matches: Matches, normalisers: Tensor | None = None) -> Losses:
+        """The losses of one batch.
+
+        normalisers: [2] float32 on the device, as `normalisers` gives them for the whole step; default: this batch's.
+        """
+        if normalisers is None:
+            normalisers = output.logits.new_tensor(self.normalisers(targets.counts, output.logits.shape[2]))
+        class_norm, box_norm = normalisers.clamp(min=1 if self.classification == "focal" else 1e-6).unbind()
+        box_norm = box_norm.clamp(min=1)
+        boxes = output.boxes[matches.layer, matches.image, matches.query]
+        wanted = targets.boxes[matches.target]
+        zeros = output.logits.new_zeros(len(output.logits))
+        l1 = zeros.index_add(0, matches.layer, (boxes - wanted).abs().sum(dim=-1)) / box_norm
+        overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
+        giou = zeros.index_add(0, matches.layer, 1 - overlap) / box_norm
+        labels = targets.labels[matches.target]
+        classes = self._class_sum(output.logits, labels, matches) / class_norm
+        total = (self.class_weight * classes + self.l1_weight * l1 + self.giou_weight * giou).sum()
+        terms = {"class": classes.detach(), "l1": l1.detach(), "giou": giou.detach()}
+        return Losses(total, terms)
+
+    def _class_sum(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
+        """[D] classification loss summed over pictures and queries."""
+        at = (matches.layer, matches.image, matches.query)
+        if self.classification == "focal":
+            wanted = torch.zeros_like(logits)
+            wanted[(*at, labels)] = 1.0
+            return sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma).sum(dim=(1, 2, 3))
+        no_object = logits.shape[-1] - 1
+        index = torch.full(logits.shape[:-1], no_object, device=logits.device)
+        index[at] = labels
+        loss = F.cross_entropy(logits.flatten(0, 2), index.flatten(), reduction="none").view_as(index)
+        return torch.where(index == no_object, self.no_object_weight * loss, loss).sum(dim=(1, 2))
+
+
+@torch.no_grad()
+def diagnostics(output: Output, targets: Targets, matches: Matches, softmax: bool) -> dict[str, Tensor]:
+    """What DETR logs beside its losses, of the last layer: scalars without gradient.
+
+    class_error: per cent of matched predictions whose top class is wrong (100 without objects); cardinality_error:
+    mean absolute difference between the numbers of predicted and true objects (softmax only).
+    """
+    last = len(output.logits) - 1
+    here = matches.layer == last
+    top = output.logits[last].argmax(dim=-1)
+    right = (top[matches.image, matches.query] == targets.labels[matches.target]) & here
+    result = {"class_error": 100 - 100 * right.sum() / here.sum().clamp(min=1)}
+    if softmax:
+        predicted = (top != output.logits.shape[-1] - 1).sum(dim=1)
+        result["cardinality_error"] = (predicted - to_device(targets.counts, top.device)).abs().float().mean()
+    return result

@@ -1,0 +1,181 @@
+"""The same weights under other people's names: how published checkpoints call what our models hold, both ways.
+
+A layout is a table of pairs (our name, their name) in which `{i}`, `{j}` stand for numbers and `{rest}` for anything.
+Where the first pair that fits says nothing else, a name stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+Rules = list[tuple[str, str]]
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    escaped = re.escape(template)
+    for name, wild in (("i", r"\d+"), ("j", r"\d+"), ("rest", r".+")):
+        escaped = escaped.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>{wild})")
+    return re.compile(escaped)
+
+
+def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    """Every name that fits a rule's left side gets its right side."""
+    compiled = [(_pattern(left), right) for left, right in rules]
+    renamed = {}
+    for name, value in state.items():
+        fits = ((pattern.fullmatch(name), right) for pattern, right in compiled)
+        renamed[next((right.format(**match.groupdict()) for match, right in fits if match), name)] = value
+    return renamed
+
+
+def reverse(rules: Iterable[tuple[str, str]]) -> Rules:
+    """The same table read from right to left."""
+    return [(right, left) for left, right in rules]
+
+
+def _container_stage(stage: int, last: bool) -> Rules:
+    ours, theirs = f"blocks.{stage - 1}.{{i}}", f"blocks{stage}.{{i}}"
+    kernel = ("aggregation.static.kernel", "conv") if last else ("aggregation.kernel", "attn")
+    parts = [kernel, ("aggregation.mix", "sa_weight"), ("position", "pos_embed"), ("mlp.0", "mlp.fc1"), ("mlp.2", "mlp.fc2")]
+    rules = [(f"{ours}.{a}.{{rest}}", f"{theirs}.{b}.{{rest}}") for a, b in parts if a != "aggregation.mix"]
+    return [
+        (f"embeds.{stage - 1}.{{rest}}", f"patch_embed{stage}.{{rest}}"),
+        (f"{ours}.aggregation.mix", f"{theirs}.sa_weight"),
+        *rules,
+        (f"{ours}.{{rest}}", f"{theirs}.{{rest}}"),
+    ]
+
+
+# The released ImageNet checkpoint of CONTAINER-LIGHT.
+CONTAINER: Rules = [rule for stage in range(1, 5) for rule in _container_stage(stage, last=stage == 4)]
+
+# DETR's and SMCA-DETR's own checkpoints. A CONTAINER backbone keeps its released names below `backbone.0.body`.
+_LAYERS: Rules = [
+    (f"{side}.layers.{{i}}.{ours}.{{rest}}", f"transformer.{side}.layers.{{i}}.{theirs}.{{rest}}")
+    for side in ("encoder", "decoder")
+    for ours, theirs in (("ffn.linear1", "linear1"), ("ffn.linear2", "linear2"), ("cross_attn", "multihead_attn"))
+]
+_PRIORS: Rules = [
+    (f"decoder.priors.{{i}}.{ours}.{{rest}}", f"transformer.decoder.layers.{{i}}.{theirs}.{{rest}}")
+    for ours, theirs in (("norm", "norm4"), ("offset", "point2"), ("scale", "point3"))
+]
+PUBLISHED: Rules = [
+    *_LAYERS,
+    *_PRIORS,
+    ("decoder.reference.{rest}", "transformer.decoder.layers.0.point1.{rest}"),
+    ("encoder.{rest}", "transformer.encoder.{rest}"),
+    ("decoder.{rest}", "transformer.decoder.{rest}"),
+    ("position.{rest}", "backbone.1.{rest}"),
+    *[(f"backbone.{ours}", f"backbone.0.body.{theirs}") for ours, theirs in CONTAINER],
+    ("backbone.body.{rest}", "backbone.0.body.{rest}"),
+]
+
+# Hugging Face's DETR, as its present code names things; `_modern` brings the older names of the hub's files to these.
+_HF_LAYER = [
+    ("self_attn.out_proj", "self_attn.o_proj"),
+    ("cross_attn.out_proj", "encoder_attn.o_proj"),
+    ("ffn.linear1", "mlp.fc1"),
+    ("ffn.linear2", "mlp.fc2"),
+    ("norm1", "self_attn_layer_norm"),
+]
+_HF_CONV = [(f"conv{k}", f"bn{k}", f"layer.{k - 1}") for k in (1, 2, 3)]
+_HF_STAGES: Rules = [
+    rule
+    for stage in range(4)
+    for ours, theirs in [(f"backbone.body.layer{stage + 1}.{{i}}", f"model.backbone.model.encoder.stages.{stage}.layers.{{i}}")]
+    for rule in [
+        (f"{ours}.downsample.0.{{rest}}", f"{theirs}.shortcut.convolution.{{rest}}"),
+        (f"{ours}.downsample.1.{{rest}}", f"{theirs}.shortcut.normalization.{{rest}}"),
+        *[(f"{ours}.{conv}.{{rest}}", f"{theirs}.{layer}.convolution.{{rest}}") for conv, _, layer in _HF_CONV],
+        *[(f"{ours}.{norm}.{{rest}}", f"{theirs}.{layer}.normalization.{{rest}}") for _, norm, layer in _HF_CONV],
+    ]
+]
+HUGGING_FACE: Rules = [
+    *[
+        (f"{side}.layers.{{i}}.{ours}.{{rest}}", f"model.{side}.layers.{{i}}.{theirs}.{{rest}}")
+        for side in ("encoder", "decoder")
+        for ours, theirs in _HF_LAYER
+    ],
+    ("encoder.layers.{i}.norm2.{rest}", "model.encoder.layers.{i}.final_layer_norm.{rest}"),
+    ("decoder.layers.{i}.norm2.{rest}", "model.decoder.layers.{i}.encoder_attn_layer_norm.{rest}"),
+    ("decoder.layers.{i}.norm3.{rest}", "model.decoder.layers.{i}.final_layer_norm.{rest}"),
+    ("encoder.norm.{rest}", "model.encoder.layernorm.{rest}"),
+    ("decoder.norm.{rest}", "model.decoder.layernorm.{rest}"),
+    ("query_embed.weight", "model.query_position_embeddings.weight"),
+    ("input_proj.{rest}", "model.input_projection.{rest}"),
+    ("class_embed.{rest}", "class_labels_classifier.{rest}"),
+    ("bbox_embed.{rest}", "bbox_predictor.{rest}"),
+    ("backbone.body.conv1.{rest}", "model.backbone.model.embedder.embedder.convolution.{rest}"),
+    ("backbone.body.bn1.{rest}", "model.backbone.model.embedder.embedder.normalization.{rest}"),
+    *_HF_STAGES,
+    # Backbones that Hugging Face takes from timm keep torchvision's names.
+    ("backbone.body.{rest}", "model.backbone.conv_encoder.model.{rest}"),
+]
+_HF_OLD: Rules = [
+    *[(f"model.{side}.layers.{{i}}.fc{k}.{{rest}}", f"model.{side}.layers.{{i}}.mlp.fc{k}.{{rest}}") for side in ("encoder", "decoder") for k in (1, 2)],
+    *[
+        (f"model.{side}.layers.{{i}}.{attention}.out_proj.{{rest}}", f"model.{side}.layers.{{i}}.{attention}.o_proj.{{rest}}")
+        for side in ("encoder", "decoder")
+        for attention in ("self_attn", "encoder_attn")
+    ],
+    ("model.backbone.conv_encoder.model.embedder.{rest}", "model.backbone.model.embedder.{rest}"),
+    ("model.backbone.conv_encoder.model.encoder.{rest}", "model.backbone.model.encoder.{rest}"),
+    ("model.backbone.model.layer{rest}", "model.backbone.conv_encoder.model.layer{rest}"),
+    ("model.backbone.model.conv1.{rest}", "model.backbone.conv_encoder.model.conv1.{rest}"),
+    ("model.backbone.model.bn1.{rest}", "model.backbone.conv_encoder.model.bn1.{rest}"),
+]
+_SPLIT = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.(self|encoder)_attn\.([qkv])_proj\.(weight|bias)")
+
+
+def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A DETR or SMCA-DETR state dict under our names."""
+    return rename(state, reverse(PUBLISHED))
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our detector's state dict under DETR's and SMCA-DETR's names."""
+    return rename(state, PUBLISHED)
+
+
+def from_container(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The released classifier's state dict under the names of `ContainerLightClassifier`."""
+    return {
+        name if name.split(".")[0] in ("norm", "head") else f"backbone.{name}": value
+        for name, value in rename(state, reverse(CONTAINER)).items()
+    }
+
+
+def to_container(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `from_container`."""
+    return rename({name.removeprefix("backbone."): value for name, value in state.items()}, CONTAINER)
+
+
+def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Hugging Face DETR's state dict under our names: separate query, key and value projections are packed."""
+    plain, split = {}, {}
+    for name, value in rename(state, _HF_OLD).items():
+        if match := _SPLIT.fullmatch(name):
+            side, layer, kind, part, tensor = match.groups()
+            attention = "self_attn" if kind == "self" else "cross_attn"
+            split.setdefault(f"{side}.layers.{layer}.{attention}.in_proj_{tensor}", {})[part] = value
+        elif not name.endswith("num_batches_tracked"):
+            plain[name] = value
+    packed = {name: torch.cat([parts[part] for part in "qkv"]) for name, parts in split.items()}
+    return rename(plain, reverse(HUGGING_FACE)) | packed
+
+
+def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our DETR's state dict under Hugging Face's present names."""
+    result = {}
+    for name, value in state.items():
+        if not name.split(".")[-1].startswith("in_proj_"):
+            result[name] = value
+            continue
+        prefix, tensor = name.rsplit(".in_proj_", 1)
+        theirs = f"model.{prefix}".replace("cross_attn", "encoder_attn")
+        result |= {f"{theirs}.{part}_proj.{tensor}": value for part, value in zip("qkv", value.chunk(3), strict=True)}
+    return rename(result, HUGGING_FACE)

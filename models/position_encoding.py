@@ -1,0 +1,101 @@
+"""Where the cells of a feature map lie, told to the transformer (Carion et al. 2020, section A.4).
+
+Shapes: B pictures, h x w cells, C channels. Padding lies at the bottom and the right, so one count of valid rows
+and one of valid columns per picture say everything that a [B, h, w] mask would.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a feature map each picture of a batch covers.
+
+    height, width: cells of the map; rows, columns: [B] int64, valid cells of each picture;
+    padded: False promises that every picture covers the whole map, so that masks can be left out.
+    """
+
+    height: int
+    width: int
+    rows: Tensor
+    columns: Tensor
+    padded: bool = True
+
+    def padding(self) -> Tensor:
+        """[B, h * w] bool, True on padding."""
+        below = torch.arange(self.height, device=self.rows.device) >= self.rows[:, None]
+        right = torch.arange(self.width, device=self.rows.device) >= self.columns[:, None]
+        return (below[:, :, None] | right[:, None, :]).flatten(1)
+
+
+def extent(sizes: Tensor, padded_size: tuple[int, int], cells: tuple[int, int], padded: bool = True) -> Extent:
+    """The cells that each picture covers: a cell is valid when the pixel that nearest-neighbour sampling reads is.
+
+    sizes: [B, 2] int64 true (height, width); padded_size, cells: (height, width) of the batch and of the map.
+    """
+
+    def valid(true: Tensor, pixels: int, cells: int) -> Tensor:
+        inside = torch.arange(pixels, device=true.device) < true[:, None]
+        return F.interpolate(inside[:, None].float(), size=cells).sum(dim=(1, 2)).long()
+
+    rows = valid(sizes[:, 0], padded_size[0], cells[0])
+    columns = valid(sizes[:, 1], padded_size[1], cells[1])
+    return Extent(cells[0], cells[1], rows, columns, padded)
+
+
+class SinePosition(nn.Module):
+    """Sines and cosines of the row and the column, each scaled to 2 pi over the picture's valid extent."""
+
+    def __init__(self, width: int, temperature: float = 10000.0) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"sine positions need a width that is a multiple of 4, not {width}: set head.width")
+        self.width, self.temperature = width, temperature
+
+    def forward(self, cover: Extent) -> Tensor:
+        """[B, h * w, C] float32; channels hold y first, then x, each as sin, cos, sin, cos, ..."""
+        y = self._encode(cover.rows, cover.height)[:, :, None, :].expand(-1, -1, cover.width, -1)
+        x = self._encode(cover.columns, cover.width)[:, None, :, :].expand(-1, cover.height, -1, -1)
+        return torch.cat((y, x), dim=-1).flatten(1, 2)
+
+    def _encode(self, valid: Tensor, cells: int) -> Tensor:
+        """[B] valid cells to [B, cells, C / 2]."""
+        index = torch.arange(1, cells + 1, device=valid.device, dtype=torch.float32)
+        last = valid[:, None].float()
+        angle = torch.minimum(index, last) / (last + 1e-6) * (2 * math.pi)
+        half = torch.arange(self.width // 4, device=valid.device, dtype=torch.float32)
+        phase = angle[..., None] / self.temperature ** (4 * half / self.width)
+        return torch.stack((phase.sin(), phase.cos()), dim=-1).flatten(-2)
+
+
+class LearnedPosition(nn.Module):
+    """One learned vector per row and per column, up to `limit` cells a side."""
+
+    def __init__(self, width: int, limit: int = 50) -> None:
+        super().__init__()
+        self.row_embed = nn.Embedding(limit, width // 2)
+        self.col_embed = nn.Embedding(limit, width // 2)
+        nn.init.uniform_(self.row_embed.weight)
+        nn.init.uniform_(self.col_embed.weight)
+
+    def forward(self, cover: Extent) -> Tensor:
+        """[B, h * w, C] float32; channels hold x first, then y.
+
+        Raises ValueError when the map has more cells a side than there are vectors.
+        """
+        limit = self.row_embed.num_embeddings
+        if max(cover.height, cover.width) > limit:
+            raise ValueError(
+                f"learned positions cover {limit} cells a side, the feature map has {cover.height} x {cover.width}: "
+                "use head.position=sine, or smaller pictures (data.max_size, data.eval_size)"
+            )
+        x = self.col_embed.weight[: cover.width][None, :, :].expand(cover.height, -1, -1)
+        y = self.row_embed.weight[: cover.height][:, None, :].expand(-1, cover.width, -1)
+        return torch.cat((x, y), dim=-1).flatten(0, 1).expand(len(cover.rows), -1, -1)

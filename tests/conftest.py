@@ -1,0 +1,55 @@
+"""What all tests share: where things are, fixed seeds, and why a test is skipped."""
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA_FOLDERS = ("coco_permissive", "bccd", "cocoeval_fixture")
+
+# The same examples at every run, whatever the machine's speed; `--hypothesis-profile=explore` draws new ones.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, derandomize=False, print_blob=True)
+settings.load_profile("fixed")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real pictures; the test is skipped where it is absent."""
+    named = os.environ.get("DETR_CONTAINER_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    missing = [name for name in DATA_FOLDERS if not (folder / name).is_dir()]
+    if missing:
+        where = "DETR_CONTAINER_DATA" if named else "../shared/data (set DETR_CONTAINER_DATA to look elsewhere)"
+        pytest.skip(f"the real pictures are not here: no {', '.join(missing)} in {where}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """The same random numbers for a test, whichever tests ran before it."""
+    random.seed(0)
+    # A test that draws from numpy or torch has imported it by now; the others need not pay for the import.
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")

@@ -1,0 +1,243 @@
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from detr_container.datasets.annotations import read_annotations
+from detr_container.datasets.dataset import DetectionDataset, random_of, read_image
+from detr_container.datasets.transforms import Augmentation
+
+AS_THEY_ARE = Augmentation((1,), 100_000, augment="none")
+TRAINING = Augmentation((48, 64), 120, crop_resize=(40, 60), crop_range=(30, 50), augment="detr")
+
+
+def colours(height: int = 24, width: int = 40) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    return Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def write(folder: Path, pictures: dict[str, tuple[int, int]], objects: list[dict[str, Any]]) -> Path:
+    """A COCO file of pictures {name: (height, width)}, whose ids are 10, 11, ..., and of objects {image, box, ...}."""
+    images = [
+        {"id": 10 + number, "file_name": name, "height": size[0], "width": size[1]}
+        for number, (name, size) in enumerate(pictures.items())
+    ]
+    annotations = [
+        {
+            "id": 100 + number,
+            "image_id": each["image"],
+            "bbox": each["box"],
+            "category_id": each.get("category", 3),
+            "iscrowd": each.get("crowd", 0),
+            "area": each["box"][2] * each["box"][3],
+        }
+        for number, each in enumerate(objects)
+    ]
+    path = folder / "instances.json"
+    categories = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def dataset_of(folder: Path, augmentation: Augmentation = TRAINING, seed: int = 0) -> DetectionDataset:
+    return DetectionDataset(read_annotations(folder / "instances.json", folder), augmentation, seed)
+
+
+def native(height: int, width: int) -> Augmentation:
+    """An evaluation transform that leaves pictures of this size as they are."""
+    return Augmentation((min(height, width),), max(height, width))
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [
+        ("RGB", "jpg"),
+        ("L", "jpg"),
+        ("CMYK", "jpg"),
+        ("RGB", "png"),
+        ("L", "png"),
+        ("1", "png"),
+        ("P", "png"),
+        ("RGBA", "png"),
+        ("LA", "png"),
+        ("P", "gif"),
+        ("RGB", "webp"),
+        ("RGB", "bmp"),
+        ("L", "tiff"),
+    ],
+)
+def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str, ending: str) -> None:
+    path = tmp_path / f"picture.{ending}"
+    colours().convert(mode).save(path)
+    image = read_image(path)
+    assert image.dtype == torch.uint8
+    with Image.open(path) as saved:
+        expected = torch.from_numpy(np.array(saved.convert("RGB")))
+    assert torch.equal(image.permute(1, 2, 0), expected)
+
+
+def test_sixteen_bit_pictures_keep_their_contrast(tmp_path: Path) -> None:
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    image = read_image(tmp_path / "deep.png")
+    assert image.shape == (3, 32, 32)
+    assert (image[1].int() - torch.from_numpy((values >> 8).astype(np.int32))).abs().max() <= 1
+
+
+def test_the_first_picture_of_an_animation_is_read(tmp_path: Path) -> None:
+    first, second = colours().convert("P"), colours().convert("L").convert("P")
+    first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
+    expected = torch.from_numpy(np.array(first.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(read_image(tmp_path / "two.gif"), expected)
+
+
+def test_objects_are_those_the_published_code_trains_on(tmp_path: Path) -> None:
+    colours().save(tmp_path / "a.png")
+    colours().convert("L").save(tmp_path / "b.jpg")
+    rows = [
+        {"image": 10, "box": [4, 6, 10, 12], "category": 8},
+        {"image": 10, "box": [0, 0, 20, 20], "crowd": 1},
+        {"image": 10, "box": [-5.5, 20, 15.5, 30]},
+        {"image": 10, "box": [30, 2, 25, 4]},
+    ]
+    write(tmp_path, {"a.png": (24, 40), "b.jpg": (24, 40)}, rows)
+    dataset = dataset_of(tmp_path, native(24, 40))
+    sample = dataset[(0, 0)]
+    assert sample.image_id == 10
+    assert sample.original_size == (24, 40)
+    assert sample.labels.tolist() == [1, 0, 0]
+    corners = [[4, 6, 14, 18], [0, 20, 10, 24], [30, 2, 40, 6]]
+    expected = [[(a + c) / 80, (b + d) / 48, (c - a) / 40, (d - b) / 24] for a, b, c, d in corners]
+    torch.testing.assert_close(sample.boxes, torch.tensor(expected))
+    empty = dataset[(0, 1)]
+    assert empty.boxes.shape == (0, 4)
+    assert empty.boxes.dtype == torch.float32
+    assert empty.labels.shape == (0,)
+    assert empty.labels.dtype == torch.int64
+    assert torch.equal(empty.image[0], empty.image[2])
+
+
+def test_a_picture_whose_objects_are_all_crowds_is_kept(tmp_path: Path) -> None:
+    colours().save(tmp_path / "a.png")
+    write(tmp_path, {"a.png": (24, 40)}, [{"image": 10, "box": [0, 0, 9, 9], "crowd": 1}])
+    dataset = dataset_of(tmp_path)
+    assert len(dataset) == 1
+    assert [len(dataset[(epoch, 0)].labels) for epoch in range(8)] == [0] * 8
+
+
+def test_a_key_decides_the_sample_and_nothing_else_does(tmp_path: Path) -> None:
+    colours(60, 80).save(tmp_path / "a.png")
+    write(tmp_path, {"a.png": (60, 80)}, [{"image": 10, "box": [10, 10, 40, 30]}])
+    dataset, again = dataset_of(tmp_path), dataset_of(tmp_path)
+    before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = [dataset[(epoch, 0)] for epoch in range(12)]
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert np.array_equal(np.random.get_state()[1], before[2])
+    random.seed(5)
+    for epoch in reversed(range(12)):
+        sample = again[(epoch, 0)]
+        assert torch.equal(sample.image, first[epoch].image)
+        assert torch.equal(sample.boxes, first[epoch].boxes)
+    assert len({tuple(sample.image.shape) for sample in first}) > 1
+    other = dataset_of(tmp_path, seed=1)
+    assert [other.plan((epoch, 0)) for epoch in range(12)] != [dataset.plan((epoch, 0)) for epoch in range(12)]
+
+
+@given(st.integers(-5, 2**40), st.integers(0, 500), st.integers(0, 200_000))
+def test_neighbouring_keys_are_unrelated(seed: int, epoch: int, index: int) -> None:
+    keys = [(seed, epoch, index), (seed + 1, epoch, index), (seed, epoch + 1, index), (seed, epoch, index + 1)]
+    assert len({random_of(*key).random() for key in keys}) == 4
+    assert random_of(*keys[0]).random() == random_of(*keys[0]).random()
+
+
+def test_random_numbers_are_those_of_earlier_versions() -> None:
+    # A change here changes what every resumed run sees.
+    assert random_of(0, 1, 2).random() == 0.7080284517039316
+
+
+def test_the_plan_tells_the_size_without_a_file(tmp_path: Path) -> None:
+    colours(60, 80).save(tmp_path / "a.png")
+    write(tmp_path, {"a.png": (60, 80)}, [])
+    dataset = dataset_of(tmp_path)
+    sizes = [tuple(dataset[(epoch, 0)].image.shape[1:]) for epoch in range(10)]
+    (tmp_path / "a.png").unlink()
+    assert [dataset.plan((epoch, 0)).size for epoch in range(10)] == sizes
+
+
+def spoil(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("<html>not found</html>")
+    elif how == "folder":
+        path.mkdir()
+    elif how == "other size":
+        colours(25, 40).save(path)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "does not exist"),
+        ("truncated", "not a complete picture"),
+        ("empty", "cannot be read"),
+        ("text", "not a picture"),
+        ("folder", "cannot be read"),
+        ("other size", "40 x 25 pixels .* says 40 x 24"),
+    ],
+)
+def test_a_spoilt_picture_is_named(tmp_path: Path, ending: str, how: str, said: str) -> None:
+    name = f"sub/a.{ending}"
+    (tmp_path / "sub").mkdir()
+    colours().save(tmp_path / name)
+    write(tmp_path, {name: (24, 40)}, [])
+    dataset = dataset_of(tmp_path)
+    spoil(tmp_path / name, how)
+    with pytest.raises(ValueError, match=said) as caught:
+        dataset[(0, 0)]
+    message = str(caught.value)
+    assert message.startswith(str(tmp_path / name))
+    assert f"image id 10 of {tmp_path / 'instances.json'}" in message
+    assert "detr-container data check" in message
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_pictures_and_their_boxes(shared_data: Path, split: str) -> None:
+    coco = shared_data / "coco_permissive"
+    path = coco / "annotations" / f"instances_{split}2017.json"
+    records = json.loads(path.read_text())
+    annotations = read_annotations(path, coco / f"{split}2017")
+    dataset = DetectionDataset(annotations, Augmentation((200,), 333))
+    names = {each["id"]: each["name"] for each in records["categories"]}
+    seen = 0
+    for index in range(len(dataset)):
+        sample = dataset[(0, index)]
+        height, width = sample.original_size
+        expected = [
+            (names[each["category_id"]], *each["bbox"])
+            for each in records["annotations"]
+            if each["image_id"] == sample.image_id and not each["iscrowd"]
+        ]
+        assert len(sample.labels) == len(expected)
+        for label, (cx, cy, w, h), (name, left, top, *sides) in zip(
+            sample.labels.tolist(), sample.boxes.tolist(), expected, strict=True
+        ):
+            assert annotations.categories[label].name == name
+            assert ((cx - w / 2) * width, (cy - h / 2) * height) == pytest.approx((left, top), abs=0.02)
+            assert (w * width, h * height) == pytest.approx(sides, abs=0.02)
+        seen += len(expected)
+    assert seen == {"train": 383, "val": 399}[split]
