@@ -39,10 +39,8 @@ class Targets:
     counts: tuple[int, ...]
 
     def to(self, device: torch.device | str) -> Targets:
-        """The same objects on `device`."""
-        return Targets(
-            self.labels.to(device, non_blocking=True), self.boxes.to(device, non_blocking=True), self.counts
-        )
+        """Copy the objects to `device`."""
+        return Targets(self.labels.to(device, non_blocking=True), self.boxes.to(device, non_blocking=True), self.counts)
 
 
 @dataclass
@@ -62,7 +60,7 @@ class Batch:
     padded: bool = True
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`; the copy does not wait when the memory is pinned."""
+        """Copy the batch to `device`, without waiting when its memory is pinned."""
         return Batch(
             self.images.to(device, non_blocking=True),
             self.sizes.to(device, non_blocking=True),
@@ -73,7 +71,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """Page-locked copies, so that `to` can overlap with computation (called by the data loader)."""
+        """Make page-locked copies, so that `to` can overlap with computation (called by the data loader)."""
         targets = Targets(self.targets.labels.pin_memory(), self.targets.boxes.pin_memory(), self.targets.counts)
         return Batch(
             self.images.pin_memory(),
@@ -102,7 +100,9 @@ def collate(samples: Sequence[Sample], multiple: int = 1, canvas: int = 0) -> Ba
             )
         height = width = canvas
     height, width = (-(-side // multiple) * multiple for side in (height, width))
-    images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    # Pictures are decoded and resized with channels last; keeping them so makes the copy a plain one, here and in the
+    # convolutions.
+    images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for padded, sample, (h, w) in zip(images, samples, sizes, strict=True):
         padded[:, :h, :w].copy_(sample.image)
     targets = Targets(

@@ -1,4 +1,4 @@
-"""COCO's 80 classes by their category ids, which have gaps (Lin et al. 2014). Published heads have a row for every id."""
+"""COCO's 80 classes by category id (Lin et al. 2014). The ids have gaps; published heads have a row for every id."""
 
 from __future__ import annotations
 

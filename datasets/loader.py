@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -146,27 +146,41 @@ def evaluation_loader(
     return _loader(dataset, every[rank::world], multiple, canvas, workers, pin_memory)
 
 
-def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
+def batches(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
     """The loader's batches, with errors of its processes told as if they had happened here.
 
+    Closing the generator (or dropping it) ends the loader's processes.
     Raises ValueError for a picture that cannot be loaded (see `DetectionDataset`), RuntimeError when a loader process
     was killed.
     """
     try:
         yield from loader
-    except ValueError as error:
-        # torch returns a worker's error as its whole traceback in text; the user's part is what the last line says.
-        message = str(error).rpartition("\nValueError: ")[2].strip()
-        raise ValueError(message) from error
-    except (RuntimeError, OSError, EOFError) as error:
-        # A dead process shows as torch's RuntimeError, or as a broken connection to what it had sent.
-        from_worker = "in DataLoader worker process" in str(error)
-        if from_worker or (isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error)):
+    except Exception as error:
+        if loader.num_workers:
+            # The text of a worker's error holds its traceback. The frames of torch's own would form a cycle with the
+            # error that keeps the processes alive until the garbage collector comes by, and then stalls it.
+            error.__traceback__ = None
+        explained = _explained(error)
+        if explained is None:
             raise
-        raise RuntimeError(
+        raise explained from error
+
+
+def _explained(error: Exception) -> Exception | None:
+    """What the user needs to read of an error that came out of a loader; None where that is the error itself."""
+    text = str(error)
+    if isinstance(error, ValueError):
+        # torch returns a worker's error as its whole traceback in text; the user's part is what the last line says.
+        return ValueError(text.rpartition("\nValueError: ")[2].strip())
+    # A dead process shows as torch's RuntimeError, or as a broken connection to what it had sent.
+    killed = isinstance(error, RuntimeError) and "DataLoader worker (pid" in text
+    broken = isinstance(error, OSError | EOFError) and "in DataLoader worker process" not in text
+    if killed or broken:
+        return RuntimeError(
             f"a loader process ended unexpectedly ({error}). Most often memory or shared memory (/dev/shm) ran out: "
             "lower data.workers, or give the job more memory. data.workers=0 loads without processes"
-        ) from error
+        )
+    return None
 
 
 def _loader(

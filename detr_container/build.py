@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,7 +78,7 @@ def build_detector(experiment: Experiment, classes: int, weights: bool = True) -
         # Again, so that the head starts the same whatever the backbone has drawn.
         torch.manual_seed(experiment.seed)
         head = experiment.head
-        shared = {
+        shared: dict[str, Any] = {
             "queries": head.queries,
             "width": head.width,
             "heads": head.heads,

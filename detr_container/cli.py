@@ -20,7 +20,6 @@ from .experiments import BUILDERS, named
 
 T = TypeVar("T")
 TRACEBACK = "DETR_CONTAINER_TRACEBACK"
-Positional = tyro.conf.Positional
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given[:2] = [f"data {given[1]}"]
     if given[0] not in COMMANDS:
         near = difflib.get_close_matches(given[0], COMMANDS, n=2)
-        return _fail(f"there is no command {given[0]!r}" + (f": did you mean {' or '.join(near)}?" if near else ". See --help"), 2)
+        return _fail(
+            f"there is no command {given[0]!r}" + (f": did you mean {' or '.join(near)}?" if near else ". See --help"),
+            2,
+        )
     try:
         return COMMANDS[given[0]](given[1:])
     except KeyboardInterrupt:
@@ -57,21 +59,25 @@ def _fail(message: str, status: int) -> int:
 
 def _overview() -> None:
     console = Console()
-    console.print("detr-container: train, evaluate and use DETR-family detectors over many backbones\n", highlight=False)
+    console.print(
+        "detr-container: train, evaluate and use DETR-family detectors over many backbones\n", highlight=False
+    )
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, command in COMMANDS.items():
         table.add_row(f"  {name}", (command.__doc__ or "").split("\n")[0])
     console.print(table)
     console.print(
-        f"\n`detr-container COMMAND --help` tells all options. {TRACEBACK}=1 adds the traceback to an error.", highlight=False
+        f"\n`detr-container COMMAND --help` tells all options. {TRACEBACK}=1 adds the traceback to an error.",
+        highlight=False,
     )
 
 
 def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
     """Options as a typed object; prints help or names the unknown option with its nearest neighbours, and exits."""
-    given = {} if default is None else {"default": default}
-    doc = (COMMANDS[prog].__doc__ or "").strip()
-    return tyro.cli(kind, prog=f"detr-container {prog}", description=doc, args=list(arguments), **given)
+    doc, name = (COMMANDS[prog].__doc__ or "").strip(), f"detr-container {prog}"
+    if default is None:
+        return tyro.cli(kind, prog=name, description=doc, args=list(arguments))
+    return tyro.cli(kind, prog=name, description=doc, args=list(arguments), default=default)
 
 
 def _experiment_first(arguments: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
@@ -80,7 +86,9 @@ def _experiment_first(arguments: Sequence[str], command: str) -> tuple[Experimen
         return named(arguments[0]).experiment, list(arguments[1:])
     if arguments and arguments[0] in ("-h", "--help"):
         return next(iter(BUILDERS.values()))()[0], list(arguments)
-    raise ValueError(f"name an experiment: detr-container {command} EXPERIMENT [--setting value ...], one of {', '.join(BUILDERS)}")
+    raise ValueError(
+        f"name an experiment: detr-container {command} EXPERIMENT [--setting value ...], one of {', '.join(BUILDERS)}"
+    )
 
 
 def experiments(arguments: Sequence[str]) -> int:
@@ -114,7 +122,7 @@ class TrainOptions:
 
     settings: Annotated[Experiment, tyro.conf.arg(name="")]
     run: str = ""
-    """Name of the run, which is its folder's; default: the experiment's name. A folder with a checkpoint is continued."""
+    """Name of the run and its folder; default: the experiment's. A folder that holds a checkpoint is continued."""
     runs: Path = Path("runs")
     """The folder that holds the runs."""
 
@@ -139,7 +147,8 @@ def demo(arguments: Sequence[str]) -> int:
             f"\nThe run is in {folder}:\n"
             f"  {folder}/predictions.png   ground truth beside predictions\n"
             f"  {folder}/curves.png        losses, AP and learning rate\n"
-            f"Next: detr-container evaluate {folder}; detr-container predict {folder} {options.settings.data.root}/val2017 --maps",
+            f"Next: detr-container evaluate {folder}; "
+            f"detr-container predict {folder} {options.settings.data.root}/val2017 --maps",
             highlight=False,
             soft_wrap=True,
         )
@@ -150,7 +159,7 @@ def demo(arguments: Sequence[str]) -> int:
 class EvaluateOptions:
     """Options of `evaluate`."""
 
-    model: Positional[Path]
+    model: tyro.conf.Positional[Path]
     """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's."""
     experiment: str = ""
     """The named experiment of a published checkpoint, where it should not be guessed."""
@@ -171,7 +180,7 @@ class EvaluateOptions:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """COCO AP of a run or checkpoint, overall, by size and by class: `evaluate RUN|CHECKPOINT`; alone or under torchrun."""
+    """COCO AP of a run or checkpoint, overall, by size and by class: `evaluate RUN|CHECKPOINT`."""
     options = _parse(EvaluateOptions, arguments, "evaluate")
     from .distributed import session
     from .evaluate import evaluate_to, open_validation, with_data
@@ -194,7 +203,11 @@ def evaluate(arguments: Sequence[str]) -> int:
         if scores is not None:
             console = Console()
             console.print(table(scores))
-            console.print(f"{trained.source} (step {trained.step}); wrote {folder}/detections.json and scores.json", highlight=False, soft_wrap=True)
+            console.print(
+                f"{trained.source} (step {trained.step}); wrote {folder}/detections.json and scores.json",
+                highlight=False,
+                soft_wrap=True,
+            )
     return 0
 
 
@@ -202,9 +215,9 @@ def evaluate(arguments: Sequence[str]) -> int:
 class PredictOptions:
     """Options of `predict`."""
 
-    model: Positional[Path]
+    model: tyro.conf.Positional[Path]
     """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's."""
-    images: Positional[tuple[Path, ...]]
+    images: tyro.conf.Positional[tuple[Path, ...]]
     """Pictures, or folders of pictures."""
     output: Path = Path("predictions")
     """Where predictions.json and the pictures go."""
@@ -239,9 +252,9 @@ def predict(arguments: Sequence[str]) -> int:
 class ExportOptions:
     """Options of `export`."""
 
-    model: Positional[Path]
+    model: tyro.conf.Positional[Path]
     """A run's folder or a checkpoint file."""
-    target: Positional[Path]
+    target: tyro.conf.Positional[Path]
     """The file to write."""
     layout: Literal["published", "hugging-face"] = "published"
     """Names and class rows as the published DETR and SMCA-DETR code, or Hugging Face's DETR, expects them."""
@@ -266,7 +279,7 @@ def export(arguments: Sequence[str]) -> int:
 class ShapesOptions:
     """Options of `data make-shapes`."""
 
-    root: Positional[Path]
+    root: tyro.conf.Positional[Path]
     """The folder to make."""
     train: int = 2000
     """Training pictures."""
@@ -284,8 +297,14 @@ def data_make_shapes(arguments: Sequence[str]) -> int:
     options = _parse(ShapesOptions, arguments, "data make-shapes")
     from detr_container.datasets.shapes import make_shapes
 
-    made = make_shapes(options.root, options.train, options.val, options.size, options.seed, options.workers, progress=True)
-    said = f"made {options.train} training and {options.val} validation pictures in" if made else "already there, unchanged:"
+    made = make_shapes(
+        options.root, options.train, options.val, options.size, options.seed, options.workers, progress=True
+    )
+    said = (
+        f"made {options.train} training and {options.val} validation pictures in"
+        if made
+        else "already there, unchanged:"
+    )
     Console().print(f"{said} {options.root}", highlight=False, soft_wrap=True)
     return 0
 
@@ -294,7 +313,7 @@ def data_make_shapes(arguments: Sequence[str]) -> int:
 class CheckOptions:
     """Options of `data check`."""
 
-    root: Positional[Path | None] = None
+    root: tyro.conf.Positional[Path | None] = None
     """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
     train_images: Path | None = None
     train_annotations: Path | None = None
@@ -307,14 +326,16 @@ class CheckOptions:
 
 
 def data_check(arguments: Sequence[str]) -> int:
-    """Read a data set the way training will and report what is wrong with it: `data check ROOT`; exit status 1 on errors."""
+    """Read a data set as training will and report what is wrong: `data check ROOT`. Exit status 1 on errors."""
     options = _parse(CheckOptions, arguments, "data check")
     from detr_container.datasets.annotations import resolve
     from detr_container.datasets.check import check_dataset
 
-    pairs = resolve(options.root, options.train_images, options.train_annotations, options.val_images, options.val_annotations)
+    pairs = resolve(
+        options.root, options.train_images, options.train_annotations, options.val_images, options.val_annotations
+    )
     report = check_dataset(dict(zip(("train", "val"), pairs, strict=True)), options.workers, progress=True)
-    sys.stdout.write(report.render(options.examples) + "\n")
+    sys.stdout.write("\n".join(report.lines(options.examples)) + "\n")
     return 1 if report.errors else 0
 
 

@@ -37,7 +37,7 @@ class BackboneConfig:
     drop_path: float = 0.0
     """Stochastic depth: the largest drop probability, reached in the last block (CONTAINER and timm)."""
     stage: int = -1
-    """Which of the backbone's feature maps the head reads, counted from the end: -1 is the last, -2 has half its stride."""
+    """Which feature map the head reads, counted from the end: -1 is the last, -2 has half its stride."""
 
 
 @with_config(_STRICT)
@@ -112,9 +112,9 @@ class DataConfig:
     eval_size: int = 800
     """The shorter side (or the square's) in pixels at evaluation and prediction."""
     canvas: int = 0
-    """Pad every batch to this square in pixels, so that no output depends on a picture's neighbours; 0: to the largest of the batch."""
+    """Pad every batch to a square of so many pixels, so that no output depends on a picture's neighbours; 0: do not."""
     eval_batch: int = 2
-    """Pictures per process and forward at evaluation. DETR's outputs depend on padding, so this is recorded with the result."""
+    """Pictures per process and forward at evaluation; recorded with the result, since outputs depend on padding."""
     workers: int = 2
     """Loader processes per training process; 0 loads in the training process."""
 
@@ -188,8 +188,8 @@ def from_dict(values: dict[str, Any]) -> Experiment:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ValueError(
-            f"not a configuration of this version: {faults}. Use the version that wrote it (provenance.json says which), "
-            "or correct the file"
+            f"not a configuration of this version: {faults}. Use the version that wrote it "
+            "(provenance.jsonl says which), or correct the file"
         ) from error
 
 

@@ -134,5 +134,5 @@ def with_data(experiment: Experiment, root: Path | None, images: Path | None, an
     """The same experiment evaluated on other data, where any is given."""
     if root is None and images is None and annotations is None:
         return experiment
-    fields = {"root": root, "val_images": images, "val_annotations": annotations, "make_shapes": (0, 0, 0)}
-    return replace(experiment, data=replace(experiment.data, **fields))
+    data = replace(experiment.data, root=root, val_images=images, val_annotations=annotations, make_shapes=(0, 0, 0))
+    return replace(experiment, data=data)

@@ -78,11 +78,25 @@ def demo() -> tuple[Experiment, str]:
         name="demo",
         backbone=BackboneConfig(name="container_light_small", weights="none", frozen_stages=0, norm="batch"),
         head=HeadConfig(
-            kind="smca", queries=25, width=128, heads=8, encoder_layers=2, decoder_layers=3, feedforward=256, dropout=0.0
+            kind="smca",
+            queries=25,
+            width=128,
+            heads=8,
+            encoder_layers=2,
+            decoder_layers=3,
+            feedforward=256,
+            dropout=0.0,
         ),
         loss=FOCAL,
         data=DataConfig(
-            root=Path("data/shapes"), make_shapes=(2000, 200, 128), augment="flip", scales=(128,), max_size=128, eval_size=128, eval_batch=32, workers=0
+            root=Path("data/shapes"),
+            make_shapes=(2000, 200, 128),
+            augment="flip",
+            scales=(128,),
+            max_size=128,
+            eval_size=128,
+            eval_batch=32,
+            workers=0,
         ),
         train=TrainConfig(
             epochs=24,
@@ -106,7 +120,15 @@ def debug() -> tuple[Experiment, str]:
         name="debug",
         backbone=replace(base.backbone, name="container_light_tiny"),
         head=replace(base.head, queries=10, width=32, heads=2, encoder_layers=1, decoder_layers=2, feedforward=64),
-        data=replace(base.data, root=Path("data/shapes-debug"), make_shapes=(32, 12, 64), scales=(64,), max_size=64, eval_size=64, eval_batch=4),
+        data=replace(
+            base.data,
+            root=Path("data/shapes-debug"),
+            make_shapes=(32, 12, 64),
+            scales=(64,),
+            max_size=64,
+            eval_size=64,
+            eval_batch=4,
+        ),
         train=replace(base.train, epochs=2, batch=4, micro_batch=2, warmup_steps=0, eval_every=1, log_every=2),
     ), ""
 

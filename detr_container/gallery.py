@@ -47,10 +47,14 @@ def draw_validation(
             image, boxes, annotations.labels[rows_of], None, truth_names, crowd=annotations.crowd[rows_of]
         )
         parts = found[int(annotations.image_ids[index])]
-        detected = [list(column) for column in zip(*parts, strict=True)] if parts else [np.zeros((0, 4)), [], []]
-        right = draw_detections(image, detected[0], detected[1], detected[2], names, threshold=threshold)
+        corners = np.array([box for box, _, _ in parts]).reshape(-1, 4)
+        labels, scores = [label for _, label, _ in parts], [score for _, _, score in parts]
+        right = draw_detections(image, corners, labels, scores, names, threshold=threshold)
         rows.append(side_by_side(left, right))
     sheet = contact_sheet(
-        rows, "Validation pictures: ground truth beside predictions", f"Predictions of score {threshold:g} and above.", 2
+        rows,
+        "Validation pictures: ground truth beside predictions",
+        f"Predictions of score {threshold:g} and above.",
+        2,
     )
     atomic_write(target, lambda file: sheet.save(file, format="PNG"))

@@ -36,7 +36,7 @@ def make_optimiser(model: Detector, config: TrainConfig) -> AdamW:
 
 
 def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """What every base learning rate is multiplied by at `step`, counted from 0; a pure function, so resuming is exact."""
+    """What every base learning rate is multiplied by at `step`, from 0; a pure function, so resuming is exact."""
     total = config.epochs * steps_per_epoch
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "step":

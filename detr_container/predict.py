@@ -124,8 +124,8 @@ def write_predictions(
         taken.add(stem)
         found = prediction.found
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = (part.cpu() for part in (found.boxes, found.labels, found.scores))
-        picture = draw_detections(prediction.image, *arrays, names, threshold=threshold)
+        boxes, labels, scores = (part.cpu() for part in (found.boxes, found.labels, found.scores))
+        picture = draw_detections(prediction.image, boxes, labels, scores, names, threshold=threshold)
         picture.save(folder / f"{stem}.jpg", quality=92)
         if maps:
             draw_maps(prediction, names, threshold).save(folder / f"{stem}_attention.jpg", quality=92)
@@ -135,7 +135,7 @@ def write_predictions(
 
 
 def draw_maps(prediction: Prediction, names: Sequence[str], threshold: float) -> Image.Image:
-    """One line per detection: its box, the cross-attention of the last decoder layer, SMCA's Gaussian; heads averaged."""
+    """One line per detection: its box, the last decoder layer's attention, SMCA's Gaussian; means over heads."""
     found, output = prediction.found, prediction.output
     kept = [index for index, score in enumerate(found.scores.tolist()) if score >= threshold][:MAPPED]
     columns = ["detection", "attention", *(["Gaussian"] if output.gaussians is not None else [])]

@@ -35,7 +35,7 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """A progress bar where there is a terminal, a line per logged step where there is none; silent off the main process."""
+    """A progress bar on a terminal, a line per logged step elsewhere; silent off the main process."""
 
     def __init__(self, run: Run, main: bool, step: int, total: int, epoch_steps: int, settings: TrainConfig) -> None:
         self.run, self.main, self.start, self.step, self.total = run, main, step, step, total
@@ -47,13 +47,21 @@ class Progress:
     def __enter__(self) -> Self:
         if not self.main:
             return self
-        columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), _Left(), TextColumn("{task.fields[said]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            _Left(),
+            TextColumn("{task.fields[said]}"),
+        )
         self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal, refresh_per_second=4)
         self.bar.start()
         self.task = self.bar.add_task("training", total=self.total, completed=self.step, left=None, said="")
         self.evaluation = self.bar.add_task("evaluating", visible=False, left=None, said="")
         self.lines = JsonLines(self.run.metrics_path)
-        self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.step + 1 if self.step else None)
+        self.board = SummaryWriter(
+            str(self.run.folder / "tensorboard"), purge_step=self.step + 1 if self.step else None
+        )
         return self
 
     def __exit__(
@@ -81,7 +89,13 @@ class Progress:
         steps, seconds = self.step - self.logged_step, now - self.logged_at - self.paused
         rate = steps * self.settings.batch / seconds
         self.logged_step, self.logged_at, self.paused = self.step, now, 0.0
-        row = {"step": self.step, "epoch": self.step / self.epoch_steps, **values, "images_per_second": rate, "memory_gib": memory}
+        row = {
+            "step": self.step,
+            "epoch": self.step / self.epoch_steps,
+            **values,
+            "images_per_second": rate,
+            "memory_gib": memory,
+        }
         self.lines.append(row)
         for name, value in row.items():
             if isinstance(value, dict):
@@ -94,7 +108,10 @@ class Progress:
         self.bar.update(self.task, said=said)
         if not self.console.is_terminal:
             left = (now - self.began) / (self.step - self.start) * (self.total - self.step)
-            self._print(f"step {self.step}/{self.total} epoch {row['epoch']:.2f} {said} lr {values['lr']:.2g} {clock(left)} left")
+            self._print(
+                f"step {self.step}/{self.total} epoch {row['epoch']:.2f} {said} lr {values['lr']:.2g} "
+                f"{clock(left)} left"
+            )
 
     def evaluating(self, done: int, total: int) -> None:
         """So many batches of the evaluation are done."""

@@ -1,8 +1,8 @@
 """A run is a folder with a stable name, which holds everything that is known of it.
 
-    config.json  difference.json  classes.json  provenance.jsonl   what was run, by what
-    metrics.jsonl  evaluations.jsonl  tensorboard/                   how it went
-    checkpoints/  detections/  curves.png  predictions.png           what came out
+config.json  difference.json  classes.json  provenance.jsonl   what was run, by what
+metrics.jsonl  evaluations.jsonl  tensorboard/                   how it went
+checkpoints/  detections/  curves.png  predictions.png           what came out
 """
 
 from __future__ import annotations

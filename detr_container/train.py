@@ -30,11 +30,11 @@ from detr_container.models.matcher import NonFiniteError, to_device
 from . import config as configuration
 from .build import Data, build_criterion, build_detector, build_matcher, open_data, start_from
 from .config import Experiment
+from .curves import plot_curves
 from .distributed import Session, session
 from .evaluate import autocast, evaluate_to
-from .gallery import draw_validation
-from .curves import plot_curves
 from .files import JsonLines
+from .gallery import draw_validation
 from .optim import clipped_step, lr_factor, make_optimiser, parameter_names, set_learning_rates
 from .progress import Progress
 from .run import Run
@@ -80,12 +80,14 @@ class Trainer:
         self.model = build_detector(experiment, len(data.classes), weights=found is None)
         if found is None and experiment.init:
             self._say(str(start_from(self.model, experiment, data.classes, Path(experiment.init))))
-        self.model.to(here.device, memory_format=torch.channels_last)
+        self.model.to(here.device).to(memory_format=torch.channels_last)
         self.model.train()
         self.optimiser = make_optimiser(self.model, self.settings)
         self.names = parameter_names(self.model, self.optimiser)
         decay = self.settings.ema_decay
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+        self.ema = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+        )
         self.matcher, self.criterion = build_matcher(experiment), build_criterion(experiment)
         self.meters = torch.zeros(len(METERS), device=here.device)
         self.bad = torch.zeros((), device=here.device)
@@ -236,7 +238,8 @@ class Trainer:
         newest = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
         return (
             f"learning rates: {rates}; last gradient norm {self.last_norm.item():.4g}; {newest}. "
-            "A lower train.lr, train.clip, or train.precision=fp32 usually helps; the same command goes on from the checkpoint"
+            "A lower train.lr, train.clip, or train.precision=fp32 usually helps; "
+            "the same command goes on from the checkpoint"
         )
 
     # -- what is kept -------------------------------------------------------------------------------------------
@@ -275,7 +278,9 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise ValueError(f"{path} is a checkpoint of another model: {str(error).splitlines()[1].strip()}") from error
+            raise ValueError(
+                f"{path} is a checkpoint of another model: {str(error).splitlines()[1].strip()}"
+            ) from error
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         if self.ema is not None:
@@ -315,7 +320,13 @@ class Trainer:
         folder = self.run.folder / "detections" / f"epoch-{epoch:03d}"
         try:
             scores = evaluate_to(
-                folder, model, self.data.val, self.data.classes, self.experiment, self.here, after_batch=self._tell(progress)
+                folder,
+                model,
+                self.data.val,
+                self.data.classes,
+                self.experiment,
+                self.here,
+                after_batch=self._tell(progress),
             )
         except InterruptedError:
             return False
@@ -325,7 +336,9 @@ class Trainer:
             with JsonLines(self.run.evaluations_path) as lines:
                 lines.append({"step": self.step, "epoch": epoch, **figures})
             plot_curves(self.run.metrics(), self.run.evaluations(), self.run.folder / "curves.png")
-            draw_validation(self.data.val, folder / "detections.json", self.data.classes, self.run.folder / "predictions.png")
+            draw_validation(
+                self.data.val, folder / "detections.json", self.data.classes, self.run.folder / "predictions.png"
+            )
         self.here.barrier()
         return True
 
@@ -335,6 +348,7 @@ class Trainer:
             flag = torch.tensor([float(self.stop.requested is not None)], device=self.here.device)
             if self.here.sum(flag).item():
                 raise InterruptedError
+
         return after_batch
 
     def _interrupted(self) -> int:
@@ -358,7 +372,10 @@ class Trainer:
         return DistributedDataParallel(self.model, ids, broadcast_buffers=buffers, gradient_as_bucket_view=True)
 
     def _counts(self) -> str:
-        rows = [f"{name} {trained:,} trained, {frozen:,} frozen" for name, trained, frozen in self.model.backbone.count_parameters()]
+        rows = [
+            f"{name} {trained:,} trained, {frozen:,} frozen"
+            for name, trained, frozen in self.model.backbone.count_parameters()
+        ]
         head = sum(p.numel() for name, p in self.model.named_parameters() if not name.startswith("backbone."))
         return f"parameters: head {head:,} trained; backbone: {'; '.join(rows)}"
 

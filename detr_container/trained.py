@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from detr_container.models.detector import Detector
 from detr_container.models.layouts import to_hugging_face, to_published
 from detr_container.models.pretrained import detector_weights, scatter_rows
 from detr_container.models.resnet import DEPTHS
-from detr_container.models.smca import SCALES
 
 from .build import build_detector
 from .checkpoint import load
@@ -27,6 +26,9 @@ from .experiments import FOCAL, named
 from .run import Run
 
 _log = logging.getLogger(__name__)
+
+GAUSSIANS: tuple[Literal["type1", "type2", "type3", "type4"], ...] = ("type1", "type2", "type3", "type4")
+"""SMCA's types by their number of scales per head."""
 
 
 @dataclass
@@ -69,7 +71,7 @@ def open_trained(path: Path, device: torch.device, experiment: str = "") -> Trai
             f"{path} does not fit {settings.name or 'the experiment'}: {str(error).splitlines()[1].strip()}. "
             "Name its experiment with --experiment"
         ) from error
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=torch.channels_last).eval()
     return Trained(model, settings, classes, path, int(checkpoint.get("step", 0)))
 
 
@@ -82,7 +84,7 @@ def _published(
     classes = rows_by_id(rows - int(settings.loss.classification == "softmax"))
     if not experiment:
         _log.warning(
-            "%s does not say what it is; taken for %s on %s%s with %d class rows by COCO id. --experiment overrules this",
+            "%s does not say what it is: taken for %s on %s%s, %d class rows by COCO id (--experiment overrules)",
             path,
             settings.head.kind,
             settings.backbone.name,
@@ -117,7 +119,7 @@ def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = No
     if focal:
         scale = state.get("decoder.priors.0.scale.bias")
         count = 0 if scale is None else len(scale) // heads
-        head = replace(head, gaussian=next(name for name, scales in SCALES.items() if scales == count))
+        head = replace(head, gaussian=GAUSSIANS[count])
     dilation = bool(getattr(arguments, "dilation", False))
     return Experiment(
         backbone=_guess_backbone(state, dilation), head=head, loss=FOCAL if focal else LossConfig(), name="published"
@@ -147,7 +149,7 @@ def exported(trained: Trained, layout: str) -> dict[str, Tensor]:
         return to_published(state)
     if settings.head.kind != "detr" or not softmax or not settings.backbone.name.startswith("resnet"):
         raise ValueError(
-            f"Hugging Face's DETR has no {settings.head.kind} head on {settings.backbone.name}: only a DETR on a ResNet "
-            "can be exported to it; use --layout published"
+            f"Hugging Face's DETR has no {settings.head.kind} head on {settings.backbone.name}: only a DETR on a "
+            "ResNet can be exported to it; use --layout published"
         )
     return to_hugging_face(state)

@@ -7,7 +7,7 @@ network is frozen in silence because its parameters are called something else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -106,16 +106,21 @@ class TimmBackbone(Backbone):
         name: as timm spells it; pretrained: timm's weights, downloaded to its cache at first use.
         """
         import timm
+        from timm.utils.model import freeze_batch_norm_2d
 
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
-            raise ValueError(f"timm has no model {name!r}. " + (f"Near: {', '.join(near)}" if near else "See timm.list_models()."))
-        options = {"drop_path_rate": drop_path} if drop_path else {}
+            raise ValueError(
+                f"timm has no model {name!r}. " + (f"Near: {', '.join(near)}" if near else "See timm.list_models().")
+            )
+        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         try:
-            body = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+            body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
             if stage != -1:
                 indices = tuple(range(len(body.feature_info) + 1 + stage))
-                body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=indices, **options)
+                body = timm.create_model(
+                    name, pretrained=pretrained, features_only=True, out_indices=indices, **options
+                )
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"timm/{name} cannot be a backbone: {error}") from error
         except OSError as error:
@@ -126,11 +131,12 @@ class TimmBackbone(Backbone):
         info, cfg = body.feature_info, timm.get_pretrained_cfg(name)
         mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
         super().__init__(info.channels(), info.reduction(), max(info.reduction()), mean, std)
-        self.body = freeze_norms(body) if frozen_norm else body
+        # timm's own, since its norms can hold an activation that a plain replacement would lose.
+        self.body = freeze_batch_norm_2d(body) if frozen_norm else body
         self._ends = [module.replace(".", "_") for module in info.module_name()]
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
-        """timm's modules in order, cut after each one that gives a feature map."""
+        """Timm's modules in order, cut after each one that gives a feature map."""
         stages: list[tuple[str, list[nn.Module]]] = []
         modules: list[nn.Module] = []
         for name, module in self.body.named_children():
@@ -150,4 +156,3 @@ class TimmBackbone(Backbone):
             feature if feature.shape[1] == channels else feature.permute(0, 3, 1, 2)
             for feature, channels in zip(maps, self.channels, strict=True)
         ]
-

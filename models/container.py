@@ -54,7 +54,9 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """x += position(x); x += aggregation between 1 x 1 convolutions; x += MLP, the last two with stochastic depth."""
 
-    def __init__(self, channels: int, ratio: int, aggregation: StaticAggregation | MixedAggregation, drop: float) -> None:
+    def __init__(
+        self, channels: int, ratio: int, aggregation: StaticAggregation | MixedAggregation, drop: float
+    ) -> None:
         super().__init__()
         self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)

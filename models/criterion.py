@@ -1,4 +1,4 @@
-"""DETR's set loss (Carion et al. 2020, section 3.1), or with focal classification as in SMCA-DETR, for all layers at once.
+"""DETR's set loss (Carion et al. 2020, section 3.1), focal as in SMCA-DETR on request, for all layers at once.
 
 Every normaliser is a function of the number of objects alone, so that it can be summed over gradient accumulation and
 over processes before the first forward pass: N small steps then give exactly one large step.
@@ -43,7 +43,7 @@ class Criterion:
     gamma: float = 2.0
 
     def normalisers(self, counts: Sequence[int], queries: int) -> tuple[float, float]:
-        """What the class loss and the box losses of pictures with these many objects are divided by, before any minimum.
+        """What the class loss and the box losses of pictures with so many objects are divided by, before any minimum.
 
         Sum the pairs over everything that one optimiser step sees. Softmax: the total weight of all targets; focal:
         the number of objects, as for boxes.

@@ -6,6 +6,7 @@ Shapes: B pictures, S = h x w cells, C width, D decoder layers, Q queries, K log
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
         super().__init__()
         widths = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
@@ -87,7 +88,9 @@ class Detector(nn.Module):
         self.encoder = Encoder(layers, width, pre_norm)
         # Not in the state dict: they belong to the backbone. Buffers, so that they are on the device already.
         self.register_buffer("pixel_mean", torch.tensor(backbone.mean).mul(255)[:, None, None], persistent=False)
-        self.register_buffer("pixel_scale", torch.tensor(backbone.std).mul(255).reciprocal()[:, None, None], persistent=False)
+        self.register_buffer(
+            "pixel_scale", torch.tensor(backbone.std).mul(255).reciprocal()[:, None, None], persistent=False
+        )
 
     def normalise(self, images: Tensor, sizes: Tensor, padded: bool) -> Tensor:
         """[B, 3, H, W] uint8 to float32 as the backbone wants it, with zeros on padding; floats pass through."""
@@ -105,7 +108,8 @@ class Detector(nn.Module):
         """Pictures as in `forward` to the encoder's output."""
         images = self.normalise(images, sizes, padded)
         features = self.input_proj(self.backbone(images)[-1])
-        cover = extent(sizes, tuple(images.shape[-2:]), tuple(features.shape[-2:]), padded)
+        (pixels_y, pixels_x), (cells_y, cells_x) = images.shape[-2:], features.shape[-2:]
+        cover = extent(sizes, (pixels_y, pixels_x), (cells_y, cells_x), padded)
         tokens = features.flatten(2).transpose(1, 2)
         bias = None
         if padded:

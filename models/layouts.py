@@ -40,7 +40,13 @@ def reverse(rules: Iterable[tuple[str, str]]) -> Rules:
 def _container_stage(stage: int, last: bool) -> Rules:
     ours, theirs = f"blocks.{stage - 1}.{{i}}", f"blocks{stage}.{{i}}"
     kernel = ("aggregation.static.kernel", "conv") if last else ("aggregation.kernel", "attn")
-    parts = [kernel, ("aggregation.mix", "sa_weight"), ("position", "pos_embed"), ("mlp.0", "mlp.fc1"), ("mlp.2", "mlp.fc2")]
+    parts = [
+        kernel,
+        ("aggregation.mix", "sa_weight"),
+        ("position", "pos_embed"),
+        ("mlp.0", "mlp.fc1"),
+        ("mlp.2", "mlp.fc2"),
+    ]
     rules = [(f"{ours}.{a}.{{rest}}", f"{theirs}.{b}.{{rest}}") for a, b in parts if a != "aggregation.mix"]
     return [
         (f"embeds.{stage - 1}.{{rest}}", f"patch_embed{stage}.{{rest}}"),
@@ -86,7 +92,9 @@ _HF_CONV = [(f"conv{k}", f"bn{k}", f"layer.{k - 1}") for k in (1, 2, 3)]
 _HF_STAGES: Rules = [
     rule
     for stage in range(4)
-    for ours, theirs in [(f"backbone.body.layer{stage + 1}.{{i}}", f"model.backbone.model.encoder.stages.{stage}.layers.{{i}}")]
+    for ours, theirs in [
+        (f"backbone.body.layer{stage + 1}.{{i}}", f"model.backbone.model.encoder.stages.{stage}.layers.{{i}}")
+    ]
     for rule in [
         (f"{ours}.downsample.0.{{rest}}", f"{theirs}.shortcut.convolution.{{rest}}"),
         (f"{ours}.downsample.1.{{rest}}", f"{theirs}.shortcut.normalization.{{rest}}"),
@@ -116,9 +124,16 @@ HUGGING_FACE: Rules = [
     ("backbone.body.{rest}", "model.backbone.conv_encoder.model.{rest}"),
 ]
 _HF_OLD: Rules = [
-    *[(f"model.{side}.layers.{{i}}.fc{k}.{{rest}}", f"model.{side}.layers.{{i}}.mlp.fc{k}.{{rest}}") for side in ("encoder", "decoder") for k in (1, 2)],
     *[
-        (f"model.{side}.layers.{{i}}.{attention}.out_proj.{{rest}}", f"model.{side}.layers.{{i}}.{attention}.o_proj.{{rest}}")
+        (f"model.{side}.layers.{{i}}.fc{k}.{{rest}}", f"model.{side}.layers.{{i}}.mlp.fc{k}.{{rest}}")
+        for side in ("encoder", "decoder")
+        for k in (1, 2)
+    ],
+    *[
+        (
+            f"model.{side}.layers.{{i}}.{attention}.out_proj.{{rest}}",
+            f"model.{side}.layers.{{i}}.{attention}.o_proj.{{rest}}",
+        )
         for side in ("encoder", "decoder")
         for attention in ("self_attn", "encoder_attn")
     ],
@@ -156,7 +171,8 @@ def to_container(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A Hugging Face DETR's state dict under our names: separate query, key and value projections are packed."""
-    plain, split = {}, {}
+    plain: dict[str, Tensor] = {}
+    split: dict[str, dict[str, Tensor]] = {}
     for name, value in rename(state, _HF_OLD).items():
         if match := _SPLIT.fullmatch(name):
             side, layer, kind, part, tensor = match.groups()

@@ -77,8 +77,8 @@ class Matcher:
                 matched = linear_sum_assignment(table[layer, image, :, :count])
                 pairs = zip(*(side.tolist() for side in matched), strict=True)
                 rows += [(layer, image, query, starts[image] + target) for query, target in pairs]
-        packed = to_device(rows, output.logits.device).view(-1, 4)
-        return Matches(*packed.unbind(1), signals=told.tolist())
+        layer_of, image_of, query, target = to_device(rows, output.logits.device).view(-1, 4).unbind(1)
+        return Matches(layer_of, image_of, query, target, told.tolist())
 
     def costs(self, output: Output, targets: Targets) -> Tensor:
         """[D, B, Q, T] cost of every prediction against its own picture's objects; surplus columns are unspecified."""

@@ -119,7 +119,7 @@ def detector_weights(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of a checkpoint's tensors. classes: names whose rows were carried over; fresh: those that start anew."""
+    """What became of a checkpoint's tensors. classes: names whose rows were kept; fresh: those that start anew."""
 
     tensors: int
     classes: tuple[str, ...]

@@ -51,9 +51,7 @@ DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 class ResNetBackbone(Backbone):
     """ResNet-18/34/50/101; its stages are the stem and layer1 .. layer4, its feature maps those of the layers."""
 
-    def __init__(
-        self, name: str, outputs: int | None = None, dilation: bool = False, frozen_norm: bool = True
-    ) -> None:
+    def __init__(self, name: str, outputs: int | None = None, dilation: bool = False, frozen_norm: bool = True) -> None:
         """Build the stem and the first `outputs` layers (default: all four).
 
         dilation: stride 1 and dilation 2 in layer4 (DC5); frozen_norm: fixed BatchNorm, as DETR trains it.

@@ -8,6 +8,8 @@ Shapes: B pictures, L queries, C width, A heads, h x w cells of stride s.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +78,11 @@ class SmcaDecoder(nn.Module):
         self.reference = MLP(width, width, 2, 3)
         self.norm = nn.LayerNorm(width)
 
+    def pairs(self) -> Iterator[tuple[DecoderLayer, GaussianPrior]]:
+        """Every layer with its prior."""
+        for layer, prior in zip(self.layers, self.priors, strict=True):
+            yield cast(DecoderLayer, layer), cast(GaussianPrior, prior)
+
 
 class SmcaDetr(Detector):
     """SMCA-DETR with sigmoid class logits; boxes are predicted relative to each query's reference point."""
@@ -106,7 +113,7 @@ class SmcaDetr(Detector):
         self.auxiliary = auxiliary
         initialise(self.encoder)
         initialise(self.decoder)
-        for prior in self.decoder.priors:
+        for _, prior in self.decoder.pairs():
             prior.start_isotropic()
         nn.init.constant_(self.class_embed.bias, PRIOR_BIAS)
         self.input_proj = nn.Conv2d(backbone.channels[-1], width, 1)
@@ -118,8 +125,10 @@ class SmcaDetr(Detector):
         x = torch.zeros_like(query_position, dtype=memory.tokens.dtype).expand(len(sizes), -1, -1)
         # The published code divides by a stride of 32 whatever the backbone; this is the real one.
         cells = sizes.flip(1)[:, None].float() / self.stride
-        states, attention, gaussians = [], [], []
-        for layer, prior in zip(self.decoder.layers, self.decoder.priors, strict=True):
+        states: list[Tensor] = []
+        attention: list[Tensor] = []
+        gaussians: list[Tensor] = []
+        for layer, prior in self.decoder.pairs():
             looking = prior.norm(x + query_position)
             if not states:
                 reference = self._reference(looking)

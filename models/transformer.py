@@ -6,7 +6,9 @@ Positions are added to queries and keys of every layer, never to values.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -165,7 +167,7 @@ class Decoder(nn.Module):
         key = memory + position
         x = torch.zeros_like(query_position, dtype=memory.dtype).expand(len(memory), -1, -1)
         states, maps = [], []
-        for layer in self.layers:
+        for layer in cast(Iterable[DecoderLayer], self.layers):
             x, query = layer(x, query_position, memory, key, bias)
             states.append(self.norm(x))
             if attention:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -237,10 +238,17 @@ def test_negative_workers_are_refused(dataset: DetectionDataset) -> None:
         training_loader(dataset, steps_of(0, 6), workers=-1)
 
 
-def test_workers_leave_signals_to_the_training_process(dataset: DetectionDataset) -> None:
-    stream = batches(training_loader(dataset, steps_of(0, 60), workers=1))
+def stream_and_worker(dataset: DetectionDataset, steps: int) -> tuple[Generator[Batch, None, None], Any]:
+    """A stream of batches of which one was taken, and the process that loads them."""
+    before = set(multiprocessing.active_children())
+    stream = batches(training_loader(dataset, steps_of(0, steps), workers=1))
     next(stream)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - before
+    return stream, worker
+
+
+def test_workers_leave_signals_to_the_training_process(dataset: DetectionDataset) -> None:
+    stream, worker = stream_and_worker(dataset, 60)
     for name in ("INT", "TERM", "USR1", "USR2"):
         # As a terminal or a scheduler would: from a process that is not the worker's parent.
         subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
@@ -250,19 +258,22 @@ def test_workers_leave_signals_to_the_training_process(dataset: DetectionDataset
 
 
 def test_a_worker_obeys_its_parent(dataset: DetectionDataset) -> None:
-    stream = batches(training_loader(dataset, steps_of(0, 60), workers=1))
-    next(stream)
-    (worker,) = multiprocessing.active_children()
+    stream, worker = stream_and_worker(dataset, 60)
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
     stream.close()
 
 
+def test_workers_end_when_the_stream_is_closed(dataset: DetectionDataset) -> None:
+    stream, worker = stream_and_worker(dataset, 60)
+    stream.close()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
 def test_a_killed_worker_is_explained(dataset: DetectionDataset) -> None:
-    stream = batches(training_loader(dataset, steps_of(0, 600), workers=1))
-    next(stream)
-    (worker,) = multiprocessing.active_children()
+    stream, worker = stream_and_worker(dataset, 600)
     os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"ended unexpectedly .* lower data\.workers"):
         list(stream)

@@ -24,9 +24,7 @@ from detr_container.datasets.transforms import (
     shortest_size,
 )
 
-GOLDEN: dict[str, Any] = json.loads(
-    (Path(__file__).resolve().parent.parent / "golden" / "transforms.json").read_text()
-)
+GOLDEN: dict[str, Any] = json.loads((Path(__file__).resolve().parent.parent / "golden" / "transforms.json").read_text())
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 SIDES = st.integers(1, 150)
 

@@ -1,0 +1,179 @@
+"""What the tests of whole runs share: one small data set, one tiny experiment, and ways to run, stop and compare it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detr_container.checkpoint import load
+from detr_container.config import Experiment
+from detr_container.datasets.shapes import make_shapes
+from detr_container.experiments import named
+from detr_container.files import read_jsonl
+from detr_container.run import Run
+from detr_container.train import train
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRAIN, VAL, SIDE = 16, 5, 64
+"""Four steps of four pictures an epoch; picture 6 (at index 5) has no object, pictures 4 and 12 have a crowd."""
+SPEED = {"images_per_second", "memory_gib"}
+"""The fields of a line of metrics that measure the machine rather than the training."""
+
+
+def shapes_folder(factory: pytest.TempPathFactory) -> Path:
+    """The data set of all runs, made once in a test session."""
+    folder = factory.getbasetemp() / "shapes"
+    if not folder.exists():
+        make_shapes(folder, TRAIN, VAL, SIDE, workers=0)
+    return folder
+
+
+def tiny(root: Path, **changed: Any) -> Experiment:
+    """`debug` made smaller: two epochs of four steps. changed: settings as `train__epochs=1` or `seed=3`."""
+    experiment = named("debug").experiment
+    settings = {
+        "data__root": root,
+        "data__make_shapes": (0, 0, 0),
+        "data__workers": 0,
+        "data__eval_batch": 2,
+        "train__log_every": 2,
+        "train__checkpoint_minutes": 0.0,
+        "device": "cpu",
+        **changed,
+    }
+    for name, value in settings.items():
+        section, _, key = name.partition("__")
+        new = replace(getattr(experiment, section), **{key: value}) if key else value
+        experiment = replace(experiment, **{section: new})
+    return experiment
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: on pictures this small, threads on a busy machine wait for each other ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train_in(folder: Path, experiment: Experiment) -> int:
+    """`train` on one thread; returns its exit status."""
+    with one_thread():
+        return train(experiment, folder)
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run, which must be readable."""
+    return load(Run(folder).checkpoints().paths()[0])
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics without what measures the machine."""
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def assert_same(a: Any, b: Any, where: str = "state") -> None:
+    """Equal to the last bit, tensors within dicts and lists included."""
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and a.shape == b.shape, where
+        assert torch.equal(a, b), f"{where} differs by up to {(a - b).abs().max()}"
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}[{key!r}]")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for index, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_same(left, right, f"{where}[{index}]")
+    else:
+        assert a == b, f"{where}: {a} against {b}"
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Two runs ended with the same weights, optimiser, averages, metrics, evaluations and detections, bit for bit."""
+    left, right = final_state(a), final_state(b)
+    for state in (left, right):
+        state.pop("experiment")  # the stop itself is a setting (train.max_steps)
+    assert_same(left, right)
+    assert metrics(a) == metrics(b)
+    assert Run(a).evaluations() == Run(b).evaluations()
+    found = sorted(path.relative_to(a) for path in (a / "detections").rglob("detections.json"))
+    assert found == sorted(path.relative_to(b) for path in (b / "detections").rglob("detections.json"))
+    for path in found:
+        assert json.loads((a / path).read_text()) == json.loads((b / path).read_text())
+
+
+def when(condition: Callable[[], bool], act: Callable[[], None], seconds: float = 60) -> threading.Thread:
+    """Watch for a condition from another thread, then act once."""
+
+    def watch() -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if condition():
+                act()
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def environment(**changed: str) -> dict[str, str]:
+    """The environment of a process that runs the repository's code on one thread."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH")]))
+    wide = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "COLUMNS": "200"}
+    return {**os.environ, **wide, **changed}
+
+
+def start(arguments: Sequence[str | Path], folder: Path, **changed: str) -> subprocess.Popen[str]:
+    """A process of the command line, with its output piped; changed: environment variables."""
+    command = [sys.executable, "-m", "detr_container", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(**changed), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Wait until a condition holds; fails when the process ends before, or after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            out, err = process.communicate()
+            pytest.fail(f"the process ended with status {process.returncode} too early:\n{out}\n{err}")
+        assert time.monotonic() < end, f"nothing happened in {seconds} s"
+        time.sleep(0.005)
+
+
+def settings_of(experiment: Experiment) -> list[str]:
+    """The options that turn `debug` into this experiment on the command line."""
+    from detr_container.config import difference
+
+    options = []
+    for name, (_, value) in difference(named("debug").experiment, experiment).items():
+        values = value if isinstance(value, list) else [value]
+        options += [f"--{name.replace('_', '-')}", *(str(entry) for entry in values)]
+    return options
+
+
+def free_port() -> int:
+    """A port that nobody listens to at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
