@@ -89,7 +89,7 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     experiment = options.settings
     device = choose_device(experiment.device)
     classes = len(open_data(experiment).classes) if options.source == "data" else options.classes
-    model = build_detector(experiment, classes, weights=False).to(device).to(memory_format=torch.channels_last)
+    model = build_detector(experiment, classes, weights=False).to(device)
     supply = _loaded(options, model) if options.source == "data" else _made(options, model)
     watch = _Stopwatch(device)
     _train(model, experiment, supply, watch, options.warmup + options.steps)

@@ -59,6 +59,10 @@ def build_backbone(config: BackboneConfig, weights: bool = True) -> Backbone:
     if pretrained and not config.name.startswith("timm/"):
         load_imagenet(backbone, config.name)
     elif weights and config.weights not in ("imagenet", "none"):
+        if not Path(config.weights).exists():
+            raise FileNotFoundError(
+                f"backbone.weights={config.weights}: neither `imagenet` nor `none`, nor a file that is there"
+            )
         load_backbone(backbone, load(config.weights), config.weights)
     return backbone.freeze(config.frozen_stages)
 
@@ -91,8 +95,10 @@ def build_detector(experiment: Experiment, classes: int, weights: bool = True) -
         }
         logits = classes + int(experiment.loss.classification == "softmax")
         if head.kind == "detr":
-            return Detr(backbone, logits, pre_norm=head.pre_norm, **shared)
-        return SmcaDetr(backbone, logits, gaussian=head.gaussian, smooth=head.smooth, **shared)
+            model: Detector = Detr(backbone, logits, pre_norm=head.pre_norm, **shared)
+        else:
+            model = SmcaDetr(backbone, logits, gaussian=head.gaussian, smooth=head.smooth, **shared)
+        return model.to(memory_format=backbone.memory_format)
 
 
 def build_matcher(experiment: Experiment) -> Matcher:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,15 +49,23 @@ class HeadConfig:
     kind: Literal["detr", "smca"] = "detr"
     """DETR (Carion et al. 2020) or single-scale SMCA-DETR (Gao et al. 2021)."""
     queries: int = 100
+    """Detections per picture: more than any picture has objects."""
     width: int = 256
+    """Features per query and position, a multiple of `heads`."""
     heads: int = 8
+    """Attention heads."""
     encoder_layers: int = 6
+    """Self-attention layers over the feature map; 0: none."""
     decoder_layers: int = 6
+    """Layers that turn queries into objects, each supervised."""
     feedforward: int = 2048
+    """Hidden features of every layer's two-layer network."""
     dropout: float = 0.1
+    """Drop probability within the transformer."""
     pre_norm: bool = False
     """DETR only: LayerNorm before each block rather than after it."""
     position: Literal["sine", "learned"] = "sine"
+    """Position encoding of the feature map: fixed sine waves, or learned rows and columns."""
     gaussian: Literal["type1", "type2", "type3", "type4"] = "type3"
     """SMCA only: no scale, one per head, one per head and axis (published), and that with a cross term."""
     smooth: float = 8.0
@@ -71,15 +80,23 @@ class LossConfig:
     classification: Literal["softmax", "focal"] = "softmax"
     """Softmax cross-entropy with a no-object class (DETR) or sigmoid focal loss (SMCA)."""
     class_weight: float = 1.0
+    """Weight of the classification loss."""
     l1_weight: float = 5.0
+    """Weight of the L1 distance between boxes (cx, cy, w, h in [0, 1])."""
     giou_weight: float = 2.0
+    """Weight of 1 - generalised IoU."""
     cost_class: float = 1.0
+    """Weight of the class in the matching cost."""
     cost_l1: float = 5.0
+    """Weight of the L1 distance in the matching cost."""
     cost_giou: float = 2.0
+    """Weight of the generalised IoU in the matching cost."""
     no_object_weight: float = 0.1
     """Softmax only: the weight of the no-object class."""
     focal_alpha: float = 0.25
+    """Focal only: weight of an object against 1 minus it for the background."""
     focal_gamma: float = 2.0
+    """Focal only: how strongly what is already right is discounted."""
     auxiliary: bool = True
     """Supervise every decoder layer, not only the last."""
 
@@ -92,9 +109,13 @@ class DataConfig:
     root: Path | None = None
     """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
     train_images: Path | None = None
+    """Training pictures, where they are not in `root`."""
     train_annotations: Path | None = None
+    """Training annotations in COCO's format, where they are not in `root`."""
     val_images: Path | None = None
+    """Validation pictures, where they are not in `root`."""
     val_annotations: Path | None = None
+    """Validation annotations in COCO's format, where they are not in `root`."""
     make_shapes: tuple[int, int, int] = (0, 0, 0)
     """Make the shapes data set in `root` when nothing is there: training and validation pictures, and their side."""
     augment: Literal["detr", "flip", "none"] = "detr"
@@ -125,16 +146,21 @@ class TrainConfig:
     """The schedule, the optimiser and what is kept."""
 
     epochs: int = 50
+    """Passes over the training set."""
     batch: int = 16
     """Pictures per optimiser step, over all processes."""
     micro_batch: int = 2
     """Pictures per process in one forward pass; gradients accumulate until `batch` is reached."""
     lr: float = 1e-4
+    """Learning rate of everything but the backbone."""
     lr_backbone: float = 1e-5
+    """Learning rate of the backbone's stages that are trained."""
     weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay, of every weight."""
     clip: float = 0.1
     """Largest L2 norm of the gradient; 0 turns clipping off."""
     schedule: Literal["step", "cosine"] = "step"
+    """Learning rates fall once by a factor of ten, or along half a cosine to zero."""
     lr_drop: int = 40
     """`step` only: the epoch after which every learning rate is divided by ten."""
     warmup_steps: int = 0
@@ -148,6 +174,7 @@ class TrainConfig:
     checkpoint_minutes: float = 15.0
     """Minutes between two checkpoints within an epoch; one is always written at an epoch's end."""
     keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay; with 1 there is none to fall back on."""
     eval_every: int = 1
     """Epochs between two evaluations; the last epoch is always evaluated. 0: never."""
     max_steps: int = 0
@@ -171,6 +198,7 @@ class Experiment:
     init: str = ""
     """A detector's checkpoint, ours or a published one, to start (fine-tune) from."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
 
 
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
@@ -218,29 +246,54 @@ def difference(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
 def validate(experiment: Experiment) -> list[str]:
     """Warnings about settings that have no effect. Raises ValueError for values that no run can have."""
     _check_ranges(experiment)
-    backbone, head, loss = experiment.backbone, experiment.head, experiment.loss
-    default = HeadConfig()
-    warnings = []
-    if head.kind == "detr":
-        for name in ("gaussian", "smooth"):
-            if getattr(head, name) != getattr(default, name):
-                warnings.append(f"head.{name} has no effect on DETR: it belongs to SMCA-DETR (head.kind=smca)")
-    elif head.pre_norm:
+    _check_together(experiment)
+    train = experiment.train
+    flat, usual = flatten(experiment), flatten(Experiment())
+    warnings = [
+        f"{name} has no effect {why}"
+        for names, idle, why in _idle(experiment)
+        for name in names.split()
+        if idle and flat[name] != usual[name]
+    ]
+    if train.schedule == "step" and train.lr_drop >= train.epochs:
+        warnings.append(
+            f"train.lr_drop={train.lr_drop} has no effect: it is not before the end (train.epochs={train.epochs})"
+        )
+    return warnings
+
+
+def _idle(experiment: Experiment) -> Iterator[tuple[str, bool, str]]:
+    """Settings that something else turns off: their names, whether it does, and why."""
+    backbone, data = experiment.backbone.name, experiment.data
+    softmax = experiment.loss.classification == "softmax"
+    yield "head.gaussian head.smooth", experiment.head.kind == "detr", "on DETR: it is SMCA-DETR's (head.kind=smca)"
+    yield "backbone.drop_path", backbone.startswith("resnet"), "on a ResNet"
+    yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
+    yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
+    yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"
+    yield "data.max_size", data.resize == "square", "on square pictures"
+    yield "train.lr_drop", experiment.train.schedule == "cosine", "on the cosine schedule"
+
+
+def _check_together(experiment: Experiment) -> None:
+    """Settings that contradict each other."""
+    backbone, head, data = experiment.backbone, experiment.head, experiment.data
+    if head.kind == "smca" and head.pre_norm:
         raise ValueError("head.pre_norm=True: SMCA-DETR is defined with post-norm layers only; use head.kind=detr")
+    if head.width % head.heads:
+        raise ValueError(f"head.width={head.width} cannot be shared by head.heads={head.heads}: make it a multiple")
+    if head.position == "sine" and head.width % 4:
+        raise ValueError(f"head.width={head.width}: sine positions need a multiple of 4; or use head.position=learned")
     if backbone.dilation and not backbone.name.startswith("resnet"):
         raise ValueError(f"backbone.dilation=True: only a ResNet can be dilated, not {backbone.name}")
-    if backbone.drop_path and backbone.name.startswith("resnet"):
-        warnings.append("backbone.drop_path has no effect on a ResNet")
-    if loss.classification == "focal" and loss.no_object_weight != LossConfig.no_object_weight:
-        warnings.append("loss.no_object_weight has no effect on focal loss, which has no no-object class")
-    if experiment.train.schedule == "step" and experiment.train.lr_drop >= experiment.train.epochs:
-        warnings.append(
-            f"train.lr_drop={experiment.train.lr_drop} has no effect: it is not before the end "
-            f"(train.epochs={experiment.train.epochs})"
-        )
-    if experiment.data.resize == "square" and experiment.data.max_size != DataConfig.max_size:
-        warnings.append("data.max_size has no effect on square pictures")
-    return warnings
+    if any(data.make_shapes) and data.root is None:
+        raise ValueError(f"data.make_shapes={data.make_shapes}: data.root says in which folder to make them")
+    for name in ("scales", "crop_resize"):
+        sizes = getattr(data, name)
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"data.{name}={sizes}: give one or more sizes in pixels, each 1 or more")
+    if not 1 <= data.crop_range[0] <= data.crop_range[1]:
+        raise ValueError(f"data.crop_range={data.crop_range}: give the least side of a crop, then the largest")
 
 
 def _check_ranges(experiment: Experiment) -> None:
@@ -252,10 +305,12 @@ def _check_ranges(experiment: Experiment) -> None:
         "data.max_size head.smooth"
     )
     natural = (
-        "head.encoder_layers train.lr_backbone train.weight_decay train.clip train.lr_drop train.warmup_steps "
+        "loss.class_weight loss.l1_weight loss.giou_weight loss.cost_class loss.cost_l1 loss.cost_giou "
+        "loss.no_object_weight loss.focal_gamma head.encoder_layers train.lr_backbone train.weight_decay train.clip "
+        "train.lr_drop train.warmup_steps "
         "train.checkpoint_minutes train.eval_every train.max_steps backbone.frozen_stages data.workers data.canvas seed"
     )
-    share = "head.dropout backbone.drop_path train.ema_decay"
+    share = "loss.focal_alpha head.dropout backbone.drop_path train.ema_decay"
     rules = (
         (positive, "greater than 0", lambda value: value > 0),
         (natural, "0 or greater", lambda value: value >= 0),

@@ -50,6 +50,12 @@ class Session:
         dist.all_gather_object(values, value)
         return values
 
+    def share(self, tensors: list[Tensor]) -> None:
+        """Overwrite every process's tensors with the main process's."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world > 1:

@@ -59,9 +59,7 @@ class Progress:
         self.task = self.bar.add_task("training", total=self.total, completed=self.step, left=None, said="")
         self.evaluation = self.bar.add_task("evaluating", visible=False, left=None, said="")
         self.lines = JsonLines(self.run.metrics_path)
-        self.board = SummaryWriter(
-            str(self.run.folder / "tensorboard"), purge_step=self.step + 1 if self.step else None
-        )
+        self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.step + 1)
         return self
 
     def __exit__(

@@ -60,9 +60,9 @@ class Run:
         """The evaluations so far, one per evaluated epoch."""
         return read_jsonl(self.evaluations_path) if self.evaluations_path.exists() else []
 
-    def check_resumable(self, experiment: Experiment) -> dict[str, tuple[Any, Any]]:
-        """What differs from the run so far. Raises ValueError for what would make it another run."""
-        changed = config.difference(self.experiment(), experiment)
+    def check_resumable(self, experiment: Experiment, before: Experiment) -> dict[str, tuple[Any, Any]]:
+        """What differs from the run so far, with `before`. Raises ValueError for what would make it another run."""
+        changed = config.difference(before, experiment)
         barred = {k: v for k, v in changed.items() if k.startswith(FIXED) and k not in FREE}
         if barred:
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in barred.items())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -72,15 +73,16 @@ class Trainer:
         self.total = self.settings.epochs * self.epoch_steps
         self.step = 0
         self.saved = -1
-        resuming = run.exists
-        if resuming:
-            self._announce(run.check_resumable(experiment))
         self.checkpoints = run.checkpoints(self.settings.keep_checkpoints)
         found = self.checkpoints.newest()
+        if found:
+            self.step = self.saved = self._check_resumable(*found)
+        # Before anything is built or written, since it raises where the batch cannot be divided.
+        self.sampler = self._sampler()
         self.model = build_detector(experiment, len(data.classes), weights=found is None)
         if found is None and experiment.init:
             self._say(str(start_from(self.model, experiment, data.classes, Path(experiment.init))))
-        self.model.to(here.device).to(memory_format=torch.channels_last)
+        self.model.to(here.device)
         self.model.train()
         self.optimiser = make_optimiser(self.model, self.settings)
         self.names = parameter_names(self.model, self.optimiser)
@@ -93,6 +95,7 @@ class Trainer:
         self.bad = torch.zeros((), device=here.device)
         self.norms = torch.zeros(len(self.names), device=here.device)
         self.last_norm = torch.zeros((), device=here.device)
+        self.last_images: list[int] = []
         if found:
             self._restore(*found)
         here.barrier()
@@ -107,7 +110,7 @@ class Trainer:
     def run_to_end(self) -> int:
         """Step, log, save and evaluate until the schedule or somebody says stop."""
         with Progress(self.run, self.here.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
-            supply = self._batches()
+            supply, began = self._batches(), self.step
             last = min(self.total, self.step + (self.settings.max_steps or self.total))
             saved_at = time.monotonic()
             while True:
@@ -131,26 +134,20 @@ class Trainer:
                     self._save()
                     saved_at = time.monotonic()
             self._save()
-        if self.step < self.total:
+        if self.step == began == self.total:
+            self._say(
+                f"the run is finished: step {self.step} of {self.total}. A larger train.epochs would go on from here"
+            )
+        elif self.step < self.total:
             self._say(f"stopped after {self.settings.max_steps} steps; the same command goes on from step {self.step}")
         return 0
 
     def _batches(self) -> Iterator[list[Batch]]:
         """The micro batches of each step, on this process."""
-        settings, data = self.settings, self.experiment.data
-        sampler = StepBatches(
-            len(self.data.train),
-            seed=self.experiment.seed,
-            batch=settings.batch,
-            micro_batch=settings.micro_batch,
-            total_steps=self.total,
-            start_step=self.step,
-            rank=self.here.process.rank,
-            world=self.here.world,
-        )
+        data = self.experiment.data
         loader = training_loader(
             self.data.train,
-            sampler,
+            self.sampler,
             multiple=self.model.backbone.size_multiple,
             canvas=data.canvas,
             workers=data.workers,
@@ -158,7 +155,19 @@ class Trainer:
         )
         supply = batches(loader)
         for _ in range(self.step, self.total):
-            yield [next(supply) for _ in range(sampler.accumulation)]
+            yield [next(supply) for _ in range(self.sampler.accumulation)]
+
+    def _sampler(self) -> StepBatches:
+        return StepBatches(
+            len(self.data.train),
+            seed=self.experiment.seed,
+            batch=self.settings.batch,
+            micro_batch=self.settings.micro_batch,
+            total_steps=self.total,
+            start_step=self.step,
+            rank=self.here.process.rank,
+            world=self.here.world,
+        )
 
     # -- one step -----------------------------------------------------------------------------------------------
 
@@ -192,6 +201,7 @@ class Trainer:
                 (losses.total * self.here.world).backward()
             extra = diagnostics(output, batch.targets, matches, experiment.loss.classification == "softmax")
             self._measure(losses.total.detach(), losses.terms, extra, len(micro))
+        self.last_images = [image_id for host in micro for image_id in host.image_ids]
         self.last_norm, self.norms = clipped_step(self.optimiser, self.settings.clip)
         self.bad = (~self.last_norm.isfinite()).float()
         self.meters[-1] += self.last_norm / self.here.world
@@ -229,7 +239,8 @@ class Trainer:
         worst = (~self.norms.isfinite()).nonzero().flatten().tolist()
         raise FloatingPointError(
             f"NaN or Inf in the gradient at step {self.step - 1}, first in parameter {self.names[worst[0]]} "
-            f"({len(worst)} of {len(self.names)} parameters); the update was not made; {self._circumstances()}"
+            f"({len(worst)} of {len(self.names)} parameters), on images {', '.join(map(str, self.last_images))}; "
+            f"the update was not made; {self._circumstances()}"
         )
 
     def _circumstances(self) -> str:
@@ -267,14 +278,19 @@ class Trainer:
         self.saved = self.step
         self.here.barrier()
 
-    def _restore(self, path: Path, state: dict[str, Any]) -> None:
-        if "optimizer" not in state or "step" not in state:
+    def _check_resumable(self, path: Path, state: dict[str, Any]) -> int:
+        """The step at which a checkpoint goes on. Raises ValueError when this is not the run it belongs to."""
+        if not {"optimizer", "step", "meters", "experiment"} <= state.keys():
             raise ValueError(f"{path} is not a checkpoint of a run, so it cannot be continued: use --init {path}")
+        self._announce(self.run.check_resumable(self.experiment, configuration.from_dict(state["experiment"])))
         if state["steps_per_epoch"] != self.epoch_steps:
             raise ValueError(
                 f"the training set has changed: an epoch had {state['steps_per_epoch']} steps, now {self.epoch_steps}. "
                 "Put the data back, or start another run (--run NAME) from this one with --init"
             )
+        return int(state["step"])
+
+    def _restore(self, path: Path, state: dict[str, Any]) -> None:
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
@@ -286,7 +302,6 @@ class Trainer:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])
-        self.step = self.saved = state["step"]
         kept, rank = state["meters"], self.here.process.rank
         mine = kept[rank] if len(kept) == self.here.world else [sum(column) for column in zip(*kept, strict=True)]
         if len(kept) == self.here.world or rank == 0:
@@ -317,6 +332,8 @@ class Trainer:
             return True
         model: nn.Module = self.model if self.ema is None else self.ema.module
         assert isinstance(model, Detector)
+        # Batch statistics are each process's own; those of the main process are what the checkpoint has.
+        self.here.share([*model.buffers()])
         folder = self.run.folder / "detections" / f"epoch-{epoch:03d}"
         try:
             scores = evaluate_to(
@@ -368,8 +385,13 @@ class Trainer:
         if self.here.world == 1:
             return self.model
         ids = [self.here.device] if self.here.device.type == "cuda" else None
-        buffers = self.experiment.backbone.norm == "batch"
-        return DistributedDataParallel(self.model, ids, broadcast_buffers=buffers, gradient_as_bucket_view=True)
+        # Said once per process, of convolutions in channels_last: a remark on speed that nobody can act on.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        with warnings.catch_warnings():
+            # The name that replaces broadcast_buffers is not in every version of PyTorch that we run on.
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.* is deprecated", FutureWarning)
+            # Forward passes in training do not read batch statistics; evaluation shares them first (_evaluate).
+            return DistributedDataParallel(self.model, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _counts(self) -> str:
         rows = [

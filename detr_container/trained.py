@@ -71,7 +71,7 @@ def open_trained(path: Path, device: torch.device, experiment: str = "") -> Trai
             f"{path} does not fit {settings.name or 'the experiment'}: {str(error).splitlines()[1].strip()}. "
             "Name its experiment with --experiment"
         ) from error
-    model.to(device).to(memory_format=torch.channels_last).eval()
+    model.to(device).eval()
     return Trained(model, settings, classes, path, int(checkpoint.get("step", 0)))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -20,8 +21,11 @@ class Backbone(nn.Module):
     """A network that turns normalised pictures into feature maps.
 
     channels, strides: of each feature map, finest first; mean, std: the input normalisation, for pixels in [0, 1];
-    size_multiple: pictures are padded to a multiple of this many pixels; names: one per stage.
+    size_multiple: pictures are padded to a multiple of this many pixels.
+    memory_format: how feature maps lie in memory, whichever computes faster.
     """
+
+    memory_format = torch.channels_last
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class TimmBackbone(Backbone):
         name: as timm spells it; pretrained: timm's weights, downloaded to its cache at first use.
         """
         import timm
-        from timm.utils.model import freeze_batch_norm_2d
+        from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
 
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]

@@ -102,7 +102,7 @@ class Detector(nn.Module):
             rows = torch.arange(height, device=images.device) < sizes[:, :1]
             columns = torch.arange(width, device=images.device) < sizes[:, 1:]
             pixels.mul_((rows[:, :, None] & columns[:, None, :])[:, None])
-        return pixels.contiguous(memory_format=torch.channels_last)
+        return pixels.contiguous(memory_format=self.backbone.memory_format)
 
     def encode(self, images: Tensor, sizes: Tensor, padded: bool) -> Memory:
         """Pictures as in `forward` to the encoder's output."""

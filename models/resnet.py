@@ -6,6 +6,9 @@ shift as a bias: one pass over the feature map instead of three, and two tempora
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet
@@ -15,14 +18,40 @@ from torchvision.ops import FrozenBatchNorm2d
 from .backbone import Backbone
 
 
+class _FoldedConv(torch.autograd.Function):
+    """conv(x) * scale + shift with scaled kernels, which are made again for the gradient rather than kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, conv: nn.Conv2d) -> Tensor:
+        ctx.save_for_backward(x, weight, scale)
+        ctx.geometry = (list(conv.stride), list(conv.padding), list(conv.dilation))
+        kernel = (weight * scale).to(x.dtype)
+        return F.conv2d(x, kernel, shift.to(x.dtype), conv.stride, conv.padding, conv.dilation)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        kernel = (weight * scale).to(x.dtype)
+        to_x, to_kernel, _ = torch.ops.aten.convolution_backward(
+            gradients[0], x, kernel, None, *ctx.geometry, False, [0, 0], 1, wanted
+        )
+        to_weight = to_kernel.to(weight.dtype).mul_(scale) if wanted[1] else None
+        return to_x, to_weight, None, None, None
+
+
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """norm(conv(x)), as one convolution when the norm is frozen."""
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
-    kernel = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, kernel, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    # Within the function autocast would cast a second time, and out of sight of the gradient.
+    with torch.autocast(device, enabled=False):
+        return _FoldedConv.apply(x, conv.weight, scale[:, None, None, None], shift, conv)
 
 
 class _Basic(BasicBlock):

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Attention(nn.Module):
@@ -37,7 +38,12 @@ class Attention(nn.Module):
         """
         q, k, v = self._project(query, key, value)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        if dropout and q.device.type == "cpu":
+            # No fused kernel drops out on a CPU. Three [B, h, L, S] tensors per layer would be kept for the gradient;
+            # making them again is cheaper than the memory.
+            mixed = checkpoint(F.scaled_dot_product_attention, q, k, v, bias, dropout, use_reentrant=False)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -71,7 +77,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
-        return self.linear2(self.dropout(F.relu(self.linear1(x), inplace=True)))
+        # The same as dropout after ReLU, but ReLU's output is then linear2's input, and is kept once for both.
+        return self.linear2(F.relu(self.dropout(self.linear1(x)), inplace=True))
 
 
 class EncoderLayer(nn.Module):

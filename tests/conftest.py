@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before torch is imported: threads that wait must not spin, or two busy processes slow each other down tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_FOLDERS = ("coco_permissive", "bccd", "cocoeval_fixture")
 

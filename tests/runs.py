@@ -63,7 +63,7 @@ def tiny(root: Path, **changed: Any) -> Experiment:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: on pictures this small, threads on a busy machine wait for each other ten times as long."""
+    """Compute on one thread: on a busy machine, threads with so little to do wait for each other most of the time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -72,9 +72,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_in(folder: Path, experiment: Experiment) -> int:
-    """`train` on one thread; returns its exit status."""
-    with one_thread():
+def train_in(folder: Path, experiment: Experiment, pictures: bool = False) -> int:
+    """`train` on one thread; returns its exit status. pictures: also draw, which costs more than all the steps."""
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
+        if not pictures:
+            patch.setattr("detr_container.train.plot_curves", lambda *_: None)
+            patch.setattr("detr_container.train.draw_validation", lambda *_: None)
         return train(experiment, folder)
 
 
@@ -91,7 +94,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def assert_same(a: Any, b: Any, where: str = "state") -> None:
     """Equal to the last bit, tensors within dicts and lists included."""
     if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and a.shape == b.shape, where
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), where
         assert torch.equal(a, b), f"{where} differs by up to {(a - b).abs().max()}"
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), where

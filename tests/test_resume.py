@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that all others of this file must equal: eight steps without a break."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert train_in(folder, tiny(root, **HARD)) == 0
+    assert train_in(folder, tiny(root, **HARD), pictures=True) == 0
     return folder
 
 

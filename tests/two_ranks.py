@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import torch
+from runs import train_in
 
 from detr_container import cli
 from detr_container.config import from_dict
-from detr_container.train import train
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
             RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job["port"])
         )
         if job["do"] == "train":
-            status = train(from_dict(job["experiment"]), Path(job["folder"]))
+            status = train_in(Path(job["folder"]), from_dict(job["experiment"]))
         else:
             status = cli.main(job["arguments"])
         if status != job.get("status", 0):
