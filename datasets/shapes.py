@@ -40,6 +40,7 @@ EMPTY_EVERY, EMPTY_AT = 16, 5
 CROWD_EVERY, CROWD_AT = 8, 3
 """One picture in eight has a crowd."""
 FIRST_VAL_ID = 1_000_001
+TILT = math.radians(15)
 SUPERSAMPLE = 4
 LEAST_SIZE = 64
 
@@ -271,8 +272,9 @@ def _covered(a: tuple[float, float, float, float], b: tuple[float, float, float,
 def _shape(
     rng: np.random.Generator, name: str, centre: NDArray[np.float64], radius: float, base: NDArray[np.float64]
 ) -> _Shape:
-    """Draw a shape of this class in a random colour, stretched a little and turned; `radius` bounds it, in pixels."""
-    angle, squeeze = rng.uniform(0, 2 * math.pi), rng.uniform(0.55 if name == "rectangle" else 0.85, 1.0)
+    """Draw a shape of this class in a random colour, a little stretched and tilted; `radius` bounds it, in pixels."""
+    # Upright, since a small detector needs far more than ten minutes to learn that shapes turn.
+    angle, squeeze = -math.pi / 2 + rng.uniform(-TILT, TILT), rng.uniform(0.55 if name == "rectangle" else 0.85, 1.0)
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]]) @ np.diag([radius, radius * squeeze])
     outline, hole = (points @ turn.T + centre for points in _unit(name))

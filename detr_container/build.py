@@ -157,8 +157,6 @@ def open_data(experiment: Experiment) -> Data:
     )
     annotations = read_annotations(train[1], train[0]), read_annotations(val[1], val[0])
     same_classes(annotations[0].categories, annotations[1])
-    if not annotations[0].categories:
-        raise ValueError(f"{train[1]} names no category: there is nothing to learn")
     return Data(
         DetectionDataset(annotations[0], training_augmentation(config), experiment.seed),
         DetectionDataset(annotations[1], evaluation_augmentation(config), experiment.seed),

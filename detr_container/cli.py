@@ -52,12 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK) or not isinstance(error, (ValueError, OSError, FloatingPointError)):
             raise
-        return _fail(str(error), 1 if isinstance(error, FloatingPointError) else 2)
+        return _fail(_told(error), 1 if isinstance(error, FloatingPointError) else 2)
 
 
 def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {message}\n")
     return status
+
+
+def _told(error: Exception) -> str:
+    """An error's message; that of the system without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _overview() -> None:
@@ -129,6 +137,11 @@ class TrainOptions:
     runs: Path = Path("runs")
     """The folder that holds the runs."""
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.runs / (self.run or self.settings.name)
+
 
 def train(arguments: Sequence[str]) -> int:
     """Train an experiment: `train EXPERIMENT [--setting value ...]`; alone, or as many processes under torchrun."""
@@ -136,16 +149,16 @@ def train(arguments: Sequence[str]) -> int:
     options = _parse(TrainOptions, rest, "train", TrainOptions(experiment))
     from .train import train as run
 
-    folder = options.runs / (options.run or options.settings.name)
-    return run(options.settings, folder)
+    return run(options.settings, options.folder)
 
 
 def demo(arguments: Sequence[str]) -> int:
     """Train, evaluate and show a small real run on data it makes itself; minutes on two CPU cores."""
-    status = train(["demo", *arguments])
-    if status == 0 and not {"-h", "--help"} & set(arguments):
-        options = _parse(TrainOptions, arguments, "demo", TrainOptions(named("demo").experiment))
-        folder = options.runs / (options.run or "demo")
+    options = _parse(TrainOptions, arguments, "demo", TrainOptions(named("demo").experiment))
+    from .train import train as run
+
+    status, folder = run(options.settings, options.folder), options.folder
+    if status == 0 and (folder / "predictions.png").exists():
         Console().print(
             f"\nThe run is in {folder}:\n"
             f"  {folder}/predictions.png   ground truth beside predictions\n"
@@ -171,6 +184,7 @@ class EvaluateOptions:
     images: Path | None = None
     """Evaluate on these pictures (with --annotations)."""
     annotations: Path | None = None
+    """Their annotations in COCO's format."""
     output: Path | None = None
     """Where detections.json and scores.json go; default: `evaluation` in the run, or beside the file."""
     evaluator: Literal["faster", "pycocotools"] = "faster"
@@ -180,6 +194,7 @@ class EvaluateOptions:
     workers: int = -1
     """Loader processes; -1: as in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -231,6 +246,7 @@ class PredictOptions:
     experiment: str = ""
     """The named experiment of a published checkpoint, where it should not be guessed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
 
 
 def predict(arguments: Sequence[str]) -> int:
@@ -291,6 +307,7 @@ class ShapesOptions:
     size: int = 128
     """Side of the square pictures in pixels."""
     seed: int = 0
+    """Another seed makes other pictures."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that draw."""
 
@@ -319,9 +336,13 @@ class CheckOptions:
     root: tyro.conf.Positional[Path | None] = None
     """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
     train_images: Path | None = None
+    """Training pictures, where they are not in the root."""
     train_annotations: Path | None = None
+    """Training annotations in COCO's format, where they are not in the root."""
     val_images: Path | None = None
+    """Validation pictures, where they are not in the root."""
     val_annotations: Path | None = None
+    """Validation annotations in COCO's format, where they are not in the root."""
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that read pictures."""
     examples: int = 5

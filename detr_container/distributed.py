@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,12 @@ class Session:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
+    def peak_memory(self) -> float:
+        """Most memory that this process has had, in GiB: the GPU's where it computes on one."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.world > 1:
@@ -66,7 +73,7 @@ class Session:
 def session(device: str = "auto") -> Iterator[Session]:
     """Join the other processes, if torchrun started any, and leave them at the end.
 
-    Raises ValueError when the wanted device is not there.
+    Raises ValueError when the wanted device is not there, ConnectionError when another process has ended.
     """
     process = current_process(os.environ)
     chosen = choose_device(device, process.local_rank)
@@ -83,6 +90,10 @@ def session(device: str = "auto") -> Iterator[Session]:
     dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=identity)
     try:
         yield Session(process, chosen)
+    except RuntimeError as error:
+        if "by peer" not in str(error):
+            raise
+        raise ConnectionError("another process of this job has ended: its own message says why") from error
     finally:
         dist.destroy_process_group()
 

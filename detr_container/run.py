@@ -8,7 +8,7 @@ checkpoints/  detections/  curves.png  predictions.png           what came out
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,27 @@ class Run:
         """The evaluations so far, one per evaluated epoch."""
         return read_jsonl(self.evaluations_path) if self.evaluations_path.exists() else []
 
-    def check_resumable(self, experiment: Experiment, before: Experiment) -> dict[str, tuple[Any, Any]]:
-        """What differs from the run so far, with `before`. Raises ValueError for what would make it another run."""
-        changed = config.difference(before, experiment)
+    def check_resumable(
+        self, experiment: Experiment, path: Path, state: Mapping[str, Any], steps_per_epoch: int
+    ) -> dict[str, tuple[Any, Any]]:
+        """What differs from the settings that a checkpoint of this run carries.
+
+        Raises ValueError when it is no checkpoint of a run, or one of another model, loss or training set.
+        """
+        if not {"optimizer", "step", "steps_per_epoch", "meters", "experiment"} <= state.keys():
+            raise ValueError(f"{path} is not a checkpoint of a run, so it cannot be continued: use --init {path}")
+        changed = config.difference(config.from_dict(state["experiment"]), experiment)
         barred = {k: v for k, v in changed.items() if k.startswith(FIXED) and k not in FREE}
         if barred:
             listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in barred.items())
             raise ValueError(
-                f"{self.folder} is a run of another model or loss: {listed}. Choose another folder with --run NAME, "
+                f"{path} is of another model or loss: {listed}. Choose another folder with --run NAME, "
                 "or give the settings it was started with"
+            )
+        if state["steps_per_epoch"] != steps_per_epoch:
+            raise ValueError(
+                f"the training set has changed: an epoch had {state['steps_per_epoch']} steps, now {steps_per_epoch}. "
+                "Put the data back, or start another run (--run NAME) from this one with --init"
             )
         return changed
 

@@ -8,7 +8,6 @@ run, bit for bit where the arithmetic is.
 from __future__ import annotations
 
 import logging
-import resource
 import time
 import warnings
 from collections.abc import Iterator
@@ -56,9 +55,12 @@ def train(experiment: Experiment, folder: Path) -> int:
             _log.warning("%s", warning)
         if not here.main:
             here.barrier()
-        data = open_data(experiment)
-        if here.main:
-            here.barrier()
+        try:
+            data = open_data(experiment)
+        finally:
+            # Also where it fails, so that the others find the same fault rather than a lost connection.
+            if here.main:
+                here.barrier()
         trainer = Trainer(experiment, Run(folder), data, here, stop)
         return trainer.run_to_end()
 
@@ -76,7 +78,8 @@ class Trainer:
         self.checkpoints = run.checkpoints(self.settings.keep_checkpoints)
         found = self.checkpoints.newest()
         if found:
-            self.step = self.saved = self._check_resumable(*found)
+            self._announce(run.check_resumable(experiment, *found, self.epoch_steps))
+            self.step = self.saved = found[1]["step"]
         # Before anything is built or written, since it raises where the batch cannot be divided.
         self.sampler = self._sampler()
         self.model = build_detector(experiment, len(data.classes), weights=found is None)
@@ -103,6 +106,9 @@ class Trainer:
         if here.main:
             run.describe(experiment, data.classes)
             run.rewind(self.step)
+            pictures = f"{len(data.train)} training and {len(data.val)} validation pictures"
+            place = f"{here.world} x {here.device.type}"
+            self._say(f"{run.folder}: {pictures}, {self.total} steps of {self.settings.batch} on {place}")
             self._say(self._counts())
 
     # -- the whole run ------------------------------------------------------------------------------------------
@@ -225,11 +231,9 @@ class Trainer:
     # -- what is not finite -------------------------------------------------------------------------------------
 
     def _not_finite(self, error: NonFiniteError, batch: Batch) -> FloatingPointError:
-        wrong = [name for name, p in self.model.named_parameters() if not bool(p.isfinite().all())]
-        parameter = f"first parameter that is not finite: {wrong[0]}" if wrong else "all parameters are finite"
         return FloatingPointError(
             f"NaN or Inf in what decoder layer {error.layer} predicts for image {batch.image_ids[error.image]} "
-            f"at step {self.step}; {parameter}; {self._circumstances()}"
+            f"at step {self.step}; {self._circumstances()}"
         )
 
     def _check_last_step(self, bad: float) -> None:
@@ -244,11 +248,13 @@ class Trainer:
         )
 
     def _circumstances(self) -> str:
+        wrong = [name for name, p in self.model.named_parameters() if not bool(p.isfinite().all())]
+        weights = f"first parameter that is not finite: {wrong[0]}" if wrong else "all parameters are finite"
         rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in self.optimiser.param_groups)
         kept = self.checkpoints.paths()
         newest = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
         return (
-            f"learning rates: {rates}; last gradient norm {self.last_norm.item():.4g}; {newest}. "
+            f"{weights}; learning rates: {rates}; last gradient norm {self.last_norm.item():.4g}; {newest}. "
             "A lower train.lr, train.clip, or train.precision=fp32 usually helps; "
             "the same command goes on from the checkpoint"
         )
@@ -277,18 +283,6 @@ class Trainer:
             self.checkpoints.save(state, self.step)
         self.saved = self.step
         self.here.barrier()
-
-    def _check_resumable(self, path: Path, state: dict[str, Any]) -> int:
-        """The step at which a checkpoint goes on. Raises ValueError when this is not the run it belongs to."""
-        if not {"optimizer", "step", "meters", "experiment"} <= state.keys():
-            raise ValueError(f"{path} is not a checkpoint of a run, so it cannot be continued: use --init {path}")
-        self._announce(self.run.check_resumable(self.experiment, configuration.from_dict(state["experiment"])))
-        if state["steps_per_epoch"] != self.epoch_steps:
-            raise ValueError(
-                f"the training set has changed: an epoch had {state['steps_per_epoch']} steps, now {self.epoch_steps}. "
-                "Put the data back, or start another run (--run NAME) from this one with --init"
-            )
-        return int(state["step"])
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         try:
@@ -321,7 +315,7 @@ class Trainer:
             del named["cardinality_error"]
         losses = {name: named.pop(name) for name in ("class", "l1", "giou")}
         rates = {f"lr_{group['name']}": group["lr"] for group in self.optimiser.param_groups}
-        progress.log({**named, "losses": losses, "lr": rates.get("lr_head", 0.0), **rates}, self._memory())
+        progress.log({**named, "losses": losses, "lr": rates.get("lr_head", 0.0), **rates}, self.here.peak_memory())
 
     def _evaluate(self, progress: Progress) -> bool:
         """Evaluate after an epoch where it is due and not done yet. Returns False when somebody said stop."""
@@ -374,12 +368,6 @@ class Trainer:
             "The same command goes on from here"
         )
         return self.stop.exit_code or 143
-
-    def _memory(self) -> float:
-        """Peak memory of this process in GiB: the GPU's where it computes on one."""
-        if self.here.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def _parallel(self) -> nn.Module:
         if self.here.world == 1:

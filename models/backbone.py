@@ -110,7 +110,7 @@ class TimmBackbone(Backbone):
         name: as timm spells it; pretrained: timm's weights, downloaded to its cache at first use.
         """
         import timm
-        from timm.layers import freeze_batch_norm_2d  # type: ignore[attr-defined]
+        from timm.layers import Format, freeze_batch_norm_2d  # type: ignore[attr-defined]
 
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
@@ -119,18 +119,19 @@ class TimmBackbone(Backbone):
             )
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         try:
-            body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+            body = _create(name, pretrained, options)
             if stage != -1:
-                indices = tuple(range(len(body.feature_info) + 1 + stage))
-                body = timm.create_model(
-                    name, pretrained=pretrained, features_only=True, out_indices=indices, **options
-                )
+                indices = tuple(body.feature_info.out_indices)
+                if not -len(indices) <= stage <= -1:
+                    count = len(indices)
+                    raise ValueError(f"backbone.stage={stage}: timm/{name} has {count} maps, from -{count} to -1")
+                body = _create(name, pretrained, options | {"out_indices": indices[: stage + 1]})
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"timm/{name} cannot be a backbone: {error}") from error
         except OSError as error:
             raise ValueError(
-                f"the weights of timm/{name} could not be downloaded ({error}): fetch them on a machine with a network "
-                "(their address is in timm.get_pretrained_cfg), or use backbone.weights=none"
+                f"the weights of timm/{name} could not be downloaded ({error}): fetch them where there is a network "
+                f"({_address(name)}), or start from random weights with backbone.weights=none"
             ) from error
         info, cfg = body.feature_info, timm.get_pretrained_cfg(name)
         mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
@@ -138,25 +139,58 @@ class TimmBackbone(Backbone):
         # timm's own, since its norms can hold an activation that a plain replacement would lose.
         self.body = freeze_batch_norm_2d(body) if frozen_norm else body
         self._ends = [module.replace(".", "_") for module in info.module_name()]
+        # Transformers such as Swin give channels last.
+        self._moves_channels = getattr(body, "output_fmt", None) == Format.NHWC
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
         """Timm's modules in order, cut after each one that gives a feature map."""
+        children = dict(self.body.named_children())
+        # Plain transformers are wrapped once more.
+        root = children["model"] if list(children) == ["model"] else self.body
         stages: list[tuple[str, list[nn.Module]]] = []
         modules: list[nn.Module] = []
-        for name, module in self.body.named_children():
+        for name, module in self._pieces(root, ""):
             modules.append(module)
-            if any(name == end or end.startswith(f"{name}_") for end in self._ends):
+            if name in self._ends:
                 stages.append((name, modules))
                 modules = []
         if modules:
             stages.append(("rest", modules))
         return stages
 
+    def _pieces(self, module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of every part, as small as needed for each feature map to be the end of one."""
+        own = list(module.parameters(recurse=False))
+        if own:
+            yield f"{prefix}own", nn.ParameterList(own)
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            if path not in self._ends and any(end.startswith(f"{path}_") for end in self._ends):
+                yield from self._pieces(child, f"{path}_")
+            else:
+                yield path, child
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """As `Backbone.forward`."""
         maps = self.body(images)
-        # Transformers such as Swin give channels last.
-        return [
-            feature if feature.shape[1] == channels else feature.permute(0, 3, 1, 2)
-            for feature, channels in zip(maps, self.channels, strict=True)
-        ]
+        return [feature.permute(0, 3, 1, 2) for feature in maps] if self._moves_channels else list(maps)
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    """A timm model that gives feature maps; for pictures of any size, where a model wants to be asked for that."""
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, features_only=True, dynamic_img_size=True, **options)
+    except TypeError:
+        return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+
+
+def _address(name: str) -> str:
+    """Where a timm model's pretrained weights are."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:
+        return "timm names no address"
+    return f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else str(cfg.url)

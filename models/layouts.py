@@ -117,6 +117,8 @@ HUGGING_FACE: Rules = [
     ("input_proj.{rest}", "model.input_projection.{rest}"),
     ("class_embed.{rest}", "class_labels_classifier.{rest}"),
     ("bbox_embed.{rest}", "bbox_predictor.{rest}"),
+    ("position.row_embed.{rest}", "model.position_embedding.row_embeddings.{rest}"),
+    ("position.col_embed.{rest}", "model.position_embedding.column_embeddings.{rest}"),
     ("backbone.body.conv1.{rest}", "model.backbone.model.embedder.embedder.convolution.{rest}"),
     ("backbone.body.bn1.{rest}", "model.backbone.model.embedder.embedder.normalization.{rest}"),
     *_HF_STAGES,

@@ -57,9 +57,10 @@ def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str
     own = backbone.state_dict()
     prefixes = ("", "backbone.", "body.", "backbone.body.")
     best = max(prefixes, key=lambda prefix: sum(_strip(name, prefix) in own for name in state))
-    found = {_strip(name, best): value for name, value in state.items()}
-    if best == "" and not any(name in own for name in found):
-        found = {f"body.{name}": value for name, value in state.items()}
+    places = {_strip(name, best): name for name in state}
+    if best == "" and not any(name in own for name in places):
+        places = {f"body.{name}": name for name in state}
+    found = {place: state[name] for place, name in places.items()}
     faults = _faults(own, found)
     if faults:
         raise ValueError(
@@ -67,7 +68,7 @@ def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str
             f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Check backbone.name and backbone.weights"
         )
     backbone.load_state_dict({name: found[name] for name in own if name in found}, strict=False)
-    return [name for name in found if name not in own]
+    return [name for place, name in places.items() if place not in own]
 
 
 def _strip(name: str, prefix: str) -> str:
@@ -176,8 +177,10 @@ def fine_tune_from(
 def scatter_rows(state: Mapping[str, Tensor], ids: Sequence[int], softmax: bool) -> dict[str, Tensor]:
     """Class rows at the place of their category id, as the published heads have them; ids without a class never win.
 
-    Softmax: the no-object row comes last, at the largest id plus one.
+    Softmax: the no-object row comes last, at the largest id plus one. A head with a row for every id stays as it is.
     """
+    if list(ids) == list(range(len(state["class_embed.bias"]) - int(softmax))):
+        return dict(state)
     size = max(ids) + 1 + int(softmax)
     result = dict(state)
     for name in CLASS_ROWS:

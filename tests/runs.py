@@ -146,10 +146,16 @@ def environment(**changed: str) -> dict[str, str]:
 
 
 def start(arguments: Sequence[str | Path], folder: Path, **changed: str) -> subprocess.Popen[str]:
-    """A process of the command line, with its output piped; changed: environment variables."""
+    """A process of the command line, in a group of its own, with its output piped; changed: environment variables."""
     command = [sys.executable, "-m", "detr_container", *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=folder, env=environment(**changed), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment(**changed),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 

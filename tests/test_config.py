@@ -128,7 +128,9 @@ def test_every_option_is_explained(module: str, repository: Path) -> None:
     options = {"Experiment"} if module == "config" else set()
     missing = []
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ClassDef) or not (node.name.endswith(("Config", "Options")) or node.name in options):
+        if not isinstance(node, ast.ClassDef) or not (
+            node.name.endswith(("Config", "Options")) or node.name in options
+        ):
             continue
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
@@ -143,6 +145,20 @@ def test_every_option_is_explained(module: str, repository: Path) -> None:
 def test_help_does_not_wait_for_torch(repository: Path) -> None:
     """`config` and what it imports stay light, so that --help is instant."""
     tree = ast.parse(Path(config.__file__).read_text())
-    imported = {name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    imported |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-    assert imported <= {"__future__", "json", "math", "collections", "dataclasses", "pathlib", "typing", "tyro", "pydantic"}
+    imported = {
+        name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
+    imported |= {
+        node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+    }
+    assert imported <= {
+        "__future__",
+        "json",
+        "math",
+        "collections",
+        "dataclasses",
+        "pathlib",
+        "typing",
+        "tyro",
+        "pydantic",
+    }

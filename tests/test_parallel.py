@@ -238,3 +238,19 @@ def test_a_signal_to_one_rank_stops_both(root: Path, tmp_path: Path) -> None:
     assert f"interrupted (another process): saved at step {state['step']} of 800" in said
     assert len(state["meters"]) == 2
     assert "exitcode  : 143" in said
+
+
+def test_a_failure_of_the_main_rank_is_told_once(root: Path, tmp_path: Path) -> None:
+    """The first checkpoint cannot be written; the other rank does not add a traceback of its own."""
+    run = tmp_path / "runs" / "debug"
+    run.mkdir(parents=True)
+    (run / "checkpoints").write_text("a file where a folder belongs")
+    process = torchrun(tiny(root, train__max_steps=1, train__eval_every=0), tmp_path / "runs")
+    try:
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert f"error: {run / 'checkpoints'}" in said
+    assert "[rank 1] error: another process of this job has ended" in said
+    assert "[rank1]: Traceback" not in said
