@@ -1,6 +1,6 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest import approx
 from scenes import Scene, scenes
 
 from detr_container.models.postprocess import postprocess
@@ -15,12 +15,14 @@ def corners(box: list[float], height: int, width: int) -> list[float]:
     return [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
 
 
-def same(found: list[list[tuple[float, int, list[float], int]]], expected: list[list[tuple[float, int, list[float], int]]]) -> None:
+def same(
+    found: list[list[tuple[float, int, list[float], int]]], expected: list[list[tuple[float, int, list[float], int]]]
+) -> None:
     for ours, theirs in zip(found, expected, strict=True):
-        assert [row[0] for row in ours] == approx([row[0] for row in theirs], abs=1e-5)
+        assert [row[0] for row in ours] == pytest.approx([row[0] for row in theirs], abs=1e-5)
         assert [(row[1], row[3]) for row in ours] == [(row[1], row[3]) for row in theirs]
         for a, b in zip(ours, theirs, strict=True):
-            assert a[2] == approx(b[2], abs=1e-3)
+            assert a[2] == pytest.approx(b[2], abs=1e-3)
 
 
 def rows(shown: Scene, classification: str) -> list[list[tuple[float, int, list[float], int]]]:

@@ -49,11 +49,8 @@ def test_the_prior_is_that_of_naive_loops(gaussian: str, seed: int, height: int,
                         else:
                             count = SCALES[gaussian]
                             s = scale[picture, one, count * head : count * (head + 1)].tolist()
-                            distance = {
-                                "type2": lambda: (dx + dy) * s[0],
-                                "type3": lambda: dx * s[0] + dy * s[1],
-                                "type4": lambda: dx * s[0] + dy * s[1] + dx * dy * s[2],
-                            }[gaussian]()
+                            along = (s[0], s[0], 0.0) if gaussian == "type2" else (*s, 0.0)
+                            distance = dx * along[0] + dy * along[1] + dx * dy * along[2]
                         found = ours[picture, head, one, row, column].item()
                         assert found == pytest.approx(-distance / 5.0, rel=1e-4, abs=1e-4)
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_container.models.layouts import rename
@@ -147,3 +148,23 @@ def test_initialisation_is_the_published_one() -> None:
     assert not first.self_attn.out_proj.bias.any()
     assert first.ffn.linear1.bias.abs().max().item() == pytest.approx(1 / 16, rel=0.01)
     assert not torch.equal(first.self_attn.in_proj_weight, second.self_attn.in_proj_weight)
+
+
+def test_dropped_attention_is_made_again_with_the_same_drops() -> None:
+    """On a CPU the weights are not kept for the gradient; made again, they must be those of the forward pass."""
+    ours = Attention(WIDTH, HEADS, dropout=0.4)
+    nn.init.normal_(ours.in_proj_bias)
+    query, key = torch.randn(2, 5, WIDTH, requires_grad=True), torch.randn(2, 7, WIDTH, requires_grad=True)
+    bias, weight = torch.randn(2, HEADS, 5, 7, requires_grad=True), torch.randn(2, 5, WIDTH)
+
+    def results(out: Tensor) -> list[Tensor]:
+        return [out, *torch.autograd.grad((out * weight).sum(), [query, key, bias, *ours.parameters()])]
+
+    torch.manual_seed(3)
+    found = results(ours(query, key, key, bias))
+    q, k, v = ours._project(query, key, key)
+    torch.manual_seed(3)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.4)
+    expected = results(ours.out_proj(mixed.transpose(1, 2).flatten(2)))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
