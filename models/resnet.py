@@ -31,13 +31,34 @@ class _FoldedConv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        kernel = (weight * scale).to(x.dtype)
-        to_x, to_kernel, _ = torch.ops.aten.convolution_backward(
-            gradients[0], x, kernel, None, *ctx.geometry, False, [0, 0], 1, wanted
-        )
-        to_weight = to_kernel.to(weight.dtype).mul_(scale) if wanted[1] else None
+        to_x, to_weight = None, None
+        if ctx.needs_input_grad[0]:
+            kernel = (weight * scale).to(x.dtype)
+            to_x = _gradient(gradients[0], x, kernel, ctx.geometry, of_kernel=False)
+        if ctx.needs_input_grad[1]:
+            to_weight = _kernel_gradient(gradients[0], x, weight, ctx.geometry).to(weight.dtype) * scale
         return to_x, to_weight, None, None, None
+
+
+def _gradient(gradient: Tensor, x: Tensor, kernel: Tensor, geometry: tuple[list[int], ...], of_kernel: bool) -> Tensor:
+    """The gradient of a convolution with respect to its kernel or to its input."""
+    wanted = [not of_kernel, of_kernel, False]
+    gradients = torch.ops.aten.convolution_backward(gradient, x, kernel, None, *geometry, False, [0, 0], 1, wanted)
+    return gradients[int(of_kernel)]
+
+
+def _kernel_gradient(gradient: Tensor, x: Tensor, kernel: Tensor, geometry: tuple[list[int], ...]) -> Tensor:
+    """The gradient with respect to the kernel, by the way that is fastest where it is computed.
+
+    A CPU is faster with channels last at everything but this, which took it a third longer than here.
+    """
+    if x.device.type != "cpu":
+        return _gradient(gradient, x, kernel.to(x.dtype), geometry, of_kernel=True)
+    if kernel.shape[2:] == (1, 1):
+        stride = geometry[0][0]
+        rows = x[:, :, ::stride, ::stride].permute(0, 2, 3, 1).flatten(0, 2)
+        return (gradient.permute(0, 2, 3, 1).flatten(0, 2).t() @ rows)[:, :, None, None]
+    return _gradient(gradient.contiguous(), x.contiguous(), kernel.to(x.dtype).contiguous(), geometry, of_kernel=True)
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .dropout import Dropout, dropout
+
 
 class Attention(nn.Module):
     """Multi-head attention with packed projections, laid out as `nn.MultiheadAttention` lays out its parameters."""
@@ -37,22 +39,19 @@ class Attention(nn.Module):
         When query and key are one tensor, they are projected together.
         """
         q, k, v = self._project(query, key, value)
-        dropout = self.dropout if self.training else 0.0
-        if dropout and q.device.type == "cpu":
-            # No fused kernel drops out on a CPU. Three [B, h, L, S] tensors per layer would be kept for the gradient;
-            # making them again is cheaper than the memory.
-            mixed = checkpoint(F.scaled_dot_product_attention, q, k, v, bias, dropout, use_reentrant=False)
+        rate = self.dropout if self.training else 0.0
+        if rate and q.device.type == "cpu":
+            # No fused kernel drops out on a CPU. The [B, h, L, S] weights of all layers would be most of what is kept
+            # for the gradient; making them again is cheaper than the memory.
+            mixed = checkpoint(_attend, q, k, v, bias, rate, use_reentrant=False)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
         """[B, h, L, S] attention weights, for looking at; dropout is not applied."""
         q, k, _ = self._project(query, key, key)
-        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        if bias is not None:
-            logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
-        return logits.softmax(dim=-1)
+        return _weights(q, k, bias)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Projected query, key and value as [B, h, tokens, C / h]."""
@@ -67,13 +66,26 @@ class Attention(nn.Module):
         return [tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected]
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float) -> Tensor:
+    """Attention with dropout of its weights, written out. All but bias are [B, h, tokens, C / h]."""
+    return dropout(_weights(q, k, bias), rate) @ v
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """[B, h, L, S] attention weights."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if bias is not None:
+        logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
+    return logits.softmax(dim=-1)
+
+
 class FeedForward(nn.Module):
     """Linear, ReLU, dropout, Linear."""
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
@@ -90,7 +102,7 @@ class EncoderLayer(nn.Module):
         self.self_attn = Attention(width, heads, dropout)
         self.ffn = FeedForward(width, feedforward, dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, position: Tensor, bias: Tensor | None) -> Tensor:
         """x, position: [B, S, C]; bias as in `Attention`."""
@@ -113,7 +125,7 @@ class DecoderLayer(nn.Module):
         self.cross_attn = Attention(width, heads, dropout)
         self.ffn = FeedForward(width, feedforward, dropout)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, query_position: Tensor, memory: Tensor, key: Tensor, bias: Tensor | None
