@@ -1,7 +1,7 @@
 # `make test` and `make demo` do all of their own set-up, in .venv. Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
-# More arguments for pytest: make test PYTEST_ARGS="-n 2 -k matcher"
-PYTEST_ARGS ?=
+# Arguments for pytest: make test PYTEST_ARGS="-k matcher"
+PYTEST_ARGS ?= -n logical --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin

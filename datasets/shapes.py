@@ -241,7 +241,7 @@ def _place(
     """Draw a shape that covers no more than a third of another's box; None when no place is found."""
     name = list(CATEGORY_IDS)[int(rng.integers(len(CATEGORY_IDS)))]
     for _ in range(12):
-        radius = size * rng.uniform(0.075, 0.24)
+        radius = size * rng.uniform(0.11, 0.25)
         centre = rng.uniform(radius + 1, size - radius - 1, 2)
         shape = _shape(rng, name, centre, radius, base)
         if all(_covered(shape.box, box) <= 1 / 3 for box in taken):

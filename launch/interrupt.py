@@ -75,13 +75,3 @@ class StopRequest:
             self._first_interrupt = now
         elif now - self._first_interrupt >= self._again:
             raise KeyboardInterrupt
-
-
-def ignore_stop_signals(worker: int = 0) -> None:
-    """Make a data-loader worker deaf to the signals of StopRequest (give it to the loader as `worker_init_fn`).
-
-    Ctrl-C and Slurm signal every process of a group. A worker that obeyed would take its loader down before the
-    parent has saved; workers end with their parent in any case.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detr_container.models.dropout import dropout
 from detr_container.models.layouts import rename
 from detr_container.models.transformer import (
     Attention,
@@ -164,7 +164,7 @@ def test_dropped_attention_is_made_again_with_the_same_drops() -> None:
     found = results(ours(query, key, key, bias))
     q, k, v = ours._project(query, key, key)
     torch.manual_seed(3)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=0.4)
+    mixed = dropout((q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias).softmax(dim=-1), 0.4) @ v
     expected = results(ours.out_proj(mixed.transpose(1, 2).flatten(2)))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
