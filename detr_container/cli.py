@@ -24,9 +24,11 @@ TRACEBACK = "DETR_CONTAINER_TRACEBACK"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit status: 0 done, 1 the run failed, 2 something to mend, 128 + n signal n."""
-    # Read when torch is imported, which is later: OpenMP threads that spin while they wait take the cores from loader
-    # processes and from everybody else, and a step on a shared machine then takes up to ten times as long.
+    # Read when torch is imported, which is later: OpenMP threads that spin for long while they wait take the cores from
+    # loader processes and everybody else, and a step on a shared machine then takes up to ten times as long. Threads
+    # that never spin make the short steps of small models almost twice as long. A short spin does neither.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     given = list(sys.argv[1:] if arguments is None else arguments)
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"[rank {rank}] "

@@ -11,6 +11,7 @@ from hypothesis import settings
 
 # Before torch is imported: threads that wait must not spin, or two busy processes slow each other down tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # A background job of a script ignores SIGINT, and so would every program that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
