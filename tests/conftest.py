@@ -62,3 +62,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few small pictures of shapes, made once."""
+    from runs import shapes_folder
+
+    return shapes_folder(tmp_path_factory)

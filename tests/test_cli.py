@@ -7,15 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import environment, final_state, one_thread, settings_of, shapes_folder, tiny
+from runs import environment, final_state, one_thread, settings_of, tiny
 
 from detr_container import cli
 from detr_container.run import Run
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes_folder(tmp_path_factory)
 
 
 def run(*arguments: object) -> int:

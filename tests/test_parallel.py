@@ -22,7 +22,6 @@ from runs import (
     metrics,
     one_thread,
     settings_of,
-    shapes_folder,
     tiny,
     train_in,
     wait_for,
@@ -55,11 +54,6 @@ HARD: dict[str, Any] = {
     "data__crop_range": (32, 60),
     "data__scales": (48, 64),
 }
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from runs import one_thread, shapes_folder, tiny, train_in
+from runs import one_thread, tiny, train_in
 
 from detr_container import cli
 from detr_container.predict import find_pictures
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="session", params=["smca", "detr"])

@@ -12,7 +12,6 @@ from runs import (
     final_state,
     metrics,
     settings_of,
-    shapes_folder,
     start,
     tiny,
     train_in,
@@ -38,11 +37,6 @@ HARD: dict[str, Any] = {
     "data__crop_range": (32, 60),
     "data__scales": (48, 64),
 }
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

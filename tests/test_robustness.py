@@ -19,7 +19,6 @@ from runs import (
     final_state,
     metrics,
     settings_of,
-    shapes_folder,
     start,
     tiny,
     train_in,
@@ -29,11 +28,6 @@ from runs import (
 from detr_container.checkpoint import load
 from detr_container.files import read_jsonl
 from detr_container.run import Run
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

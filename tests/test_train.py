@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same, final_state, metrics, one_thread, shapes_folder, tiny, train_in
+from runs import assert_same, final_state, metrics, one_thread, tiny, train_in
 
 from detr_container import cli
 from detr_container.build import open_data
@@ -20,11 +20,6 @@ from detr_container.files import read_jsonl
 from detr_container.launch.interrupt import StopRequest
 from detr_container.run import Run
 from detr_container.train import Trainer
-
-
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shapes_folder(tmp_path_factory)
 
 
 @pytest.fixture
