@@ -45,7 +45,7 @@ def make_figure(metrics: Rows, evaluations: Rows, title: str = "") -> Figure:
     _panel(loss, "Loss", losses, "{:.3g}", logarithmic=True, smooth=True)
     scores = {"AP": _curve(evaluations, "ap"), "AP50": _curve(evaluations, "ap50")}
     _panel(precision, "Average precision, %", {name: (x, 100 * y) for name, (x, y) in scores.items()}, "{:.1f}")
-    _panel(rate, "Learning rate", {"": _curve(metrics, "lr")}, "{:.2g}", logarithmic=True)
+    _panel(rate, "Learning rate", {"": _curve(metrics, "lr")}, "{:.2g}")
     _panel(norm, "Gradient norm", {"": _curve(metrics, "grad_norm")}, "{:.3g}", logarithmic=True, smooth=True)
     return figure
 

@@ -71,9 +71,9 @@ def test_points_between_gaps_are_marked() -> None:
 
 def test_scales_and_labels_of_close_curves() -> None:
     losses = {f"term {index}": 1.0 + index / 1000 for index in range(9)}
-    metrics = [row(step, losses=losses, loss=10.0 - step / 100, lr=10.0 ** -(2 + step % 3)) for step in range(10)]
+    metrics = [row(step, losses=losses, loss=10.0 - step / 100, grad_norm=10.0 ** (step % 3)) for step in range(10)]
     figure = make_figure(metrics, [])
-    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "log", "linear"]
+    assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "linear", "log"]
     texts = figure.axes[0].texts
     shown = sorted(text.get_text().rsplit(" ", 1)[0] for text in texts)
     assert shown == sorted(["total", *(f"term {index}" for index in range(3, 9))])
