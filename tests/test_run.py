@@ -73,7 +73,7 @@ def test_what_may_change(run: Run) -> None:
     assert run.check_resumable(before, Path("x.pt"), checkpoint(before), 4) == {}
     assert run.check_resumable(after, Path("x.pt"), checkpoint(before), 4) == {
         "train.epochs": (2, 9),
-        "train.lr": (5e-4, 1e-3),
+        "train.lr": (before.train.lr, 1e-3),
         "data.workers": (0, 2),
         "train.micro_batch": (2, 1),
         "data.root": ("data", "elsewhere"),

@@ -179,10 +179,11 @@ def test_metrics_are_means_of_every_step(root: Path, tmp_path: Path) -> None:
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(root: Path, tmp_path: Path) -> None:
     settings = {"loss__auxiliary": False, "train__log_every": 1, "train__eval_every": 0, "train__epochs": 1}
-    assert train_in(tmp_path / "run", tiny(root, **settings)) == 0
+    weights = {"loss__class_weight": 3.0, "loss__l1_weight": 5.0, "loss__giou_weight": 2.0}
+    assert train_in(tmp_path / "run", tiny(root, **settings, **weights)) == 0
     for row in metrics(tmp_path / "run"):
         terms = row["losses"]
-        assert row["loss"] == pytest.approx(2 * terms["class"] + 5 * terms["l1"] + 2 * terms["giou"], rel=1e-5)
+        assert row["loss"] == pytest.approx(3 * terms["class"] + 5 * terms["l1"] + 2 * terms["giou"], rel=1e-5)
 
 
 def test_averaged_weights_are_evaluated(root: Path, tmp_path: Path) -> None:
