@@ -112,20 +112,19 @@ def experiments(arguments: Sequence[str]) -> int:
         pass
 
     _parse(Options, arguments, "experiments")
-    table = Table("experiment", "head", "backbone", "schedule", "published box AP, COCO val2017")
+    console = Console()
     for name in BUILDERS:
         entry = named(name)
         x = entry.experiment
-        drop = f", drop at {x.train.lr_drop}" if x.train.schedule == "step" else f", {x.train.schedule}"
+        drop = f"drop at {x.train.lr_drop}" if x.train.schedule == "step" else x.train.schedule
         backbone = x.backbone.name + (" DC5" if x.backbone.dilation else "")
-        table.add_row(
-            name,
-            f"{x.head.kind} {x.head.queries} queries",
-            backbone,
-            f"{x.train.epochs} epochs{drop}, batch {x.train.batch}",
-            entry.ap or "-",
-        )
-    Console().print(table)
+        lines = [
+            f"{x.head.kind}, {x.head.queries} queries, on {backbone}",
+            f"{x.train.epochs} epochs, {drop}, batch {x.train.batch}",
+            f"published box AP on COCO val2017: {entry.ap or 'none'}",
+        ]
+        console.print(f"[bold]{name}[/bold]", highlight=False)
+        console.print(*(f"  {line}" for line in lines), sep="\n", highlight=False, soft_wrap=True)
     return 0
 
 

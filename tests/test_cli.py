@@ -80,10 +80,10 @@ def test_a_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_experiments(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "40")
     assert run("experiments") == 0
     shown = capsys.readouterr().out
-    row = next(line for line in shown.splitlines() if "smca_container_light_50e" in line)
+    row = shown.split("smca_container_light_50e\n")[1].split("\ndemo\n")[0]
     for part in ("smca", "300 queries", "container_light", "50 epochs", "drop at 40", "batch 16", "44.2"):
         assert part in row
 
