@@ -32,6 +32,19 @@ TRAIN, VAL, SIDE = 16, 5, 64
 SPEED = {"images_per_second", "memory_gib"}
 """The fields of a line of metrics that measure the machine rather than the training."""
 
+# Whatever could carry a state from one step to the next: dropout, drop-path, accumulation, averages, batch statistics.
+HARD: dict[str, Any] = {
+    "head__dropout": 0.1,
+    "backbone__drop_path": 0.1,
+    "backbone__norm": "batch",
+    "train__ema_decay": 0.9,
+    "train__warmup_steps": 2,
+    "data__augment": "detr",
+    "data__crop_resize": (48, 64),
+    "data__crop_range": (32, 60),
+    "data__scales": (48, 64),
+}
+
 
 def shapes_folder(factory: pytest.TempPathFactory) -> Path:
     """The data set of all runs, made once in a test session."""

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from runs import (
+    HARD,
     REPOSITORY,
     assert_same_run,
     environment,
@@ -43,17 +44,7 @@ DETR: dict[str, Any] = {
     "loss__cost_class": 1.0,
 }
 KINDS = {"smca": SMCA, "detr": DETR}
-HARD: dict[str, Any] = {
-    "head__dropout": 0.1,
-    "backbone__drop_path": 0.1,
-    "backbone__norm": "batch",
-    "train__ema_decay": 0.9,
-    "train__micro_batch": 1,
-    "data__augment": "detr",
-    "data__crop_resize": (48, 64),
-    "data__crop_range": (32, 60),
-    "data__scales": (48, 64),
-}
+ACCUMULATED = {**HARD, "train__micro_batch": 1}
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +60,9 @@ def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, settings in KINDS.items():
         train(f"{kind}-pair", **settings, train__micro_batch=1)
         train(f"{kind}-lonely", **settings, train__micro_batch=1, train__batch=2)
-    train("whole", **HARD)
-    train("broken", **HARD, train__max_steps=3, data__workers=1)
-    train("broken", **HARD, data__workers=1)
+    train("whole", **ACCUMULATED)
+    train("broken", **ACCUMULATED, train__max_steps=3, data__workers=1)
+    train("broken", **ACCUMULATED, data__workers=1)
     train("shrunk", **{**SMCA, "train__log_every": 4}, train__max_steps=3)
     evaluate = ["evaluate", str(folder / "whole"), "--output", str(folder / "evaluated"), "--device", "cpu"]
     jobs.append({"do": "evaluate", "arguments": evaluate, "port": free_port()})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from runs import (
+    HARD,
     assert_same_run,
     final_state,
     metrics,
@@ -24,19 +25,6 @@ from detr_container.config import Experiment
 from detr_container.files import read_jsonl
 from detr_container.progress import Progress
 from detr_container.run import Run
-
-# Whatever could carry a state from one step to the next: dropout, drop-path, accumulation, averages, batch statistics.
-HARD: dict[str, Any] = {
-    "head__dropout": 0.1,
-    "backbone__drop_path": 0.1,
-    "backbone__norm": "batch",
-    "train__ema_decay": 0.9,
-    "train__warmup_steps": 2,
-    "data__augment": "detr",
-    "data__crop_resize": (48, 64),
-    "data__crop_range": (32, 60),
-    "data__scales": (48, 64),
-}
 
 
 @pytest.fixture(scope="session")
