@@ -36,7 +36,9 @@ class _FoldedConv(torch.autograd.Function):
             kernel = (weight * scale).to(x.dtype)
             to_x = _gradient(gradients[0], x, kernel, ctx.geometry, of_kernel=False)
         if ctx.needs_input_grad[1]:
-            to_weight = _kernel_gradient(gradients[0], x, weight, ctx.geometry).to(weight.dtype) * scale
+            to_weight = _kernel_gradient(gradients[0], x, weight, ctx.geometry)
+            # Into the parameter's own layout, or it would be copied there afterwards.
+            to_weight = torch.mul(to_weight.to(weight.dtype), scale, out=torch.empty_like(weight))
         return to_x, to_weight, None, None, None
 
 
@@ -58,7 +60,9 @@ def _kernel_gradient(gradient: Tensor, x: Tensor, kernel: Tensor, geometry: tupl
         stride = geometry[0][0]
         rows = x[:, :, ::stride, ::stride].permute(0, 2, 3, 1).flatten(0, 2)
         return (gradient.permute(0, 2, 3, 1).flatten(0, 2).t() @ rows)[:, :, None, None]
-    return _gradient(gradient.contiguous(), x.contiguous(), kernel.to(x.dtype).contiguous(), geometry, of_kernel=True)
+    # Of the kernel only the shape and the layout are asked for.
+    shaped = torch.empty(kernel.shape, dtype=x.dtype)
+    return _gradient(gradient.contiguous(), x.contiguous(), shaped, geometry, of_kernel=True)
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-from .dropout import Dropout, dropout
+from .dropout import Dropout, DroppedReLU, draw, drop
 
 
 class Attention(nn.Module):
@@ -41,9 +41,9 @@ class Attention(nn.Module):
         q, k, v = self._project(query, key, value)
         rate = self.dropout if self.training else 0.0
         if rate and q.device.type == "cpu":
-            # No fused kernel drops out on a CPU. The [B, h, L, S] weights of all layers would be most of what is kept
-            # for the gradient; making them again is cheaper than the memory.
-            mixed = checkpoint(_attend, q, k, v, bias, rate, use_reentrant=False)
+            # Autocast has cast what is multiplied; the rest stays in float32 by the function's own doing.
+            with torch.autocast("cpu", enabled=False):
+                mixed = _DroppingAttention.apply(q, k, v, bias, rate)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
@@ -66,17 +66,40 @@ class Attention(nn.Module):
         return [tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float) -> Tensor:
-    """Attention with dropout of its weights, written out. All but bias are [B, h, tokens, C / h]."""
-    return dropout(_weights(q, k, bias), rate) @ v
-
-
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """[B, h, L, S] attention weights."""
+    """[B, h, L, S] attention weights, in float32 or wider; q and k are [B, h, tokens, C / h]."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
-    return logits.softmax(dim=-1)
+    return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+class _DroppingAttention(torch.autograd.Function):
+    """Attention with dropout of its weights, for which a CPU has no fused kernel.
+
+    The [B, h, L, S] weights of all layers would be most of what is kept for the gradient. They are made again, which is
+    cheaper than the memory; what was dropped is kept, a byte each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float) -> Tensor:
+        weights = _weights(q, k, bias)
+        keep = draw(weights.shape, rate)
+        ctx.save_for_backward(q, k, v, bias, keep)
+        ctx.rate = rate
+        return drop(weights, keep, rate).to(v.dtype) @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, keep = ctx.saved_tensors
+        weights = _weights(q, k, bias)
+        to_v = drop(weights, keep, ctx.rate).to(v.dtype).transpose(-2, -1) @ gradient
+        to_weights = drop((gradient @ v.transpose(-2, -1)).to(weights.dtype), keep, ctx.rate)
+        to_logits = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+        to_bias = to_logits.sum_to_size(bias.shape).to(bias.dtype) if ctx.needs_input_grad[3] else None
+        to_logits, scale = to_logits.to(q.dtype), q.shape[-1] ** -0.5
+        return to_logits @ (k * scale), to_logits.transpose(-2, -1) @ (q * scale), to_v, to_bias, None
 
 
 class FeedForward(nn.Module):
@@ -85,12 +108,11 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.dropout = Dropout(dropout)
+        self.activation = DroppedReLU(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
-        # The same as dropout after ReLU, but ReLU's output is then linear2's input, and is kept once for both.
-        return self.linear2(F.relu(self.dropout(self.linear1(x)), inplace=True))
+        return self.linear2(self.activation(self.linear1(x)))
 
 
 class EncoderLayer(nn.Module):
