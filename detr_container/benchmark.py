@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detr_container.datasets.batch import Batch, Sample, collate
 from detr_container.datasets.loader import StepBatches, batches, training_loader
+from detr_container.launch.memory import keep_freed_memory
 from detr_container.models.detector import Detector
 
 from .build import build_criterion, build_detector, build_matcher, open_data
@@ -89,6 +90,8 @@ def measure(options: BenchmarkOptions) -> dict[str, Any]:
     """All figures of one experiment: seconds by part (medians), images/s, memory in GiB, parameters and GFLOPs."""
     experiment = options.settings
     device = choose_device(experiment.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     classes = len(open_data(experiment).classes) if options.source == "data" else options.classes
     model = build_detector(experiment, classes, weights=False).to(device)
     supply = _loaded(options, model) if options.source == "data" else _made(options, model)

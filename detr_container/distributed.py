@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from detr_container.launch.memory import keep_freed_memory
 from detr_container.launch.processes import ProcessInfo, current_process
 
 _log = logging.getLogger(__name__)
@@ -79,9 +80,11 @@ def session(device: str = "auto") -> Iterator[Session]:
     chosen = choose_device(device, process.local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    elif process.world > 1 and "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", process.world))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+    else:
+        keep_freed_memory()
+        if process.world > 1 and "OMP_NUM_THREADS" not in os.environ:
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", process.world))
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
     if process.world == 1:
         yield Session(process, chosen)
         return

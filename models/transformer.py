@@ -55,14 +55,13 @@ class Attention(nn.Module):
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Projected query, key and value as [B, h, tokens, C / h]."""
-        width = query.shape[-1]
+        # Split, not sliced: the gradient of a slice is as large as what it was sliced from.
+        sizes = [2 * query.shape[-1], query.shape[-1]] if query is key else 3 * [query.shape[-1]]
+        weights, biases = self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)
+        sources = (query, value) if query is key else (query, key, value)
+        projected = [F.linear(*each) for each in zip(sources, weights, biases, strict=True)]
         if query is key:
-            both = F.linear(query, self.in_proj_weight[: 2 * width], self.in_proj_bias[: 2 * width])
-            projected = [*both.chunk(2, dim=-1)]
-        else:
-            weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-            projected = [F.linear(query, weights[0], biases[0]), F.linear(key, weights[1], biases[1])]
-        projected.append(F.linear(value, self.in_proj_weight[2 * width :], self.in_proj_bias[2 * width :]))
+            projected[:1] = projected[0].chunk(2, dim=-1)
         return [tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected]
 
 
