@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from detr_container.models.dropout import LEVELS, Dropout, dropout
+from detr_container.models.dropout import LEVELS, Dropout, DroppedReLU, dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.9])
@@ -42,3 +42,16 @@ def test_nothing_is_dropped_in_evaluation() -> None:
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
     assert not torch.equal(Dropout(0.5)(x), x)
+
+
+def test_dropout_of_a_relu_is_that_of_its_parts() -> None:
+    x = torch.randn(6, 50, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(6, 50, dtype=torch.float64)
+    found = []
+    for activation in (DroppedReLU(0.3), lambda x: dropout(torch.relu(x), 0.3)):
+        torch.manual_seed(3)
+        out = activation(x)
+        found.append((out, *torch.autograd.grad(out, x, upstream)))
+    torch.testing.assert_close(found[0], found[1])
+    assert 0 < int((found[0][0] == 0).sum()) < x.numel()
+    assert torch.equal(DroppedReLU(0.3).eval()(x), torch.relu(x))
