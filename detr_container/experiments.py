@@ -100,14 +100,14 @@ def demo() -> tuple[Experiment, str]:
             workers=0,
         ),
         train=TrainConfig(
-            epochs=14,
+            epochs=15,
             batch=8,
             micro_batch=8,
             lr=3e-4,
             lr_backbone=3e-4,
             schedule="cosine",
             warmup_steps=200,
-            eval_every=7,
+            eval_every=5,
             log_every=50,
         ),
     ), ""
