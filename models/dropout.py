@@ -13,6 +13,15 @@ from torch.autograd.function import once_differentiable
 LEVELS = 1 << 16
 
 
+def _dropped(p: float) -> int:
+    """How many of the 2^16 values of 16 random bits drop an element; never all."""
+    return min(round(p * LEVELS), LEVELS - 1)
+
+
+def _scale(p: float) -> float:
+    return LEVELS / (LEVELS - _dropped(p))
+
+
 def draw(shape: Sequence[int], p: float) -> Tensor:
     """Which elements to keep, on the CPU: uint8 of `shape`, 0 with probability `p` and else 1.
 
@@ -20,13 +29,13 @@ def draw(shape: Sequence[int], p: float) -> Tensor:
     """
     count = torch.Size(shape).numel()
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return (bits[:count] >= round(p * LEVELS) - LEVELS // 2).view(torch.uint8).view(shape)
+    return (bits[:count] >= _dropped(p) - LEVELS // 2).view(torch.uint8).view(shape)
 
 
 def drop(x: Tensor, keep: Tensor, p: float) -> Tensor:
     """`x` where `keep` is 1, scaled by 1 / (1 - p); zero elsewhere."""
     # Multiplying by bool took ten times as long: it is converted to float without vector instructions.
-    return keep.to(x.dtype).mul_(LEVELS / (LEVELS - round(p * LEVELS))).mul_(x)
+    return keep.to(x.dtype).mul_(_scale(p)).mul_(x)
 
 
 class _Dropout(torch.autograd.Function):
@@ -58,8 +67,7 @@ class _DroppedReLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        scale = LEVELS / (LEVELS - round(ctx.p * LEVELS))
-        return torch.ops.aten.threshold_backward(gradient, ctx.saved_tensors[0], 0).mul_(scale), None
+        return torch.ops.aten.threshold_backward(gradient, ctx.saved_tensors[0], 0).mul_(_scale(ctx.p)), None
 
 
 def dropout(x: Tensor, p: float) -> Tensor:

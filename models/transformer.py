@@ -41,7 +41,7 @@ class Attention(nn.Module):
         q, k, v = self._project(query, key, value)
         rate = self.dropout if self.training else 0.0
         if rate and q.device.type == "cpu":
-            # Autocast has cast what is multiplied; the rest stays in float32 by the function's own doing.
+            # Autocast has cast q, k and v already; the softmax is kept in float32 by the function itself.
             with torch.autocast("cpu", enabled=False):
                 mixed = _DroppingAttention.apply(q, k, v, bias, rate)
         else:

@@ -32,6 +32,6 @@ def faults(how: str) -> int:
 
 
 def test_a_step_finds_the_memory_of_the_step_before() -> None:
-    assert faults("kept") < 500
-    # Five times three blocks of 10,240 pages of 4 KiB, were pages not larger on some machines.
-    assert not sys.platform.startswith("linux") or faults("returned") > 5 * 500
+    assert faults("kept") < 50
+    # Five times three blocks of 10,240 pages of 4 KiB, or of 20 where the system gives huge pages unasked.
+    assert not sys.platform.startswith("linux") or faults("returned") > 200
