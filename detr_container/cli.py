@@ -263,7 +263,7 @@ def predict(arguments: Sequence[str]) -> int:
     console = Console()
     for record in records:
         found = record["detections"]
-        console.print(f"{record['file']}: {len(found)} detections", highlight=False, soft_wrap=True)  # type: ignore[arg-type]
+        console.print(f"{record['file']}: {len(found)} detections", highlight=False, soft_wrap=True)
     console.print(f"wrote {options.output}/predictions.json and a picture of each", highlight=False, soft_wrap=True)
     return 0
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iter
         yield Prediction(path, image, found, output, plan.size, (height, width))
 
 
-def as_records(prediction: Prediction, trained: Trained, threshold: float) -> dict[str, object]:
+def as_records(prediction: Prediction, trained: Trained, threshold: float) -> dict[str, Any]:
     """The detections of one picture at or above a score, as JSON has them: boxes are x, y, width, height in pixels."""
     found = prediction.found
     rows = []
@@ -109,7 +110,7 @@ def as_records(prediction: Prediction, trained: Trained, threshold: float) -> di
 
 def write_predictions(
     trained: Trained, paths: Sequence[Path], folder: Path, threshold: float = 0.5, maps: bool = False
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Predict, and write `predictions.json` and a picture per input to `folder`; returns what the JSON holds.
 
     maps: also one picture per input of where the decoder's last layer looked for its best detections.

@@ -110,7 +110,8 @@ class TimmBackbone(Backbone):
         name: as timm spells it; pretrained: timm's weights, downloaded to its cache at first use.
         """
         import timm
-        from timm.layers import Format, freeze_batch_norm_2d  # type: ignore[attr-defined]
+        from timm.layers.format import Format
+        from timm.layers.norm_act import freeze_batch_norm_2d
 
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,8 +68,9 @@ def test_pictures_of_every_kind_and_none_is_altered() -> None:
     assert all((one == drawn[0]).all() for one in drawn)
     assert (original == before).all()
     assert pillow.getextrema() == ((GREY, GREY),) * 3
+    wrong: Any = np.zeros((3, 5, 5), dtype=np.float32)
     with pytest.raises(ValueError, match=r"uint8 \[3, h, w\]"):
-        to_image(np.zeros((3, 5, 5), dtype=np.float32))  # type: ignore[arg-type]
+        to_image(wrong)
     with pytest.raises(ValueError, match=r"\[5, 5, 3\]"):
         to_image(np.zeros((5, 5, 3), dtype=np.uint8))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -221,10 +222,13 @@ def test_settings_that_do_not_fit_leave_no_folder(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"device=cuda: .*finds no GPU here\. Use device=cpu"):
-        train_in(tmp_path / "run", tiny(root, device="cuda"))
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "detr_container", "train", "debug", "--device", "cuda", "--run", "run"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=hidden, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: device=cuda: .*finds no GPU here\. Use device=cpu", done.stderr)
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_categories_for_validation(data: Path, tmp_path: Path) -> None:
