@@ -153,8 +153,9 @@ def batches(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
     Raises ValueError for a picture that cannot be loaded (see `DetectionDataset`), RuntimeError when a loader process
     was killed.
     """
+    iterator = iter(loader)
     try:
-        yield from loader
+        yield from iterator
     except Exception as error:
         if loader.num_workers:
             # The text of a worker's error holds its traceback. The frames of torch's own would form a cycle with the
@@ -164,6 +165,20 @@ def batches(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
         if explained is None:
             raise
         raise explained from error
+    finally:
+        del iterator
+        _join_feeders()
+
+
+def _join_feeders() -> None:
+    """Wait for the threads that fed the loader's processes.
+
+    torch does not. One that the interpreter's exit cuts off while it removes its semaphore leaves warnings of
+    multiprocessing's resource tracker as the last thing a person reads.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(timeout=1.0)
 
 
 def _explained(error: Exception) -> Exception | None:

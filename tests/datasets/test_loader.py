@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +272,21 @@ def test_workers_end_when_the_stream_is_closed(dataset: DetectionDataset) -> Non
     stream.close()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+def test_nothing_of_a_closed_stream_is_left_to_the_interpreters_exit(
+    dataset: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = vars(Queue)["_feed"].__func__
+
+    def slowly(*arguments: Any) -> None:
+        feed(*arguments)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Queue, "_feed", staticmethod(slowly))
+    stream, _ = stream_and_worker(dataset, 60)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "QueueFeederThread"]
 
 
 def test_a_killed_worker_is_explained(dataset: DetectionDataset) -> None:
