@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -43,11 +44,15 @@ class _Split:
         return f"{self.name}: {self.annotations.file_names[index]} (image {self.annotations.image_ids[index]})"
 
 
-def check_dataset(splits: Mapping[str, tuple[Path, Path]], workers: int = 2, progress: bool = False) -> Report:
+def check_dataset(
+    splits: Mapping[str, tuple[Path, Path]], workers: int = 2, progress: bool = False, sample: int = 0
+) -> Report:
     """Check the splits of a data set and everything between them.
 
     splits: name -> (folder of pictures, annotation file), as `annotations.resolve` finds them; workers: threads that
-    read pictures. Nothing that is wrong with the data raises: it is in the report.
+    read pictures. sample: how many pictures of each split to read, always the same ones, and compare with each other;
+    of the others it is only checked that they are there, and their annotations are. 0: all.
+    Nothing that is wrong with the data raises: it is in the report.
     """
     problems: list[Problem] = []
     readable: list[_Split] = []
@@ -59,7 +64,7 @@ def check_dataset(splits: Mapping[str, tuple[Path, Path]], workers: int = 2, pro
             continue
         problems += [Problem(problem.severity, problem.kind, f"{name}: {problem.message}") for problem in found]
         readable.append(_Split(name, annotations))
-    seen = {split.name: _read_pictures(split, workers, progress, problems) for split in readable}
+    seen = {split.name: _read_pictures(split, workers, progress, sample, problems) for split in readable}
     problems += _unlisted(readable, {path for _, path in splits.values()})
     for first, second in combinations(readable, 2):
         problems += _categories_differ(first, second)
@@ -79,16 +84,23 @@ def look(path: Path) -> Seen:
     return Seen(digest, (int(image.shape[1]), int(image.shape[2])))
 
 
-def _read_pictures(split: _Split, workers: int, progress: bool, problems: list[Problem]) -> list[Seen]:
+def _read_pictures(
+    split: _Split, workers: int, progress: bool, sample: int, problems: list[Problem]
+) -> list[Seen | None]:
+    """What came of every picture; None for one that is there and was not drawn for reading."""
     if not split.annotations.image_dir.is_dir():
         message = f"{split.name}: no folder of pictures {split.annotations.image_dir}"
         problems.append(Problem("error", "image-folder", message))
         return [Seen()] * len(split.annotations.file_names)
     paths = split.paths()
+    every = range(len(paths))
+    drawn: Container[int] = set(random.Random(0).sample(every, sample)) if 0 < sample < len(paths) else every
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd files; what matters is whether they decode.
-        seen = list(track(_look_at_all(paths, workers), len(paths), f"reading {split.name}", progress))
+        seen = list(track(_look_at_all(paths, drawn, workers), len(paths), f"reading {split.name}", progress))
     for index, found in enumerate(seen):
+        if found is None:
+            continue
         if found.kind:
             problems.append(Problem("error", found.kind, f"{split.of(index)}: {found.problem}"))
             continue
@@ -104,26 +116,33 @@ def _read_pictures(split: _Split, workers: int, progress: bool, problems: list[P
     return seen
 
 
-def _look_at_all(paths: list[Path], workers: int) -> Iterator[Seen]:
+def _look_at_all(paths: list[Path], drawn: Container[int], workers: int) -> Iterator[Seen | None]:
+    def glance(index: int) -> Seen | None:
+        return look(paths[index]) if index in drawn or not paths[index].exists() else None
+
     # Threads, for reading, hashing and decoding all let go of the interpreter's lock, while a process would first
     # spend seconds on importing torch.
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(paths), BLOCK):
-            yield from pool.map(look, paths[start : start + BLOCK])
+            yield from pool.map(glance, range(start, min(start + BLOCK, len(paths))))
 
 
-def _twins(split: _Split, seen: list[Seen]) -> Iterator[Problem]:
+def _twins(split: _Split, seen: Sequence[Seen | None]) -> Iterator[Problem]:
     first: dict[bytes, int] = {}
     for index, found in enumerate(seen):
-        if found.digest and first.setdefault(found.digest, index) != index:
+        if found and found.digest and first.setdefault(found.digest, index) != index:
             message = f"{split.of(index)}: the same content as {split.of(first[found.digest])}"
             yield Problem("warning", "duplicate-image", message)
 
 
-def _overlap(first: _Split, first_seen: list[Seen], second: _Split, second_seen: list[Seen]) -> Iterator[Problem]:
-    contents = {found.digest: index for index, found in enumerate(first_seen) if found.digest}
-    names = {name: index for index, name in enumerate(first.annotations.file_names)}
+def _overlap(
+    first: _Split, first_seen: Sequence[Seen | None], second: _Split, second_seen: Sequence[Seen | None]
+) -> Iterator[Problem]:
+    contents = {found.digest: index for index, found in enumerate(first_seen) if found and found.digest}
+    names = {name: index for index, name in enumerate(first.annotations.file_names) if first_seen[index]}
     for index, (found, name) in enumerate(zip(second_seen, second.annotations.file_names, strict=True)):
+        if found is None:
+            continue
         if found.digest in contents:
             message = f"{second.of(index)}: the same content as {first.of(contents[found.digest])}"
             yield Problem("error", "overlap", f"{message}, so the splits are not independent")

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from .arguments import experiment_first, parse, start_logging
 from .config import Experiment
 from .experiments import BUILDERS, named
+from .job_commands import cancel, logs, resubmit, status, submit, sweep
 
-T = TypeVar("T")
 TRACEBACK = "DETR_CONTAINER_TRACEBACK"
 
 
@@ -30,10 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    rank = os.environ.get("RANK", "0")
-    prefix = "" if rank == "0" else f"[rank {rank}] "
-    logging.basicConfig(level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("detr_container").setLevel(logging.INFO)
+    start_logging()
     if not given or given[0] in ("-h", "--help", "help"):
         _overview()
         return 0
@@ -85,25 +82,6 @@ def _overview() -> None:
     )
 
 
-def _parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
-    """Options as a typed object; prints help or names the unknown option with its nearest neighbours, and exits."""
-    doc, name = (COMMANDS[prog].__doc__ or "").strip(), f"detr-container {prog}"
-    if default is None:
-        return tyro.cli(kind, prog=name, description=doc, args=list(arguments))
-    return tyro.cli(kind, prog=name, description=doc, args=list(arguments), default=default)
-
-
-def _experiment_first(arguments: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
-    """The named experiment in front of the options."""
-    if arguments and not arguments[0].startswith("-"):
-        return named(arguments[0]).experiment, list(arguments[1:])
-    if arguments and arguments[0] in ("-h", "--help"):
-        return next(iter(BUILDERS.values()))()[0], list(arguments)
-    raise ValueError(
-        f"name an experiment: detr-container {command} EXPERIMENT [--setting value ...], one of {', '.join(BUILDERS)}"
-    )
-
-
 def experiments(arguments: Sequence[str]) -> int:
     """List the named experiments: head, backbone, schedule and published AP."""
 
@@ -111,7 +89,7 @@ def experiments(arguments: Sequence[str]) -> int:
     class Options:
         pass
 
-    _parse(Options, arguments, "experiments")
+    parse(Options, arguments, "experiments", experiments.__doc__)
     console = Console()
     for name in BUILDERS:
         entry = named(name)
@@ -146,8 +124,8 @@ class TrainOptions:
 
 def train(arguments: Sequence[str]) -> int:
     """Train an experiment: `train EXPERIMENT [--setting value ...]`; alone, or as many processes under torchrun."""
-    experiment, rest = _experiment_first(arguments, "train")
-    options = _parse(TrainOptions, rest, "train", TrainOptions(experiment))
+    experiment, rest = experiment_first(arguments, "train")
+    options = parse(TrainOptions, rest, "train", train.__doc__, TrainOptions(experiment))
     from .train import train as run
 
     return run(options.settings, options.folder)
@@ -155,7 +133,7 @@ def train(arguments: Sequence[str]) -> int:
 
 def demo(arguments: Sequence[str]) -> int:
     """Train, evaluate and show a small real run on data it makes itself; minutes on two CPU cores."""
-    options = _parse(TrainOptions, arguments, "demo", TrainOptions(named("demo").experiment))
+    options = parse(TrainOptions, arguments, "demo", demo.__doc__, TrainOptions(named("demo").experiment))
     from .train import train as run
 
     status, folder = run(options.settings, options.folder), options.folder
@@ -200,7 +178,7 @@ class EvaluateOptions:
 
 def evaluate(arguments: Sequence[str]) -> int:
     """COCO AP of a run or checkpoint, overall, by size and by class: `evaluate RUN|CHECKPOINT`."""
-    options = _parse(EvaluateOptions, arguments, "evaluate")
+    options = parse(EvaluateOptions, arguments, "evaluate", evaluate.__doc__)
     from .distributed import session
     from .evaluate import evaluate_to, open_validation, with_data
     from .scoring import table
@@ -252,7 +230,7 @@ class PredictOptions:
 
 def predict(arguments: Sequence[str]) -> int:
     """Detections on pictures, as JSON and as pictures: `predict RUN|CHECKPOINT IMAGES...`."""
-    options = _parse(PredictOptions, arguments, "predict")
+    options = parse(PredictOptions, arguments, "predict", predict.__doc__)
     from .distributed import choose_device
     from .predict import find_pictures, write_predictions
     from .trained import open_trained
@@ -282,7 +260,7 @@ class ExportOptions:
 
 def export(arguments: Sequence[str]) -> int:
     """Save a trained detector's weights under the names of other code: `export RUN|CHECKPOINT FILE --layout ...`."""
-    options = _parse(ExportOptions, arguments, "export")
+    options = parse(ExportOptions, arguments, "export", export.__doc__)
     import torch
 
     from .files import atomic_write
@@ -315,7 +293,7 @@ class ShapesOptions:
 
 def data_make_shapes(arguments: Sequence[str]) -> int:
     """Make a small detection data set of overlapping coloured shapes in COCO's layout: `data make-shapes FOLDER`."""
-    options = _parse(ShapesOptions, arguments, "data make-shapes")
+    options = parse(ShapesOptions, arguments, "data make-shapes", data_make_shapes.__doc__)
     from detr_container.datasets.shapes import make_shapes
 
     made = make_shapes(
@@ -352,7 +330,7 @@ class CheckOptions:
 
 def data_check(arguments: Sequence[str]) -> int:
     """Read a data set as training will and report what is wrong: `data check ROOT`. Exit status 1 on errors."""
-    options = _parse(CheckOptions, arguments, "data check")
+    options = parse(CheckOptions, arguments, "data check", data_check.__doc__)
     from detr_container.datasets.annotations import resolve
     from detr_container.datasets.check import check_dataset
 
@@ -368,13 +346,28 @@ def benchmark(arguments: Sequence[str]) -> int:
     """Step time by part, images/s, peak memory, parameters and FLOPs of an experiment: `benchmark EXPERIMENT`."""
     from .benchmark import BenchmarkOptions, run
 
-    experiment, rest = _experiment_first(arguments, "benchmark")
-    return run(_parse(BenchmarkOptions, rest, "benchmark", BenchmarkOptions(experiment)))
+    experiment, rest = experiment_first(arguments, "benchmark")
+    return run(parse(BenchmarkOptions, rest, "benchmark", benchmark.__doc__, BenchmarkOptions(experiment)))
+
+
+def preflight(arguments: Sequence[str]) -> int:
+    """What to know before waiting in a queue: data, memory, speed, hours, saving and evaluation, in a minute."""
+    from .preflight import PreflightOptions, run
+
+    experiment, rest = experiment_first(arguments, "preflight")
+    return run(parse(PreflightOptions, rest, "preflight", preflight.__doc__, PreflightOptions(experiment)))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "experiments": experiments,
+    "preflight": preflight,
     "train": train,
+    "submit": submit,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "resubmit": resubmit,
+    "sweep": sweep,
     "evaluate": evaluate,
     "predict": predict,
     "benchmark": benchmark,

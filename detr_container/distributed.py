@@ -6,15 +6,17 @@ import logging
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from detr_container.launch.lock import FolderLock
 from detr_container.launch.memory import keep_freed_memory
 from detr_container.launch.processes import ProcessInfo, current_process
 
@@ -63,6 +65,21 @@ class Session:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    @contextmanager
+    def alone_in(self, folder: Path) -> Iterator[None]:
+        """Keep other jobs out of a run's folder. Raises ValueError, on every process, when one is in it already."""
+        with ExitStack() as held:
+            refusal = ""
+            if self.main:
+                try:
+                    held.enter_context(FolderLock(folder, os.environ.get("SLURM_JOB_ID", "")))
+                except ValueError as error:
+                    refusal = str(error)
+            refusal = self.gather(refusal)[0]
+            if refusal:
+                raise ValueError(refusal)
+            yield
 
     def barrier(self) -> None:
         """Wait for all processes."""

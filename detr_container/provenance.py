@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import shlex
@@ -16,6 +17,7 @@ import psutil
 import torch
 
 from detr_container.launch.processes import current_process
+from detr_container.launch.snapshot import NOTE
 
 PACKAGES = (
     "detr-container",
@@ -36,12 +38,13 @@ _CODE = ("detr_container", "models", "datasets", "launch", "pyproject.toml")
 def provenance() -> dict[str, Any]:
     """Everything about this process that a result depends on or a reader will ask for; JSON can hold it.
 
-    `git` is None when the code does not run from its own repository; packages that are not installed are left out.
+    `git` is None when the code runs neither from its own repository nor from a copy of it; packages that are not
+    installed are left out.
     """
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
-        "git": _git(Path(__file__).resolve().parent.parent),
+        "git": code_version(),
         "packages": _versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -57,8 +60,20 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def code_version() -> dict[str, Any] | None:
+    """Commit of the code and whether it was edited since; of a copy made for a job, what was true when it was made.
+
+    None when neither is known.
+    """
+    root = Path(__file__).resolve().parent.parent
+    note = root / NOTE
+    if note.is_file():
+        copied: dict[str, Any] = json.loads(note.read_text())
+        return {**(copied["git"] or {}), "copied_from": copied["package"], "sha256": copied["sha256"]}
+    return _git(root)
+
+
 def _git(root: Path) -> dict[str, Any] | None:
-    """Commit of the code and whether it was edited since, or None."""
     # A package installed inside somebody else's repository must not report that repository's commit.
     if _run_git(root, "ls-files", "--error-unmatch", "detr_container/provenance.py") is None:
         return None

@@ -69,14 +69,7 @@ class Run:
         """
         if not {"optimizer", "step", "steps_per_epoch", "meters", "experiment"} <= state.keys():
             raise ValueError(f"{path} is not a checkpoint of a run, so it cannot be continued: use --init {path}")
-        changed = config.difference(config.from_dict(state["experiment"]), experiment)
-        barred = {k: v for k, v in changed.items() if k.startswith(FIXED) and k not in FREE}
-        if barred:
-            listed = "; ".join(f"{name} was {old!r}, now {new!r}" for name, (old, new) in barred.items())
-            raise ValueError(
-                f"{path} is of another model or loss: {listed}. Choose another folder with --run NAME, "
-                "or give the settings it was started with"
-            )
+        changed = changes(path, config.from_dict(state["experiment"]), experiment)
         if state["steps_per_epoch"] != steps_per_epoch:
             raise ValueError(
                 f"the training set has changed: an epoch had {state['steps_per_epoch']} steps, now {steps_per_epoch}. "
@@ -102,3 +95,19 @@ class Run:
                 kept = [record for record in records if record["step"] <= step]
                 if len(kept) < len(records):
                     write_jsonl(path, kept)
+
+
+def changes(source: Path, old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+    """The settings in which a run would go on differently from before.
+
+    source: where the old settings were read. Raises ValueError for those with which it would be another run.
+    """
+    changed = config.difference(old, new)
+    barred = {k: v for k, v in changed.items() if k.startswith(FIXED) and k not in FREE}
+    if barred:
+        listed = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in barred.items())
+        raise ValueError(
+            f"{source} is of another model or loss: {listed}. Choose another folder with --run NAME, "
+            "or give the settings it was started with"
+        )
+    return changed

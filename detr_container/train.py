@@ -44,13 +44,17 @@ _log = logging.getLogger(__name__)
 METERS = ("loss", "class", "l1", "giou", "class_error", "cardinality_error", "grad_norm")
 
 
-def train(experiment: Experiment, folder: Path) -> int:
+def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None) -> int:
     """Train an experiment in a run folder, from its newest checkpoint if there is one.
 
-    Returns the exit status: 0 when finished (or at `train.max_steps`), 128 + the signal's number when interrupted.
-    Raises ValueError for what the person can mend, FloatingPointError when something is not finite.
+    stop: who listens to signals already, if anybody. SIGUSR2 counts, too: it is what Slurm can be asked to send ahead
+    of a time limit. Returns the exit status: 0 when finished (or at `train.max_steps`), 128 + the signal's number when
+    interrupted. Raises ValueError for what the person can mend, FloatingPointError when something is not finite.
     """
-    with session(experiment.device) as here, StopRequest() as stop:
+    with (
+        nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop,
+        session(experiment.device) as here,
+    ):
         for warning in configuration.validate(experiment) if here.main else ():
             _log.warning("%s", warning)
         if not here.main:
@@ -61,8 +65,8 @@ def train(experiment: Experiment, folder: Path) -> int:
             # Also where it fails, so that the others find the same fault rather than a lost connection.
             if here.main:
                 here.barrier()
-        trainer = Trainer(experiment, Run(folder), data, here, stop)
-        return trainer.run_to_end()
+        with here.alone_in(folder):
+            return Trainer(experiment, Run(folder), data, here, stop).run_to_end()
 
 
 class Trainer:

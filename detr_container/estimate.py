@@ -1,0 +1,352 @@
+"""The largest batch that a schedule can draw, and the memory that a training step on it takes.
+
+Run as a program, this is the process in which a step on a CPU is tried: the system ends a process that asks for more
+memory than there is, and that had better not be the one that has to tell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from detr_container.datasets.annotations import Annotations
+from detr_container.datasets.batch import Batch, Targets
+from detr_container.datasets.transforms import LARGEST_ASPECT
+from detr_container.launch.interrupt import StopRequest
+
+from . import config
+from .build import Data, open_data
+from .config import DataConfig, Experiment
+from .distributed import Session, session
+from .run import Run
+from .train import Trainer
+
+Sides = NDArray[np.int64]
+SMALL = 64
+"""Side in pixels of the pictures on which the optimiser's state comes into being, before the step that is measured."""
+_SHIFT = 1 << 24
+_KILLED = 128 + signal.SIGKILL
+
+
+class DoesNotFitError(RuntimeError):
+    """A training step needs more memory than there is, or than it may have."""
+
+
+# -- the largest batch ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest micro batch: its padded height and width in pixels, and how many objects each of its pictures has.
+
+    padded: whether its pictures can be smaller than itself, so that the model needs masks.
+    """
+
+    height: int
+    width: int
+    objects: tuple[int, ...]
+    padded: bool
+
+
+def largest_batch(annotations: Annotations, data: DataConfig, micro_batch: int, multiple: int = 1) -> Largest:
+    """The micro batch with most pixels that training on these pictures can draw; it may be a rare one.
+
+    multiple: what the model pads to, in pixels. Raises ValueError when a picture can come out larger than the canvas.
+    """
+    sizes, counts = np.unique(annotations.sizes, axis=0, return_counts=True)
+    tall, wide, joint = (each.repeat(counts.clip(max=2)) for each in _reach(sizes, data, multiple))
+    if max(tall.max(), wide.max()) > data.canvas > 0:
+        raise ValueError(
+            f"pictures can come out {tall.max()} pixels high and {wide.max()} wide, which does not fit "
+            f"data.canvas={data.canvas}: raise data.canvas, or lower data.max_size or data.scales"
+        )
+    area, height = divmod(int(joint.max()), _SHIFT)
+    shapes = [(height, area // height)]
+    if micro_batch > 1:
+        # Height and width of a batch can come from two pictures.
+        highest, widest = np.argsort(-tall)[:2].tolist(), np.argsort(-wide)[:2].tolist()
+        shapes += [(int(tall[i]), int(wide[j])) for i in highest for j in widest if i != j]
+    if data.canvas:
+        shapes = [(data.canvas, data.canvas)]
+    padded = [(-(-height // multiple) * multiple, -(-width // multiple) * multiple) for height, width in shapes]
+    shape = max(padded, key=lambda size: size[0] * size[1])
+    alike = len(set(data.scales)) == 1 and (data.resize == "square" or (data.augment != "detr" and len(sizes) == 1))
+    loose = micro_batch > 1 or multiple > 1 or data.canvas > 0
+    masked = loose and not (alike and shape == (tall.max(), wide.max()))
+    return Largest(*shape, _fullest(annotations, micro_batch), masked)
+
+
+def _fullest(annotations: Annotations, pictures: int) -> tuple[int, ...]:
+    """How many objects the pictures with most of them have, counted as in training."""
+    image = np.repeat(np.arange(len(annotations.image_ids)), np.diff(annotations.starts))
+    single = ~annotations.crowd & np.all(annotations.boxes[:, 2:] > 0, axis=1)
+    counts = np.bincount(image[single], minlength=max(pictures, len(annotations.image_ids)))
+    return tuple(np.sort(counts)[::-1][:pictures].tolist())
+
+
+def _reach(sizes: Sides, data: DataConfig, multiple: int) -> tuple[Sides, Sides, Sides]:
+    """What can come out of pictures of these sizes [P, 2]: see `_most`, [P] each."""
+    heights, widths = sizes.T
+    found = [_most(heights, widths, data, multiple)]
+    if data.augment == "detr":
+        before = [_resized(heights, widths, scale, LARGEST_ASPECT * scale) for scale in set(data.crop_resize)]
+        least = data.crop_range[0]
+        side = min(data.crop_range[1], max(int(max(high.max(), broad.max())) for high, broad in before))
+        # Every crop of up to this side; then, along both sides, the best of all crops that the same picture can have.
+        lengths = np.arange(1, side + 1)
+        crop_heights, crop_widths = np.meshgrid(lengths, lengths, indexing="ij")
+        tables = _most(crop_heights, crop_widths, data, multiple)
+        for table in tables:
+            for axis in (0, 1):
+                choice = table.swapaxes(0, axis)[least - 1 :]
+                np.maximum.accumulate(choice, axis=0, out=choice)
+        for high, broad in before:
+            at = np.minimum(high, side) - 1, np.minimum(broad, side) - 1
+            found.append((tables[0][at], tables[1][at], tables[2][at]))
+    tall, wide, joint = (np.maximum.reduce(each) for each in zip(*found, strict=True))
+    return tall, wide, joint
+
+
+def _most(heights: Sides, widths: Sides, data: DataConfig, multiple: int) -> tuple[Sides, Sides, Sides]:
+    """The greatest height and width in pixels over all scales, and the greatest size after padding.
+
+    The last is one number, so that it can be compared: the area times `_SHIFT`, plus the height.
+    """
+    tall, wide, joint = (np.zeros(heights.shape, np.int64) for _ in range(3))
+    for scale in set(data.scales):
+        if data.resize == "square":
+            height, width = np.full_like(heights, scale), np.full_like(widths, scale)
+        else:
+            height, width = _resized(heights, widths, scale, data.max_size)
+        np.maximum(tall, height, out=tall)
+        np.maximum(wide, width, out=wide)
+        height, width = -(-height // multiple) * multiple, -(-width // multiple) * multiple
+        np.maximum(joint, height * width * _SHIFT + height, out=joint)
+    return tall, wide, joint
+
+
+def _resized(heights: Sides, widths: Sides, shorter: int, max_size: int) -> tuple[Sides, Sides]:
+    """`transforms.shortest_size` of arrays."""
+    short, long = np.minimum(heights, widths), np.maximum(heights, widths)
+    limited = np.maximum(1, np.rint(max_size * short / long)).astype(np.int64)
+    small = np.where(long / short * shorter > max_size, limited, shorter)
+    large = (small * long / short).astype(np.int64)
+    return np.where(heights <= widths, small, large), np.where(widths <= heights, small, large)
+
+
+# -- single steps -----------------------------------------------------------------------------------------------------
+
+
+class Probe(Trainer):
+    """A run of which single steps are taken and timed; it says nothing."""
+
+    def __init__(self, experiment: Experiment, folder: Path, data: Data, here: Session) -> None:
+        self.save_seconds: list[float] = []
+        super().__init__(experiment, Run(folder), data, here, StopRequest())
+
+    def step_on(self, micro: list[Batch]) -> float:
+        """Take the first step's learning rate and dropout for a step on these batches. Returns the loss before it.
+
+        Raises FloatingPointError when something is not finite.
+        """
+        self.meters.zero_()
+        self._step(micro, due=False)
+        self._check_last_step(float(self.bad))
+        return float(self.meters[0])
+
+    def timed_steps(self) -> Generator[tuple[float, float], None, None]:
+        """Steps on the run's own batches: seconds that each waited for data, and seconds that it took in all."""
+        supply = self._batches()
+        while True:
+            began = time.perf_counter()
+            micro = next(supply)
+            waited = time.perf_counter() - began
+            self._step(micro, due=False)
+            self.step += 1
+            if self.here.device.type == "cuda":
+                torch.cuda.synchronize()
+            yield waited, time.perf_counter() - began
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        super()._save()
+        self.save_seconds.append(time.perf_counter() - began)
+
+    def _say(self, text: str) -> None:
+        pass
+
+
+def made_batch(largest: Largest, classes: int, seed: int = 0) -> Batch:
+    """A micro batch of random pixels and objects."""
+    generator = torch.Generator().manual_seed(seed)
+    count, height, width = len(largest.objects), largest.height, largest.width
+    pixels = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([[height, width]] * count)
+    sizes[0] -= int(largest.padded)
+    objects = sum(largest.objects)
+    boxes = torch.rand(objects, 4, generator=generator) * 0.4 + 0.1
+    labels = torch.randint(0, classes, (objects,), generator=generator)
+    targets = Targets(labels, boxes, largest.objects)
+    shapes = tuple((height, width) for _ in range(count))
+    return Batch(pixels.permute(0, 3, 1, 2), sizes, targets, tuple(range(count)), shapes, largest.padded)
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def step_memory(
+    experiment: Experiment, data: Data, largest: Largest, folder: Path, here: Session, limit: float = 0.0
+) -> tuple[float, float]:
+    """Bytes that a training step on the largest batch takes at most, and bytes that there are for it.
+
+    limit: let it have so many bytes; 0: what is free. On a GPU the step is made here; on a CPU in a process of its own,
+    where what the interpreter and the annotations take counts as well. Raises DoesNotFitError.
+    """
+    if here.device.type == "cpu":
+        room = limit or min(psutil.virtual_memory().available, *cgroup_limits(), sys.maxsize)
+        return _in_process(experiment, largest, folder, room), room
+    free, whole = torch.cuda.mem_get_info()
+    room = min(limit or free, free)
+    torch.cuda.set_per_process_memory_fraction(room / whole)
+    try:
+        _take_step(experiment, data, largest, folder, here)
+        return torch.cuda.max_memory_reserved(), room
+    except torch.OutOfMemoryError as error:
+        raise _does_not_fit(room) from error
+    finally:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def _does_not_fit(room: float) -> DoesNotFitError:
+    return DoesNotFitError(f"more than the {room / 2**30:.2f} GiB that there are")
+
+
+def _take_step(experiment: Experiment, data: Data, largest: Largest, folder: Path, here: Session) -> None:
+    """One step as `train` makes it, after one on small pictures."""
+    probe = Probe(with_random_weights(experiment), folder, data, here)
+    multiple = probe.model.backbone.size_multiple
+    side = -(-SMALL // multiple) * multiple
+    classes, turns = len(data.classes), min(2, probe.sampler.accumulation)
+    small = made_batch(replace(largest, height=side, width=side), classes)
+    large = made_batch(largest, classes)
+    probe.step_on([small])
+    if here.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    # With a second micro batch there are gradients beside the features, as in every later one.
+    probe.step_on([large] * turns)
+
+
+def with_random_weights(experiment: Experiment) -> Experiment:
+    """The same experiment, which then needs no file of weights."""
+    return replace(experiment, init="", backbone=replace(experiment.backbone, weights="none"))
+
+
+def cgroup_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that this process's control groups let it have, as Slurm and containers set them; old and new kind."""
+    lines = membership.read_text().splitlines() if membership.exists() else []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            # Where there is no limit the file says `max`; where a container shows only its own groups there is none.
+            with suppress(OSError, ValueError):
+                yield int((folder / name).read_text())
+            if folder == top:
+                break
+
+
+def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: float) -> int:
+    """Take the step in another process, which is ended when it has more than `room` bytes. Returns its peak."""
+    folder.mkdir(parents=True)
+    said = folder / "said"
+    request = {"experiment": config.to_dict(experiment), "largest": asdict(largest), "folder": str(folder / "run")}
+    command = [sys.executable, "-m", __name__]
+    with (
+        said.open("wb") as output,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT) as process,
+    ):
+        assert process.stdin is not None
+        try:
+            with suppress(BrokenPipeError):
+                # Left open: that it closes tells the other process that this one is gone.
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+            _wait(process, room)
+        finally:
+            process.kill()
+    last = (said.read_text(errors="replace").splitlines() or [""])[-1]
+    if process.returncode == 0:
+        return int(json.loads(last)["peak"])
+    if process.returncode in (-signal.SIGKILL, _KILLED):
+        raise _does_not_fit(room)
+    raise RuntimeError(f"the process that tried a step ended with status {process.returncode}: {last}")
+
+
+def _wait(process: subprocess.Popen[bytes], room: float) -> None:
+    with suppress(psutil.NoSuchProcess):
+        other = psutil.Process(process.pid)
+        while process.poll() is None:
+            if other.memory_info().rss > room:
+                process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+
+
+def main() -> int:
+    """Take the step that standard input describes, and print its peak memory."""
+    with suppress(OSError):
+        # Of all processes, this is the one to end when memory runs out.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    experiment = config.from_dict(request["experiment"])
+    largest = Largest(**{**request["largest"], "objects": tuple(request["largest"]["objects"])})
+    with session("cpu") as here:
+        try:
+            _take_step(experiment, open_data(experiment), largest, Path(request["folder"]), here)
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
+            return _KILLED
+    sys.stdout.write(json.dumps({"peak": _peak()}) + "\n")
+    return 0
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _peak() -> int:
+    """Most memory in bytes that this process has had."""
+    with suppress(OSError):
+        # getrusage would count what the process had that started this one.
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

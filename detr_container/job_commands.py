@@ -1,0 +1,322 @@
+"""The commands about jobs: submit, status, logs, cancel, resubmit, sweep."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from detr_container.launch.resources import Resources
+
+from .arguments import experiment_first, parse
+from .config import Experiment
+
+Where = Literal["slurm", "local", "debug"]
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """Options of `submit`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    slurm: Resources = field(default_factory=Resources)
+    run: str = ""
+    """Name of the run and its folder; default: the experiment's. A folder that holds a checkpoint is continued."""
+    runs: Path = Path("runs")
+    """The folder that holds the runs."""
+    cluster: Where = "slurm"
+    """`slurm`; `local`: the same job on this machine, in the background; `debug`: in this process, with a debugger."""
+    dry_run: bool = False
+    """Print the batch script and submit nothing."""
+
+
+def submit(arguments: Sequence[str]) -> int:
+    """Train an experiment as a Slurm job that survives time limits and preemption: `submit EXPERIMENT`."""
+    from . import jobs
+
+    experiment, rest = experiment_first(arguments, "submit")
+    default = SubmitOptions(experiment, jobs.usual_resources())
+    options = parse(SubmitOptions, rest, "submit", submit.__doc__, default)
+    member = jobs.Member(options.runs / (options.run or options.settings.name), options.settings)
+    home = member.folder / "job" / "submissions"
+    if options.dry_run:
+        sys.stdout.write(jobs.dry_run([member], home, options.slurm) + "\n")
+        return 0
+    submission = jobs.submit([member], home, options.slurm, options.cluster)
+    _say_submitted(submission.jobs[0], member.folder, options.slurm, options.cluster)
+    return 0
+
+
+def _say_submitted(job: str, folder: Path, resources: Resources, where: Where) -> None:
+    if where == "debug":
+        return
+    size = f"{resources.nodes} node(s) x {resources.tasks} process(es), {resources.time}"
+    kind = f"job {job}{f' in {resources.partition}' if resources.partition else ''}"
+    kind = kind if where == "slurm" else f"local job {job}"
+    _say(
+        f"submitted {kind}, {size}: {folder}",
+        f"  detr-container status {folder}          how it is getting on",
+        f"  detr-container logs {folder} --follow   what it says",
+        f"  detr-container cancel {folder}          end it, saved; resubmit goes on from there",
+    )
+
+
+def _say(*lines: str) -> None:
+    Console().print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
+
+
+@dataclass(frozen=True)
+class StatusOptions:
+    """Options of `status`."""
+
+    run: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Run folders, or folders of runs; none: all runs in `runs`."""
+
+
+def status(arguments: Sequence[str]) -> int:
+    """How runs stand: state, node, steps, AP, restarts and why, time left: `status [RUN ...]`."""
+    from .progress import clock
+    from .standing import standings, when
+
+    options = parse(StatusOptions, arguments, "status", status.__doc__)
+    folders = list(_runs_in(options.run or (Path("runs"),)))
+    if not folders:
+        _say(f"no runs in {', '.join(map(str, options.run)) or 'runs'}")
+        return 0
+    rows = standings(folders)
+    cells = [
+        {
+            "run": str(row.folder),
+            "job": row.job,
+            "state": row.state,
+            "node": row.place,
+            "step": f"{row.step}/{row.total or '?'}" if row.step else "",
+            "epoch": f"{row.epoch:.1f}/{row.epochs}" if row.step else "",
+            "AP": "" if row.ap is None else f"{100 * row.ap:.1f}",
+            "restarts": ", ".join(f"{count} {why}" for why, count in row.restarts.items()),
+            "left": row.left,
+            "ready": f"{when(row.eta)} ({clock(row.eta)})" if row.eta is not None and row.state == "running" else "",
+        }
+        for row in rows
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    columns = [name for name in cells[0] if any(cell[name] for cell in cells)]
+    for name in columns:
+        right = name in ("step", "epoch", "AP")
+        wraps = name in ("run", "restarts", "ready")
+        table.add_column(name, no_wrap=not wraps, overflow="fold", justify="right" if right else "left")
+    for cell in cells:
+        table.add_row(*(cell[name] for name in columns))
+    # Into a file or a pipe, a run is a line.
+    Console(width=None if sys.stdout.isatty() else 500).print(table)
+    for row in rows:
+        if row.message:
+            _say(f"{row.folder}: {row.message}")
+    if len(rows) == 1 and rows[0].state == "failed":
+        errors = folders[0] / "job" / "errors.txt"
+        if errors.is_file():
+            _say(f"\n{errors}:", errors.read_text())
+    return 0
+
+
+def _runs_in(paths: Sequence[Path]) -> Iterator[Path]:
+    """The runs that are, or lie in, the given folders. Raises ValueError for a path that is no folder."""
+    from .standing import is_run
+
+    for path in paths:
+        if is_run(path):
+            yield path
+        elif not path.is_dir():
+            if path != Path("runs"):
+                raise ValueError(f"{path} is not a run's folder, nor one that holds runs: there is no such folder")
+        else:
+            for found in sorted(path.iterdir()):
+                if found.is_dir() and not found.is_symlink() and found.name != "submissions":
+                    yield from _runs_in([found]) if is_run(found) or _holds_runs(found) else ()
+
+
+def _holds_runs(folder: Path) -> bool:
+    from .standing import is_run
+
+    return any(is_run(path) for path in folder.iterdir() if path.is_dir())
+
+
+@dataclass(frozen=True)
+class LogsOptions:
+    """Options of `logs`."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's folder."""
+    rank: int = 0
+    """Which process's."""
+    follow: bool = False
+    """Go on printing until the job has ended; Ctrl-C leaves the job alone."""
+
+
+def logs(arguments: Sequence[str]) -> int:
+    """What a job's process says, over all its starts: `logs RUN [--rank R] [--follow]`."""
+    from .standing import ACTIVE, standing, started
+
+    options = parse(LogsOptions, arguments, "logs", logs.__doc__)
+    submission = started(options.run)
+    index = submission.folders.index(str(options.run.absolute()))
+    path = submission.log(index, options.rank)
+    ranks = submission.resources.nodes * submission.resources.tasks
+    if not 0 <= options.rank < ranks:
+        raise ValueError(f"--rank {options.rank}: the job has {ranks} process(es), 0 to {ranks - 1}")
+    seen = 0
+    while True:
+        active = options.follow and standing(options.run).state in ACTIVE
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(seen)
+                text = file.read()
+            seen += len(text)
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+        if not active:
+            break
+        time.sleep(1.0)
+    if not seen:
+        now = standing(options.run)
+        _say(f"{options.run} has said nothing yet: it is {now.state}{f' ({now.message})' if now.message else ''}")
+    return 0
+
+
+@dataclass(frozen=True)
+class CancelOptions:
+    """Options of `cancel`."""
+
+    run: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders of runs."""
+
+
+def cancel(arguments: Sequence[str]) -> int:
+    """End runs' jobs; a running one saves first and can be resubmitted: `cancel RUN ...`."""
+    from detr_container.launch import queue
+
+    from .standing import ACTIVE, standings, started
+
+    options = parse(CancelOptions, arguments, "cancel", cancel.__doc__)
+    for row in standings(list(_runs_in(options.run))):
+        if row.state not in ACTIVE or not row.job:
+            why = "it was not submitted: stop its process" if row.state in ACTIVE else f"it is {row.state}"
+            _say(f"{row.folder}: nothing to cancel, {why}")
+            continue
+        submission = started(row.folder)
+        submission.job_folder(row.folder).cancelled_path.touch()
+        if submission.where == "local":
+            os.kill(int(row.job), signal.SIGTERM)
+        else:
+            queue.ask("scancel", row.job)
+        _say(f"{row.folder}: cancelled job {row.job}. `detr-container resubmit {row.folder}` goes on from there")
+    return 0
+
+
+@dataclass(frozen=True)
+class ResubmitOptions:
+    """Options of `resubmit`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    slurm: Resources = field(default_factory=Resources)
+    cluster: Where | None = None
+    """Where to run; default: where it ran before."""
+    update_code: bool = False
+    """Run the code as it is now; otherwise the copy made when the run was first submitted."""
+
+
+def resubmit(arguments: Sequence[str]) -> int:
+    """Go on with a run, with a longer schedule or other resources: `resubmit RUN [--train.epochs N] [--slurm...]`."""
+    from . import jobs
+    from .run import Run
+    from .standing import started
+
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            parse(ResubmitOptions, arguments, "resubmit", resubmit.__doc__, ResubmitOptions(Experiment()))
+        raise ValueError("name a run's folder: detr-container resubmit RUN [--train.epochs N] [--slurm.time 48h]")
+    folder = Path(arguments[0])
+    run = Run(folder)
+    experiment = run.experiment()
+    try:
+        before = started(folder)
+        default = ResubmitOptions(experiment, before.resources, before.where)
+        code, workdir = Path(before.code), Path(before.workdir)
+    except ValueError:
+        # Trained by `train` until now.
+        default, code, workdir = ResubmitOptions(experiment, jobs.usual_resources(), "slurm"), None, None
+    options = parse(ResubmitOptions, arguments[1:], "resubmit", resubmit.__doc__, default)
+    if options.update_code or (code is not None and not code.is_dir()):
+        code = None
+    member = jobs.Member(folder, options.settings)
+    where = options.cluster or "slurm"
+    home = folder / "job" / "submissions"
+    submission = jobs.submit([member], home, options.slurm, where, code=code, workdir=workdir)
+    _say_submitted(submission.jobs[0], folder, options.slurm, where)
+    return 0
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Options of `sweep`."""
+
+    name: tyro.conf.Positional[str]
+    """Name of the sweep; its runs are in runs/NAME/."""
+    experiments: tuple[str, ...]
+    """Named experiments."""
+    grid: tuple[str, ...] = ()
+    """Settings with the values to try, as train.lr=1e-4,3e-4; every combination is a run."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; every combination is run with each."""
+    set: tuple[str, ...] = ()
+    """Settings of all runs: data.root=/data/coco."""
+    at_once: int = 0
+    """How many may run at a time; 0: as many as the cluster lets (with --cluster local: one)."""
+    slurm: Resources = field(default_factory=Resources)
+    runs: Path = Path("runs")
+    """The folder that holds the sweep."""
+    cluster: Where = "slurm"
+    """`slurm` or `local`, as for `submit`."""
+    dry_run: bool = False
+    """Show what would be submitted, with the batch script, and submit nothing."""
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Submit a grid of runs as one array; again: what is missing or has failed: `sweep NAME --experiments ...`."""
+    from . import jobs
+    from .standing import ACTIVE, standings
+    from .sweep import members_of
+
+    default = replace(SweepOptions("", ()), slurm=jobs.usual_resources())
+    options = parse(SweepOptions, arguments, "sweep", sweep.__doc__, default if arguments[:1] else None)
+    home = options.runs / options.name
+    members = members_of(home, options.experiments, options.grid, options.seeds, options.set)
+    rows = standings([member.folder for member in members])
+    todo = [member for member, row in zip(members, rows, strict=True) if row.state not in (*ACTIVE, "finished")]
+    for member, row in zip(members, rows, strict=True):
+        verb = "to submit" if member in todo else "left alone"
+        _say(f"{member.folder}: {row.state if row.state != 'no run' else 'new'}, {verb}")
+    if not todo:
+        _say("nothing to submit")
+        return 0
+    at_once = options.at_once or (1 if options.cluster == "local" else 0)
+    if options.dry_run:
+        sys.stdout.write(jobs.dry_run(todo, home / "submissions", options.slurm, at_once) + "\n")
+        return 0
+    submission = jobs.submit(todo, home / "submissions", options.slurm, options.cluster, at_once=at_once)
+    _say(
+        f"submitted {len(todo)} of {len(members)} runs: job {', '.join(submission.jobs)}",
+        f"  detr-container status {home}",
+        f"  detr-container cancel {home}",
+        "  the same command again submits what has failed, and nothing else",
+    )
+    return 0

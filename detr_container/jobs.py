@@ -1,0 +1,181 @@
+"""Training runs as jobs: what is checked before anything is queued, and what each process of a job then calls."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from detr_container.datasets.annotations import resolve
+from detr_container.launch import queue
+from detr_container.launch.interrupt import StopRequest
+from detr_container.launch.resources import Resources, cluster_facts
+from detr_container.launch.snapshot import take_snapshot
+from detr_container.launch.submission import Submission, Where, next_folder
+from detr_container.launch.submit import resubmitted, script
+from detr_container.launch.submit import submit as launch
+
+from . import config
+from .arguments import start_logging
+from .config import Experiment
+from .files import write_json
+from .run import Run, changes
+from .standing import ACTIVE, standing
+
+CLUSTER = "DETR_CONTAINER_CLUSTER"
+EVIDENCE = "checkpoints/checkpoint-*.pt"
+"""A run that gets on writes checkpoints."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run to submit."""
+
+    folder: Path
+    experiment: Experiment
+
+
+def cluster_file() -> Path:
+    """Where a group writes its cluster's facts: the file that DETR_CONTAINER_CLUSTER names, or the person's own."""
+    named = os.environ.get(CLUSTER)
+    if named:
+        if not Path(named).is_file():
+            raise ValueError(f"{CLUSTER}={named}: there is no such file")
+        return Path(named)
+    home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(home) / "detr-container" / "cluster.toml"
+
+
+def usual_resources() -> Resources:
+    """The cluster file's request, or the general one."""
+    return cluster_facts(cluster_file())
+
+
+def run_training(settings: dict[str, Any], folder: str, stop: StopRequest) -> int:
+    """What every process of a job calls."""
+    start_logging()
+    from .train import train
+
+    return train(config.from_dict(settings), Path(folder), stop)
+
+
+def submit(
+    members: Sequence[Member],
+    home: Path,
+    resources: Resources,
+    where: Where,
+    *,
+    at_once: int = 0,
+    code: Path | None = None,
+    workdir: Path | None = None,
+) -> Submission:
+    """Submit runs: one as a job, several as an array of which at most `at_once` run at a time.
+
+    home: the folder that keeps the submission; code: a copy of the code to use again; workdir: the folder to which
+    relative paths in the settings refer. Raises ValueError for what can be known before anything is queued.
+    """
+    check(members, resources, where)
+    submission = plan(members, home, resources, where, code, workdir)
+    folder = next_folder(home)
+    submission = replace(submission, folder=folder, code=str(code or folder / "code"))
+    (folder / "jobs").mkdir()
+    if code is None:
+        take_copy(folder / "code")
+    for member in members:
+        run = Run(member.folder)
+        if not run.exists:
+            write_json(run.config_path, config.to_dict(member.experiment))
+        if where != "debug":
+            resubmitted(submission.job_folder(member.folder))
+    works = [
+        functools.partial(run_training, config.to_dict(member.experiment), str(member.folder.absolute()))
+        for member in members
+    ]
+    return launch(submission, works, _job_name(members), at_once)
+
+
+def plan(
+    members: Sequence[Member],
+    home: Path,
+    resources: Resources,
+    where: Where,
+    code: Path | None = None,
+    workdir: Path | None = None,
+) -> Submission:
+    """The submission that would be made, in a folder that does not exist yet."""
+    if not resources.cpus_per_task:
+        # Slurm's own default of one core would starve the loader's processes.
+        wanted = max(member.experiment.data.workers for member in members) + 1
+        resources = replace(resources, cpus_per_task=wanted)
+    folder = home.absolute() / "NNN"
+    return Submission(
+        folder=folder,
+        where=where,
+        folders=[str(member.folder.absolute()) for member in members],
+        resources=resources,
+        evidence=EVIDENCE,
+        code=str(code or folder / "code"),
+        workdir=str((workdir or Path()).absolute()),
+    )
+
+
+def dry_run(members: Sequence[Member], home: Path, resources: Resources, at_once: int = 0) -> str:
+    """The batch script that `submit` would hand to sbatch."""
+    resources.validate()
+    return script(plan(members, home, resources, "slurm"), _job_name(members), len(members), at_once)
+
+
+def check(members: Sequence[Member], resources: Resources, where: Where) -> None:
+    """Raise ValueError for what is wrong with runs and request, as far as it can be known without starting them."""
+    resources.validate()
+    if where == "local" and resources.nodes > 1:
+        raise ValueError(f"slurm.nodes={resources.nodes}: --cluster local is this machine alone; use 1")
+    world = 1 if where == "debug" else resources.nodes * resources.tasks
+    paths = {Path(sys.prefix)}
+    for member in members:
+        experiment, data, train = member.experiment, member.experiment.data, member.experiment.train
+        config.validate(experiment)
+        if train.batch % (train.micro_batch * world):
+            raise ValueError(
+                f"train.batch={train.batch} is not divisible by {world} process(es) x train.micro_batch="
+                f"{train.micro_batch}: make it a multiple of {train.micro_batch * world}, or ask for fewer GPUs"
+            )
+        if not any(data.make_shapes):
+            resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
+        for name, value in (("backbone.weights", experiment.backbone.weights), ("init", experiment.init)):
+            if value not in ("", "none", "imagenet") and not Path(value).is_file():
+                raise ValueError(f"{name}={value}: there is no such file")
+        run = Run(member.folder)
+        now = standing(member.folder)
+        if run.exists:
+            before = run.experiment()
+            changes(run.config_path, before, experiment)
+            if now.state == "finished" and train.epochs <= before.train.epochs:
+                raise ValueError(
+                    f"{member.folder} is finished: {now.step} steps, {before.train.epochs} epochs. Go on for longer with "
+                    f"`detr-container resubmit {member.folder} --train.epochs N`, or name another run with --run"
+                )
+        if now.state in ACTIVE:
+            raise ValueError(
+                f"{member.folder} is {now.state}{f' as job {now.job}' if now.job else ''}, and two jobs in one folder "
+                f"would spoil each other's files. `detr-container cancel {member.folder}` ends it"
+            )
+        paths |= {member.folder.absolute(), *([data.root.absolute()] if data.root else [])}
+    if where == "slurm":
+        queue.check_request(resources, sorted(paths))
+
+
+def take_copy(target: Path) -> Path:
+    """Copy the code as it is now."""
+    from .provenance import code_version
+
+    package = Path(__file__).resolve().parent
+    return take_snapshot(package, target, {"git": code_version()})
+
+
+def _job_name(members: Sequence[Member]) -> str:
+    return members[0].folder.name if len(members) == 1 else members[0].folder.parent.name

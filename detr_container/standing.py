@@ -1,0 +1,166 @@
+"""How a run stands: queued, running, stopped, finished; how far it is, and how often it had to start again."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from detr_container.launch import queue
+from detr_container.launch.attempts import Attempt, JobFolder
+from detr_container.launch.lock import holder
+from detr_container.launch.queue import Queued
+from detr_container.launch.submission import Submission
+
+from .run import Run
+
+ACTIVE = ("queued", "starting", "running")
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING", "REQUEUE_FED")
+_RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run. steps and epochs: done and of how many, None where unknown; left, eta: in seconds."""
+
+    folder: Path
+    state: str
+    job: str = ""
+    place: str = ""
+    step: int = 0
+    total: int | None = None
+    epoch: float = 0.0
+    epochs: int | None = None
+    ap: float | None = None
+    restarts: Counter[str] = field(default_factory=Counter)
+    left: str = ""
+    eta: float | None = None
+    message: str = ""
+
+
+def standing(folder: Path) -> Standing:
+    """How one run stands."""
+    return standings([folder])[0]
+
+
+def standings(folders: Sequence[Path]) -> list[Standing]:
+    """How several runs stand, the queue asked once for all of them."""
+    submissions = {folder: JobFolder(folder).submission() for folder in folders}
+    names = [facts["job"] for facts in submissions.values() if facts and facts["where"] == "slurm"]
+    try:
+        queued, silent = queue.queued(names), ""
+    except ValueError as error:
+        queued, silent = {}, str(error)
+    return [_standing(folder, submissions[folder], queued, silent) for folder in folders]
+
+
+def _standing(folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queued], silent: str) -> Standing:
+    history = JobFolder(folder).history()
+    known = _progress(folder)
+    here = holder(folder)
+    job = facts["job"] if facts else ""
+    common: dict[str, Any] = {**known, "folder": folder, "job": job, "restarts": _restarts(history)}
+    last = history[-1] if history else None
+    message = last.message if last and last.outcome in ("failed", "killed") else ""
+    if known["total"] and known["step"] >= known["total"] and here is None:
+        return Standing(**{**common, "eta": None}, state="finished")
+    entry = _local(folder, facts) if facts and facts["where"] == "local" else queued.get(job)
+    if entry and entry.state in _WAITING:
+        reason = f"{entry.reason}; {message}" if message and entry.reason else entry.reason or message
+        return Standing(**common, state="queued", message=reason)
+    if entry and entry.state in _RUNNING:
+        state = "running" if known["step"] or here else "starting"
+        return Standing(**common, state=state, place=entry.nodes, left=entry.left, message=message)
+    if here is not None:
+        place = f"{here.get('host', '')} (process {here.get('pid', '?')})"
+        return Standing(**common, state="running", place=place)
+    common["eta"] = None
+    if facts and silent:
+        return Standing(**common, state="unknown", message=silent)
+    return Standing(**common, state=_ended(folder, facts, last, entry), message=_told(facts, last, entry, message))
+
+
+def _ended(folder: Path, facts: dict[str, Any] | None, last: Attempt | None, entry: Queued | None) -> str:
+    """The state of a run that neither runs nor waits."""
+    if facts is None:
+        return "stopped" if Run(folder).exists else "no run"
+    if JobFolder(folder).cancelled_path.exists() or (entry and entry.state == "CANCELLED"):
+        return "cancelled"
+    if last is None or last.outcome == "resubmitted":
+        return "lost" if entry is None or entry.state == "COMPLETED" else entry.state.lower()
+    if last.outcome == "finished":
+        return "finished"
+    return "stopped" if last.outcome == "stopped" else "failed"
+
+
+def _told(facts: dict[str, Any] | None, last: Attempt | None, entry: Queued | None, message: str) -> str:
+    if last is not None and last.action and last.outcome != "finished":
+        return f"{last.message} {last.action}" if last.outcome != "stopped" else last.message
+    if facts and last is None and not message:
+        return f"it ended before Python began{f' ({entry.reason})' if entry and entry.reason else ''}: see `logs`"
+    return message
+
+
+def _restarts(history: Sequence[Attempt]) -> Counter[str]:
+    """Why the run was started again, how often."""
+    return Counter(attempt.why for attempt in history if attempt.action.startswith("started again"))
+
+
+def _local(folder: Path, facts: dict[str, Any]) -> Queued | None:
+    """The state of a job of the local executor, whose name is its controller's process id."""
+    try:
+        process = psutil.Process(int(facts["job"]))
+        if "detr_container.launch.local" not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
+            return None
+    except (psutil.Error, ValueError):
+        return None
+    working = bool(process.children())
+    name = os.uname().nodename
+    return Queued("RUNNING", name) if working else Queued("PENDING", "", "waits for its turn")
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """Steps, epochs, AP, and the seconds that the rest will take at the recent pace."""
+    run = Run(folder)
+    known: dict[str, Any] = {"step": 0, "total": None, "epoch": 0.0, "epochs": None, "ap": None, "eta": None}
+    try:
+        settings = run.experiment().train
+        rows, evaluations = run.metrics(), run.evaluations()
+    except ValueError:
+        return known
+    known["epochs"] = settings.epochs
+    if evaluations:
+        known["ap"] = evaluations[-1].get("ap")
+    if not rows:
+        return known
+    last = rows[-1]
+    per_epoch = round(last["step"] / last["epoch"])
+    total = per_epoch * settings.epochs
+    rates = [row["images_per_second"] for row in rows[-5:] if row.get("images_per_second")]
+    seconds = (total - last["step"]) * settings.batch / (sum(rates) / len(rates)) if rates else None
+    return {**known, "step": last["step"], "total": total, "epoch": last["epoch"], "eta": seconds}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run, or was submitted to become one."""
+    return Run(folder).exists or JobFolder(folder).submission() is not None
+
+
+def started(folder: Path) -> Submission:
+    """The submission that a run belongs to. Raises ValueError when it was never submitted."""
+    facts = JobFolder(folder).submission()
+    if facts is None:
+        raise ValueError(f"{folder} was not submitted: it has no job/job.json. `submit` or `resubmit` does that")
+    return Submission.read(Path(facts["submission"]))
+
+
+def when(seconds: float) -> str:
+    """A moment so many seconds from now, as a person writes it."""
+    then = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    return then.strftime("%H:%M" if seconds < 12 * 3600 else "%a %d %b %H:%M")

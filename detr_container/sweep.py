@@ -1,0 +1,65 @@
+"""A grid of runs: experiments x settings x seeds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+
+from .config import Experiment, flatten
+from .experiments import named
+from .jobs import Member
+
+
+def members_of(
+    home: Path, experiments: Sequence[str], grid: Sequence[str], seeds: Sequence[int], common: Sequence[str]
+) -> list[Member]:
+    """Every combination, in a folder of its own within `home`.
+
+    grid: `setting=value,value`; common: `setting=value` for all. Names say what differs. Raises ValueError for an
+    unknown experiment or setting, a value that does not fit, or a combination named twice.
+    """
+    if not experiments or not seeds:
+        raise ValueError("a sweep needs --experiments NAME ... and at least one of --seeds")
+    axes = [(name, values.split(",")) for name, values in (_pair(entry) for entry in grid)]
+    members: dict[Path, Member] = {}
+    for name in experiments:
+        base = with_settings(named(name).experiment, [_pair(entry) for entry in common])
+        for values in itertools.product(*(values for _, values in axes)):
+            chosen = list(zip((axis for axis, _ in axes), values, strict=True))
+            experiment = with_settings(base, chosen)
+            for seed in seeds:
+                said = [name, *(f"{axis.rpartition('.')[2]}={value}" for axis, value in chosen), f"seed{seed}"]
+                folder = home / re.sub(r"[^\w.=+-]", "_", "-".join(said))
+                if folder in members:
+                    raise ValueError(f"{folder.name} is in the grid twice: name every value and seed once")
+                members[folder] = Member(folder, replace(experiment, seed=seed))
+    return list(members.values())
+
+
+def with_settings(experiment: Experiment, settings: Sequence[tuple[str, str]]) -> Experiment:
+    """An experiment with settings given as text, read as the command line reads them."""
+    known = flatten(experiment)
+    options: list[str] = []
+    for name, value in settings:
+        if name.replace("-", "_") not in known:
+            near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2].replace("-", "_")]
+            hint = f"did you mean {near[0]}?" if near else "see `detr-container train EXPERIMENT --help`"
+            raise ValueError(f"there is no setting {name!r}: {hint}")
+        options += [f"--{name.replace('_', '-')}", *value.split()]
+    try:
+        return tyro.cli(Experiment, args=options, default=experiment, console_outputs=False)
+    except SystemExit as error:
+        listed = ", ".join(f"{name}={value}" for name, value in settings)
+        raise ValueError(f"{listed}: a value does not fit its setting; see `train EXPERIMENT --help`") from error
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.lstrip("-").partition("=")
+    if not equals or not name or not value:
+        raise ValueError(f"{text!r}: write setting=value, as train.lr=1e-4")
+    return name, value

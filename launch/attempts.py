@@ -1,0 +1,159 @@
+"""What every start of a job leaves behind, so that the next start, and the person, know how it ended.
+
+In the folder of a job that was submitted:
+
+job/job.json                              the submission it belongs to, and its name in the queue
+job/attempts/<job>-<restart>/rank-N.jsonl   one file per process: a line when it began, a line when it ended
+job/history.jsonl                         one line per start that has ended: how, why, and what was done about it
+job/errors.txt                            what went wrong in the last start that failed, on all processes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from detr_container.files import JsonLines, read_jsonl, write_json
+
+Outcome = Literal["finished", "stopped", "failed", "killed", "resubmitted"]
+"""`resubmitted` is no start: a person has asked for another, so that what came before no longer counts."""
+# What trying again does not mend.
+_FINAL = (ValueError, FloatingPointError, FileNotFoundError, PermissionError)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job that has ended.
+
+    evidence_before, evidence_after: the newest file that shows progress, when it began and when it ended.
+    final: whether trying again would fail in the same way.
+    """
+
+    name: str
+    hosts: list[str]
+    began: float
+    ended: float
+    outcome: Outcome
+    why: str
+    message: str = ""
+    final: bool = False
+    evidence_before: str = ""
+    evidence_after: str = ""
+    action: str = ""
+
+
+class JobFolder:
+    """The part of a run's folder that launching owns. evidence: a pattern of files that a run which gets on writes."""
+
+    def __init__(self, run: Path, evidence: str = "") -> None:
+        self.run, self._pattern = run, evidence
+        self.folder = run / "job"
+        self.history_path = self.folder / "history.jsonl"
+        self.errors_path = self.folder / "errors.txt"
+        self.cancelled_path = self.folder / "cancelled"
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Remember a submission; what an earlier one was told to do no longer counts."""
+        self.cancelled_path.unlink(missing_ok=True)
+        write_json(self.folder / "job.json", facts)
+
+    def submission(self) -> dict[str, Any] | None:
+        """What `describe` wrote last, or None when the run was never submitted."""
+        try:
+            facts = json.loads((self.folder / "job.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return facts if isinstance(facts, dict) else None
+
+    def history(self) -> list[Attempt]:
+        """All starts that have ended, oldest first."""
+        if not self.history_path.exists():
+            return []
+        return [Attempt(**row) for row in read_jsonl(self.history_path)]
+
+    def remember(self, attempt: Attempt) -> None:
+        """Add a start to the history."""
+        with JsonLines(self.history_path) as lines:
+            lines.append(asdict(attempt))
+
+    def evidence(self) -> str:
+        """The newest file that shows progress, by name; empty when there is none."""
+        return max((path.name for path in self.run.glob(self._pattern)), default="") if self._pattern else ""
+
+    def ranks(self, attempt: str) -> list[dict[str, Any]]:
+        """What each process of a start wrote, its lines merged, in order of rank."""
+        found = []
+        for path in sorted((self.folder / "attempts" / attempt).glob("rank-*.jsonl")):
+            merged: dict[str, Any] = {}
+            for line in read_jsonl(path):
+                merged |= line
+            if merged:
+                found.append(merged)
+        return found
+
+    def unsettled(self, current: str) -> list[str]:
+        """Starts before the current one that nobody has settled, oldest first: their machine died with them."""
+        known = {attempt.name for attempt in self.history()} | {current}
+        folders = sorted((self.folder / "attempts").glob("*"), key=lambda path: path.stat().st_mtime)
+        return [path.name for path in folders if path.name not in known]
+
+
+class RankRecord:
+    """The file of one process of one start; a line is appended, never rewritten, which NFS shows to others at once."""
+
+    def __init__(self, job: JobFolder, attempt: str, rank: int, world: int) -> None:
+        self.path = job.folder / "attempts" / attempt / f"rank-{rank:05d}.jsonl"
+        self._append(
+            {
+                "rank": rank,
+                "world": world,
+                "host": os.environ.get("SLURMD_NODENAME") or platform.node(),
+                "pid": os.getpid(),
+                "began": time.time(),
+                "evidence": job.evidence(),
+            }
+        )
+
+    def end(self, outcome: Outcome, signal: str | None = None) -> None:
+        """The process has finished, or stopped because of a signal, with all its work saved."""
+        self._append({"ended": time.time(), "outcome": outcome, "signal": signal})
+
+    def fail(self, error: BaseException) -> None:
+        """The process ends with an error."""
+        full = isinstance(error, OSError) and error.errno in _NO_ROOM
+        self._append(
+            {
+                "ended": time.time(),
+                "outcome": "failed",
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": "".join(traceback.format_exception(error)),
+                "final": full or isinstance(error, _FINAL),
+                # One that only noticed the end of another is not the one to read.
+                "secondary": isinstance(error, ConnectionError),
+            }
+        )
+
+    def _append(self, record: dict[str, Any]) -> None:
+        # A full disk must not hide the error that is being told.
+        with contextlib.suppress(OSError), JsonLines(self.path) as lines:
+            lines.append(record)
+
+
+def fruitless(history: Sequence[Attempt]) -> int:
+    """How many of the last starts, one after another, died without getting on. Preempted ones do not count."""
+    count = 0
+    for attempt in reversed(history):
+        if attempt.outcome in ("finished", "resubmitted") or attempt.evidence_after != attempt.evidence_before:
+            break
+        count += attempt.outcome in ("failed", "killed")
+    return count

@@ -1,0 +1,96 @@
+"""A submission: one job, or an array of jobs, with the code, the request and the logs that belong to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import TypeAdapter
+
+from detr_container.files import write_json
+
+from .attempts import JobFolder
+from .interrupt import StopRequest
+from .resources import Resources, minutes
+
+Where = Literal["slurm", "local", "debug"]
+Work = Callable[[StopRequest], int]
+"""What each process of a job calls: it returns 0 when the work is done, anything else when it was told to stop."""
+ATTEMPT = "LAUNCH_ATTEMPT"
+"""The variable that tells every process of one start of a job the start's name."""
+_FILE = "submission.json"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was submitted together, as `folder/submission.json` has it.
+
+    folders: the run folder of each job; evidence: see `JobFolder`; code: the folder with the copied package; jobs:
+    their names in the queue (of a local job, the process id of its controller).
+    """
+
+    folder: Path
+    where: Where
+    folders: list[str]
+    resources: Resources
+    evidence: str
+    code: str
+    workdir: str
+    time: float = field(default_factory=time.time)
+    jobs: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The submission in a folder. Raises ValueError when there is none that can be read."""
+        try:
+            content = json.loads((folder / _FILE).read_text())
+            resources = TypeAdapter(Resources).validate_python(content.pop("resources"))
+            return cls(folder=folder, resources=resources, **content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / _FILE} cannot be read ({error}): submit the run again") from error
+
+    def write(self) -> None:
+        """Keep it, where its jobs will look for it."""
+        write_json(self.folder / _FILE, {name: value for name, value in asdict(self).items() if name != "folder"})
+
+    def tell_runs(self) -> None:
+        """Leave in every run's folder which submission it belongs to."""
+        for index, (run, job) in enumerate(zip(self.folders, self.jobs, strict=True)):
+            facts = {"submission": str(self.folder), "where": self.where, "index": index, "job": job}
+            self.job_folder(run).describe(facts)
+
+    def job_folder(self, run: str | Path) -> JobFolder:
+        """What launching keeps in a run's folder."""
+        return JobFolder(Path(run), self.evidence)
+
+    def log(self, index: int, rank: int) -> Path:
+        """Where one process of one of the jobs writes what it says."""
+        return self.folder / "jobs" / f"{self.jobs[index]}_{rank}_log.out"
+
+    @property
+    def seconds(self) -> int:
+        """The time limit."""
+        return 60 * minutes(self.resources.time)
+
+
+def attempt_name() -> str:
+    """The name of the start of a job that this process belongs to."""
+    return os.environ[ATTEMPT]
+
+
+def next_folder(parent: Path) -> Path:
+    """A new numbered folder."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0)
+    while True:
+        number += 1
+        try:
+            (parent / f"{number:03d}").mkdir()
+        except FileExistsError:
+            continue
+        return parent / f"{number:03d}"
