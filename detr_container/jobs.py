@@ -137,36 +137,46 @@ def check(members: Sequence[Member], resources: Resources, where: Where) -> None
     world = 1 if where == "debug" else resources.nodes * resources.tasks
     paths = {Path(sys.prefix)}
     for member in members:
-        experiment, data, train = member.experiment, member.experiment.data, member.experiment.train
-        config.validate(experiment)
-        if train.batch % (train.micro_batch * world):
-            raise ValueError(
-                f"train.batch={train.batch} is not divisible by {world} process(es) x train.micro_batch="
-                f"{train.micro_batch}: make it a multiple of {train.micro_batch * world}, or ask for fewer GPUs"
-            )
-        if not any(data.make_shapes):
-            resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
-        for name, value in (("backbone.weights", experiment.backbone.weights), ("init", experiment.init)):
-            if value not in ("", "none", "imagenet") and not Path(value).is_file():
-                raise ValueError(f"{name}={value}: there is no such file")
-        run = Run(member.folder)
-        now = standing(member.folder)
-        if run.exists:
-            before = run.experiment()
-            changes(run.config_path, before, experiment)
-            if now.state == "finished" and train.epochs <= before.train.epochs:
-                raise ValueError(
-                    f"{member.folder} is finished: {now.step} steps, {before.train.epochs} epochs. Go on for longer with "
-                    f"`detr-container resubmit {member.folder} --train.epochs N`, or name another run with --run"
-                )
-        if now.state in ACTIVE:
-            raise ValueError(
-                f"{member.folder} is {now.state}{f' as job {now.job}' if now.job else ''}, and two jobs in one folder "
-                f"would spoil each other's files. `detr-container cancel {member.folder}` ends it"
-            )
-        paths |= {member.folder.absolute(), *([data.root.absolute()] if data.root else [])}
+        _check_settings(member.experiment, world)
+        _check_folder(member)
+        root = member.experiment.data.root
+        paths |= {member.folder.absolute(), *([root.absolute()] if root else [])}
     if where == "slurm":
         queue.check_request(resources, sorted(paths))
+
+
+def _check_settings(experiment: Experiment, world: int) -> None:
+    """What the run itself would refuse, hours later."""
+    data, train = experiment.data, experiment.train
+    config.validate(experiment)
+    if train.batch % (train.micro_batch * world):
+        raise ValueError(
+            f"train.batch={train.batch} is not divisible by {world} process(es) x train.micro_batch="
+            f"{train.micro_batch}: make it a multiple of {train.micro_batch * world}, or ask for fewer GPUs"
+        )
+    if not any(data.make_shapes):
+        resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
+    for name, value in (("backbone.weights", experiment.backbone.weights), ("init", experiment.init)):
+        if value not in ("", "none", "imagenet") and not Path(value).is_file():
+            raise ValueError(f"{name}={value}: there is no such file")
+
+
+def _check_folder(member: Member) -> None:
+    """That the run is not going on already, is not another one, and has something left to do."""
+    run, now, folder = Run(member.folder), standing(member.folder), member.folder
+    if run.exists:
+        before = run.experiment()
+        changes(run.config_path, before, member.experiment)
+        if now.state == "finished" and member.experiment.train.epochs <= before.train.epochs:
+            raise ValueError(
+                f"{folder} is finished: {now.step} steps, {before.train.epochs} epochs. Go on for longer with "
+                f"`detr-container resubmit {folder} --train.epochs N`, or name another run with --run"
+            )
+    if now.state in ACTIVE:
+        raise ValueError(
+            f"{folder} is {now.state}{f' as job {now.job}' if now.job else ''}, and two jobs in one folder "
+            f"would spoil each other's files. `detr-container cancel {folder}` ends it"
+        )
 
 
 def take_copy(target: Path) -> Path:
