@@ -358,6 +358,16 @@ def preflight(arguments: Sequence[str]) -> int:
     return run(parse(PreflightOptions, rest, "preflight", preflight.__doc__, PreflightOptions(experiment)))
 
 
+def soak(arguments: Sequence[str]) -> int:
+    """Interrupt a run at random, twenty times, and compare it with an undisturbed one: `soak [EXPERIMENT]`."""
+    from .jobs import usual_resources
+    from .soak import SoakOptions, default, run
+
+    named_first = arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help"))
+    experiment, rest = experiment_first(arguments if named_first else ["debug", *arguments], "soak")
+    return run(parse(SoakOptions, rest, "soak", soak.__doc__, default(experiment, usual_resources())))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "experiments": experiments,
     "preflight": preflight,
@@ -368,6 +378,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "cancel": cancel,
     "resubmit": resubmit,
     "sweep": sweep,
+    "soak": soak,
     "evaluate": evaluate,
     "predict": predict,
     "benchmark": benchmark,

@@ -1,4 +1,4 @@
-"""The largest batch that a schedule can draw, and the memory that a training step on it takes.
+"""The largest batch that a schedule can draw, the memory that a training step on it takes, and the time of a run.
 
 Run as a program, this is the process in which a step on a CPU is tried: the system ends a process that asks for more
 memory than there is, and that had better not be the one that has to tell.
@@ -14,8 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,17 +24,18 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from detr_container.datasets.annotations import Annotations
+from detr_container.datasets.annotations import Annotations, load_json, read_annotations
 from detr_container.datasets.batch import Batch, Targets
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.loader import steps_per_epoch
 from detr_container.datasets.transforms import LARGEST_ASPECT
-from detr_container.launch.interrupt import StopRequest
 
 from . import config
 from .build import Data, open_data
-from .config import DataConfig, Experiment
+from .config import DataConfig, Experiment, TrainConfig
 from .distributed import Session, session
-from .run import Run
-from .train import Trainer
+from .files import write_json
+from .probe import Probe
 
 Sides = NDArray[np.int64]
 SMALL = 64
@@ -150,61 +150,48 @@ def _resized(heights: Sides, widths: Sides, shorter: int, max_size: int) -> tupl
     return np.where(heights <= widths, small, large), np.where(widths <= heights, small, large)
 
 
-# -- single steps -----------------------------------------------------------------------------------------------------
+def few_pictures(dataset: DetectionDataset, count: int, path: Path) -> DetectionDataset:
+    """So many pictures of a data set, those that make its largest batch in front; `path` gets their annotation file."""
+    every = range(len(dataset))
+    sizes = [dataset.plan((0, index)).size for index in every]
+    highest, widest = (max(every, key=lambda index: sizes[index][side]) for side in (0, 1))
+    chosen = dataset.annotations.image_ids[list(dict.fromkeys([highest, widest, *every]))[:count]].tolist()
+    # Pictures are read in the order of their ids.
+    renamed = {image_id: place for place, image_id in enumerate(chosen)}
+    content = load_json(dataset.annotations.path)
+    content["images"] = [{**image, "id": renamed[image["id"]]} for image in content["images"] if image["id"] in renamed]
+    content["annotations"] = [
+        {**record, "image_id": renamed[record["image_id"]]}
+        for record in content["annotations"]
+        if record["image_id"] in renamed
+    ]
+    write_json(path, content)
+    annotations = read_annotations(path, dataset.annotations.image_dir)
+    return DetectionDataset(annotations, dataset.augmentation, dataset.seed)
 
 
-class Probe(Trainer):
-    """A run of which single steps are taken and timed; it says nothing."""
-
-    def __init__(self, experiment: Experiment, folder: Path, data: Data, here: Session) -> None:
-        self.save_seconds: list[float] = []
-        super().__init__(experiment, Run(folder), data, here, StopRequest())
-
-    def step_on(self, micro: list[Batch]) -> float:
-        """Take the first step's learning rate and dropout for a step on these batches. Returns the loss before it.
-
-        Raises FloatingPointError when something is not finite.
-        """
-        self.meters.zero_()
-        self._step(micro, due=False)
-        self._check_last_step(float(self.bad))
-        return float(self.meters[0])
-
-    def timed_steps(self) -> Generator[tuple[float, float], None, None]:
-        """Steps on the run's own batches: seconds that each waited for data, and seconds that it took in all."""
-        supply = self._batches()
-        while True:
-            began = time.perf_counter()
-            micro = next(supply)
-            waited = time.perf_counter() - began
-            self._step(micro, due=False)
-            self.step += 1
-            if self.here.device.type == "cuda":
-                torch.cuda.synchronize()
-            yield waited, time.perf_counter() - began
-
-    def _save(self) -> None:
-        began = time.perf_counter()
-        super()._save()
-        self.save_seconds.append(time.perf_counter() - began)
-
-    def _say(self, text: str) -> None:
-        pass
+# -- time -------------------------------------------------------------------------------------------------------------
 
 
-def made_batch(largest: Largest, classes: int, seed: int = 0) -> Batch:
-    """A micro batch of random pixels and objects."""
-    generator = torch.Generator().manual_seed(seed)
-    count, height, width = len(largest.objects), largest.height, largest.width
-    pixels = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
-    sizes = torch.tensor([[height, width]] * count)
-    sizes[0] -= int(largest.padded)
-    objects = sum(largest.objects)
-    boxes = torch.rand(objects, 4, generator=generator) * 0.4 + 0.1
-    labels = torch.randint(0, classes, (objects,), generator=generator)
-    targets = Targets(labels, boxes, largest.objects)
-    shapes = tuple((height, width) for _ in range(count))
-    return Batch(pixels.permute(0, 3, 1, 2), sizes, targets, tuple(range(count)), shapes, largest.padded)
+def run_parts(
+    train: TrainConfig, pictures: int, step: float, evaluation: float = 0.0, save: float = 0.0
+) -> dict[str, tuple[int, float]]:
+    """How often a whole run does what, and for how many seconds in all; what takes 0 seconds is left out.
+
+    pictures: of the training set; step, evaluation, save: seconds that each takes once.
+    """
+    epoch_steps = steps_per_epoch(pictures, train.batch)
+    every = train.epochs * epoch_steps
+    steps = min(every, train.max_steps or every)
+    epochs = steps // epoch_steps
+    evaluations = epochs // train.eval_every if train.eval_every else 0
+    # The last epoch is always evaluated.
+    evaluations += bool(train.eval_every and steps == every and epochs % train.eval_every)
+    busy = steps * step + evaluations * evaluation
+    saves = epochs + (int(busy / 60 / train.checkpoint_minutes) if train.checkpoint_minutes else 0)
+    saves += bool(steps % epoch_steps)
+    parts = {"steps": (steps, step), "evaluations": (evaluations, evaluation), "checkpoints": (saves, save)}
+    return {name: (count, count * seconds) for name, (count, seconds) in parts.items() if seconds}
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -236,6 +223,21 @@ def step_memory(
 
 def _does_not_fit(room: float) -> DoesNotFitError:
     return DoesNotFitError(f"more than the {room / 2**30:.2f} GiB that there are")
+
+
+def made_batch(largest: Largest, classes: int, seed: int = 0) -> Batch:
+    """A micro batch of random pixels and objects."""
+    generator = torch.Generator().manual_seed(seed)
+    count, height, width = len(largest.objects), largest.height, largest.width
+    pixels = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([[height, width]] * count)
+    sizes[0] -= int(largest.padded)
+    objects = sum(largest.objects)
+    boxes = torch.rand(objects, 4, generator=generator) * 0.4 + 0.1
+    labels = torch.randint(0, classes, (objects,), generator=generator)
+    targets = Targets(labels, boxes, largest.objects)
+    shapes = tuple((height, width) for _ in range(count))
+    return Batch(pixels.permute(0, 3, 1, 2), sizes, targets, tuple(range(count)), shapes, largest.padded)
 
 
 def _take_step(experiment: Experiment, data: Data, largest: Largest, folder: Path, here: Session) -> None:

@@ -134,15 +134,16 @@ def check(members: Sequence[Member], resources: Resources, where: Where) -> None
     resources.validate()
     if where == "local" and resources.nodes > 1:
         raise ValueError(f"slurm.nodes={resources.nodes}: --cluster local is this machine alone; use 1")
+    if where == "slurm":
+        paths = {Path(sys.prefix)}
+        for member in members:
+            root = member.experiment.data.root
+            paths |= {member.folder.absolute(), *([root.absolute()] if root else [])}
+        queue.check_request(resources, sorted(paths))
     world = 1 if where == "debug" else resources.nodes * resources.tasks
-    paths = {Path(sys.prefix)}
     for member in members:
         _check_settings(member.experiment, world)
         _check_folder(member)
-        root = member.experiment.data.root
-        paths |= {member.folder.absolute(), *([root.absolute()] if root else [])}
-    if where == "slurm":
-        queue.check_request(resources, sorted(paths))
 
 
 def _check_settings(experiment: Experiment, world: int) -> None:

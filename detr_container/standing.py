@@ -68,8 +68,6 @@ def _standing(folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queu
     common: dict[str, Any] = {**known, "folder": folder, "job": job, "restarts": _restarts(history)}
     last = history[-1] if history else None
     message = last.message if last and last.outcome in ("failed", "killed") else ""
-    if known["total"] and known["step"] >= known["total"] and here is None:
-        return Standing(**{**common, "eta": None}, state="finished")
     entry = _local(folder, facts) if facts and facts["where"] == "local" else queued.get(job)
     if entry and entry.state in _WAITING:
         reason = f"{entry.reason}; {message}" if message and entry.reason else entry.reason or message
@@ -81,6 +79,8 @@ def _standing(folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queu
         place = f"{here.get('host', '')} (process {here.get('pid', '?')})"
         return Standing(**common, state="running", place=place)
     common["eta"] = None
+    if known["total"] and known["step"] >= known["total"]:
+        return Standing(**common, state="finished")
     if facts and silent:
         return Standing(**common, state="unknown", message=silent)
     return Standing(**common, state=_ended(folder, facts, last, entry), message=_told(facts, last, entry, message))

@@ -91,7 +91,7 @@ def _judge(job: JobFolder, name: str, around: Circumstances) -> Attempt:
     dead = [rank for rank in ranks if not rank.get("ended")]
     missing = ranks[0]["world"] - len(ranks)
     stopped = [rank for rank in ranks if rank.get("outcome") == "stopped"]
-    if failed and not (dead and failed[0]["secondary"]):
+    if failed and not ((dead or missing) and failed[0]["secondary"]):
         return _failed(job, base, failed, dead)
     if dead or missing or failed:
         return _killed(job, base, failed, dead, missing, around)

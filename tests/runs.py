@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -22,15 +21,13 @@ from detr_container.checkpoint import load
 from detr_container.config import Experiment
 from detr_container.datasets.shapes import make_shapes
 from detr_container.experiments import named
-from detr_container.files import read_jsonl
 from detr_container.run import Run
+from detr_container.same import differences, run_differences
 from detr_container.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL, SIDE = 16, 5, 64
 """Four steps of four pictures an epoch; picture 6 (at index 5) has no object, pictures 4 and 12 have a crowd."""
-SPEED = {"images_per_second", "memory_gib"}
-"""The fields of a line of metrics that measure the machine rather than the training."""
 
 # Whatever could carry a state from one step to the next: dropout, drop-path, accumulation, averages, batch statistics.
 HARD: dict[str, Any] = {
@@ -99,40 +96,16 @@ def final_state(folder: Path) -> dict[str, Any]:
     return load(Run(folder).checkpoints().paths()[0])
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics without what measures the machine."""
-    return [{k: v for k, v in row.items() if k not in SPEED} for row in read_jsonl(folder / "metrics.jsonl")]
-
-
 def assert_same(a: Any, b: Any, where: str = "state") -> None:
     """Equal to the last bit, tensors within dicts and lists included."""
-    if isinstance(a, torch.Tensor):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape), where
-        assert torch.equal(a, b), f"{where} differs by up to {(a - b).abs().max()}"
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}[{key!r}]")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for index, (left, right) in enumerate(zip(a, b, strict=True)):
-            assert_same(left, right, f"{where}[{index}]")
-    else:
-        assert a == b, f"{where}: {a} against {b}"
+    found = list(differences(a, b, where))
+    assert not found, "\n".join(found)
 
 
 def assert_same_run(a: Path, b: Path) -> None:
     """Two runs ended with the same weights, optimiser, averages, metrics, evaluations and detections, bit for bit."""
-    left, right = final_state(a), final_state(b)
-    for state in (left, right):
-        state.pop("experiment")  # the stop itself is a setting (train.max_steps)
-    assert_same(left, right)
-    assert metrics(a) == metrics(b)
-    assert Run(a).evaluations() == Run(b).evaluations()
-    found = sorted(path.relative_to(a) for path in (a / "detections").rglob("detections.json"))
-    assert found == sorted(path.relative_to(b) for path in (b / "detections").rglob("detections.json"))
-    for path in found:
-        assert json.loads((a / path).read_text()) == json.loads((b / path).read_text())
+    found = run_differences(a, b)
+    assert not found, "\n".join(found)
 
 
 def when(condition: Callable[[], bool], act: Callable[[], None], seconds: float = 60) -> threading.Thread:

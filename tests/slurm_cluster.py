@@ -3,10 +3,10 @@
 Signals, requeues and preemption are a scheduler's own; no imitation of one has them right. The nodes pretend to have
 four CPUs and two GPUs each, whatever the machine has.
 
-Outside its folder a cluster leaves three marks while it lives: processes that carry MARK in their environment or work
-in a folder called CONFIGURATION, links in /etc/slurm to files of such a folder, and lines of /etc/hosts that end with
-MARK. Each is recognised without any record, so the next cluster cleans up after a test run that was killed, even when
-that one's folder is gone.
+Outside its folder a cluster leaves three marks while it lives: processes that carry MARK in their environment or are
+Slurm's in a folder called CONFIGURATION, links in /etc/slurm to files of such a folder, and lines of /etc/hosts that
+end with MARK. Each is recognised without any record, so the next cluster cleans up after a test run that was killed,
+even when that one's folder is gone.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ LOCK = Path("/run/detr-container-slurm.lock")
 """Not in the temporary folder, which TMPDIR moves: what is locked, /etc, is the machine's."""
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "munge", "srun", "sbatch", "scontrol", "squeue", "scancel", "sinfo")
 _PATH = os.pathsep.join(dict.fromkeys([*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/bin", "/usr/sbin"]))
+_GONE = (psutil.Error, OSError)
+"""What psutil raises about a process that ends while it is looked at."""
 _LONGEST_FOLDER = 107 - len("/spool.node1/node1_99999999.4294967291")
 """Characters: the kernel allows a socket's whole name 107, and every step of a job has one in the folder."""
 
@@ -262,7 +264,7 @@ def marked() -> list[psutil.Process]:
     for process in psutil.process_iter():
         if _is_marked(process):
             found.add(process)
-            with suppress(psutil.Error):
+            with suppress(*_GONE):
                 found.update(process.children(recursive=True))
     return [process for process in found - {psutil.Process(), *psutil.Process().parents()} if _is_alive(process)]
 
@@ -273,7 +275,7 @@ def _others() -> str | None:
         if os.path.lexists(link) and not _is_ours(link):
             return f"this machine has a Slurm of its own: {link}"
     for process in psutil.process_iter():
-        with suppress(psutil.Error):
+        with suppress(*_GONE):
             if process.name() in ("slurmctld", "slurmd") and not _is_marked(process) and _is_alive(process):
                 return f"this machine runs a Slurm of its own: {process.name()}, process {process.pid}"
     return None
@@ -281,15 +283,17 @@ def _others() -> str | None:
 
 def _is_marked(process: psutil.Process) -> bool:
     try:
-        # Slurm's daemons write their titles over their environment, but stay in the folder where they were started.
-        return Path(process.cwd()).name.startswith(CONFIGURATION) or MARK in process.environ()
-    except psutil.Error:
+        if process.name().startswith("slurm") and Path(process.cwd()).name.startswith(CONFIGURATION):
+            # Some daemons have their title written over their environment, but are still where they were started.
+            return True
+        return MARK in process.environ()
+    except _GONE:
         return False
 
 
 def _is_alive(process: psutil.Process) -> bool:
     # A container's first process may never collect its dead.
-    with suppress(psutil.NoSuchProcess):
+    with suppress(*_GONE):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
@@ -297,7 +301,7 @@ def _is_alive(process: psutil.Process) -> bool:
 def _end(how: Callable[[psutil.Process], None], seconds: float) -> bool:
     """Whether no process of a cluster is left some time after a signal to all of them."""
     for process in marked():
-        with suppress(psutil.NoSuchProcess):
+        with suppress(*_GONE):
             how(process)
     end = time.monotonic() + seconds
     while marked():
@@ -344,6 +348,8 @@ def _configure(folder: Path, grace: int, settings: dict[str, object]) -> None:
             (folder / f"gpu{number}").symlink_to(os.devnull)
     gpus = "".join(f"NodeName={node} Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n" for node in NODES)
     (folder / CONFIGURATION / "gres.conf").write_text(gpus)
+    # slurmd looks for cgroups although nothing uses them, and gives up where there are none, unless told their version.
+    (folder / CONFIGURATION / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     key = folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -34,11 +35,13 @@ for _ in range(900):
 """
 # A test run that is killed in the middle of things. Its daemons hold nothing of it, or its output would never end.
 KILLED = """
-import os, signal, sys, slurm_cluster
+import os, signal, sys, time, slurm_cluster
 from pathlib import Path
 with slurm_cluster.cluster(Path(sys.argv[1])) as slurm:
-    job = slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=trap '' TERM; sleep 90 & wait").strip()
-    slurm.wait(job, "RUNNING", 20)
+    begun = Path(sys.argv[1], "begun")
+    slurm.run("sbatch", "--output=/dev/null", f"--wrap=trap '' TERM; sleep 93 & touch {begun}; wait")
+    while not begun.exists():
+        time.sleep(0.1)
     print(*[process.pid for process in slurm_cluster.marked()], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -62,26 +65,30 @@ def signals(slurm: Cluster, folder: Path, name: str, seconds: float) -> float:
     return min(float(when) for when, _ in first)
 
 
+@pytest.fixture(scope="class")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the cluster, and of what its jobs write."""
+    return tmp_path_factory.mktemp("slurm")
+
+
+@pytest.fixture(scope="class")
+def slurm(folder: Path) -> Iterator[Cluster]:
+    with cluster(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="class")
+def timed(slurm: Cluster, folder: Path) -> str:
+    """A job of a minute that asks for a warning."""
+    (folder / "task.py").write_text(TASK)
+    task = f"srun {sys.executable} {folder}/task.py {folder}/timed"
+    return submit(slurm, task, "--partition=high", "--time=1", "--signal=USR2@50")
+
+
 @needs_slurm
 @pytest.mark.slow
+@pytest.mark.usefixtures("timed")  # begun before the first test, for the warning takes half a minute to come
 class TestRunning:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Of the cluster, and of what its jobs write."""
-        return tmp_path_factory.mktemp("slurm")
-
-    @pytest.fixture(scope="class")
-    def slurm(self, folder: Path) -> Iterator[Cluster]:
-        with cluster(folder) as running:
-            yield running
-
-    @pytest.fixture(scope="class", autouse=True)
-    def timed(self, slurm: Cluster, folder: Path) -> str:
-        """A job of a minute that asks for a warning; the first of all, for the warning takes half a minute to come."""
-        (folder / "task.py").write_text(TASK)
-        task = f"srun {sys.executable} {folder}/task.py {folder}/timed"
-        return submit(slurm, task, "--partition=high", "--time=1", "--signal=USR2@50")
-
     def test_a_job_runs_on_both_nodes_each_with_its_gpus(self, slurm: Cluster) -> None:
         script = 'echo "$(hostname) $SLURM_NODEID $CUDA_VISIBLE_DEVICES $(getent hosts node1 node2 | wc -l)"'
         lines = slurm.run("srun", "--nodes=2", "--ntasks-per-node=1", "--gres=gpu:2", "sh", "-c", script).splitlines()
@@ -139,8 +146,9 @@ def with_stubborn_job(slurm: Cluster) -> list[psutil.Process]:
     end = time.monotonic() + 10
     while True:
         processes = slurm_cluster.marked()
-        if sum(process.name() == "sleep" for process in processes) == 3:
-            return processes
+        with suppress(psutil.NoSuchProcess):
+            if sum(process.name() == "sleep" for process in processes) == 3:
+                return processes
         assert time.monotonic() < end, slurm.log()
         time.sleep(0.1)
 
@@ -151,6 +159,7 @@ def assert_ended(processes: list[psutil.Process]) -> None:
 
 
 @needs_slurm
+@pytest.mark.slow
 def test_stopping_leaves_nothing_even_when_interrupted(tmp_path_factory: pytest.TempPathFactory) -> None:
     with alone():
         before = slurm_cluster.HOSTS.read_bytes()
@@ -172,8 +181,9 @@ def test_stopping_leaves_nothing_even_when_interrupted(tmp_path_factory: pytest.
 
 
 @needs_slurm
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_cleaned_up(tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = {"PYTHONPATH": str(Path(slurm_cluster.__file__).parent)}
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     first, second = tmp_path_factory.mktemp("slurm"), tmp_path_factory.mktemp("slurm")
     command = [sys.executable, "-c", KILLED, str(first)]
     done = subprocess.run(command, env=os.environ | path, stdout=subprocess.PIPE, text=True, timeout=900, check=False)

@@ -1,0 +1,58 @@
+"""Whether two runs are the same to the last bit: what an interruption must not change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import load
+from .files import read_jsonl
+from .run import Run
+
+SPEED = {"images_per_second", "memory_gib"}
+"""The fields of a line of metrics that measure the machine rather than the training."""
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """A run's lines of metrics without what measures the machine."""
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def run_differences(a: Path, b: Path) -> list[str]:
+    """In what the results of two runs differ: weights, optimiser, averages, metrics, evaluations, detections.
+
+    The newest checkpoints are compared without the settings they carry, in which an interrupted run may differ.
+    """
+    first, second = (load(Run(folder).checkpoints().paths()[0]) for folder in (a, b))
+    for state in (first, second):
+        state.pop("experiment")
+    found = list(differences(first, second, "checkpoint"))
+    found += differences(metrics(a), metrics(b), "metrics")
+    found += differences(Run(a).evaluations(), Run(b).evaluations(), "evaluations")
+    left, right = (sorted(path.relative_to(run) for path in run.glob("detections/*/detections.json")) for run in (a, b))
+    if left != right:
+        return [*found, f"detections: {len(left)} files against {len(right)}"]
+    for path in left:
+        found += differences(json.loads((a / path).read_text()), json.loads((b / path).read_text()), str(path))
+    return found
+
+
+def differences(a: Any, b: Any, where: str) -> Iterator[str]:
+    """Where two values differ, tensors, dicts and lists looked into; nothing when they are equal to the last bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            yield f"{where}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"
+        elif not torch.equal(a, b):
+            yield f"{where} differs by up to {(a - b).abs().max():.3g}"
+    elif isinstance(a, dict | list) and type(a) is type(b):
+        left, right = (value if isinstance(value, dict) else dict(enumerate(value)) for value in (a, b))
+        if left.keys() != right.keys():
+            yield f"{where}: only one of them has {sorted(map(str, left.keys() ^ right.keys()))}"
+        for key in left.keys() & right.keys():
+            yield from differences(left[key], right[key], f"{where}[{key!r}]")
+    elif a != b:
+        yield f"{where}: {a!r} against {b!r}"

@@ -1,0 +1,162 @@
+"""Interrupt a run at random, again and again, and compare it with one that nobody disturbed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import psutil
+import tyro
+from rich.console import Console
+
+from detr_container.launch.attempts import JobFolder
+from detr_container.launch.resources import Resources
+
+from . import jobs
+from .config import Experiment
+from .progress import clock
+from .same import run_differences
+from .standing import ACTIVE, Standing, standing
+
+# Longer than a job on a busy cluster is wanted for this; a queue may be slow all the same.
+_PATIENCE = 3600.0
+
+
+@dataclass(frozen=True)
+class SoakOptions:
+    """Options of `soak`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    slurm: Resources = field(default_factory=Resources)
+    cluster: Literal["slurm", "local"] = "local"
+    """Where to run."""
+    times: int = 20
+    """Interruptions."""
+    within: float = 6.0
+    """Each comes so many seconds, at most, after the job has started; the moment is drawn."""
+    draw: int = 0
+    """Seed of the moments and kinds of interruption."""
+    folder: Path = Path("runs/soak")
+    """Where the two runs go."""
+
+
+def run(options: SoakOptions) -> int:
+    """Run undisturbed, then disturbed; returns 0 when both are the same to the last bit."""
+    console = Console(highlight=False, soft_wrap=True)
+    quiet, noisy = options.folder / "undisturbed", options.folder / "disturbed"
+    for folder in (quiet, noisy):
+        if folder.exists():
+            raise ValueError(f"{folder} exists: name another --folder, or remove it")
+    _submit(quiet, options)
+    _wait(quiet, lambda now: now.state not in ACTIVE)
+    if standing(quiet).state != "finished":
+        raise ValueError(f"the undisturbed run did not finish: detr-container status {quiet}")
+    console.print(f"undisturbed: {standing(quiet).step} steps")
+    began = time.monotonic()
+    kinds = _disturb(noisy, options, console)
+    history = JobFolder(noisy).history()
+    lost = sum(attempt.outcome in ("killed", "failed") for attempt in history)
+    done = sum(kinds.values())
+    console.print(
+        f"{done} interruptions ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}); "
+        f"{len(history)} starts, {lost} of which died without saving; {clock(time.monotonic() - began)}"
+    )
+    found = run_differences(quiet, noisy)
+    if found:
+        console.print("[red]DIFFERENT[/red] from the undisturbed run:", *found[:10], sep="\n  ")
+        return 1
+    console.print(
+        "[green]equal[/green] to the undisturbed run, bit for bit: weights, optimiser, averages, metrics, evaluations "
+        "and detections"
+    )
+    if done < options.times:
+        console.print(f"but only {done} of {options.times} interruptions came before its end: raise --train.epochs")
+        return 1
+    return 0
+
+
+def _submit(folder: Path, options: SoakOptions) -> None:
+    member = jobs.Member(folder, options.settings)
+    jobs.submit([member], folder / "job" / "submissions", options.slurm, options.cluster)
+
+
+def _disturb(folder: Path, options: SoakOptions, console: Console) -> Counter[str]:
+    """Submit the run and interrupt it; returns how often in which way."""
+    draw, kinds = random.Random(options.draw), Counter[str]()
+    ways = _WAYS[options.cluster]
+    _submit(folder, options)
+    while True:
+        now = _wait(folder, lambda now: now.state not in ("queued", "unknown"))
+        if now.state == "failed":
+            console.print(f"given up after three deaths in a row at step {now.step}; resubmitted, as a person would")
+            _submit(folder, options)
+        elif now.state not in ACTIVE:
+            return kinds
+        elif kinds.total() >= options.times:
+            _wait(folder, lambda now: now.state not in ACTIVE)
+        else:
+            starts = len(JobFolder(folder).history())
+            time.sleep(draw.uniform(0, options.within))
+            kind = draw.choice(sorted(ways))
+            if standing(folder).state in ACTIVE and ways[kind](now.job, draw):
+                kinds[kind] += 1
+                console.print(f"{kinds.total()}: {kind} at step {standing(folder).step}")
+                _wait(folder, functools.partial(_ended, folder, starts))
+
+
+def _ended(folder: Path, starts: int, now: Standing) -> bool:
+    """Whether another start than the first `starts` has ended."""
+    return len(JobFolder(folder).history()) > starts or now.state not in ACTIVE
+
+
+def _wait(folder: Path, condition: Callable[[Standing], bool]) -> Standing:
+    """How the run stands once a condition holds of it. Raises TimeoutError when nothing happens for an hour."""
+    end = time.monotonic() + _PATIENCE
+    while not condition(now := standing(folder)):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{folder} has been {now.state} for {clock(_PATIENCE)}")
+        time.sleep(0.2)
+    return now
+
+
+def _tell_controller(job: str, draw: random.Random) -> bool:
+    os.kill(int(job), signal.SIGUSR2)
+    return True
+
+
+def _kill_local(job: str, draw: random.Random) -> bool:
+    """SIGKILL one of the processes, whatever it is doing."""
+    ranks = psutil.Process(int(job)).children()
+    if not ranks:
+        return False
+    draw.choice(ranks).kill()
+    return True
+
+
+def _slurm(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+_WAYS: dict[str, dict[str, Callable[[str, random.Random], bool]]] = {
+    "local": {"preemption (USR2)": _tell_controller, "SIGKILL of a process": _kill_local},
+    "slurm": {
+        "preemption (USR2)": lambda job, draw: _slurm("scancel", "--signal=USR2", job),
+        "SIGKILL of all processes": lambda job, draw: _slurm("scancel", "--signal=KILL", f"{job}.0"),
+        "scontrol requeue": lambda job, draw: _slurm("scontrol", "requeue", job),
+    },
+}
+
+
+def default(experiment: Experiment, resources: Resources) -> SoakOptions:
+    """Long enough for twenty interruptions."""
+    train = replace(experiment.train, epochs=200, eval_every=40, checkpoint_minutes=0.02)
+    return SoakOptions(replace(experiment, train=train), replace(resources, gpus_per_node=0, tasks_per_node=2))
