@@ -286,20 +286,20 @@ def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: fl
     command = [sys.executable, "-m", __name__]
     with (
         said.open("wb") as output,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(command, 0, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
         assert process.stdin is not None
         try:
             with suppress(BrokenPipeError):
                 # Left open: that it closes tells the other process that this one is gone.
                 process.stdin.write(json.dumps(request).encode() + b"\n")
-                process.stdin.flush()
             _wait(process, room)
         finally:
             process.kill()
+            process.wait()
     last = (said.read_text(errors="replace").splitlines() or [""])[-1]
-    if process.returncode == 0:
-        return int(json.loads(last)["peak"])
+    if process.returncode == 0 and last.isdigit():
+        return int(last)
     if process.returncode in (-signal.SIGKILL, _KILLED):
         raise _does_not_fit(room)
     raise RuntimeError(f"the process that tried a step ended with status {process.returncode}: {last}")
@@ -317,9 +317,7 @@ def _wait(process: subprocess.Popen[bytes], room: float) -> None:
 
 def main() -> int:
     """Take the step that standard input describes, and print its peak memory."""
-    with suppress(OSError):
-        # Of all processes, this is the one to end when memory runs out.
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    _first_to_go()
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     experiment = config.from_dict(request["experiment"])
@@ -331,8 +329,14 @@ def main() -> int:
             if "allocate memory" not in str(error):
                 raise
             return _KILLED
-    sys.stdout.write(json.dumps({"peak": _peak()}) + "\n")
+    sys.stdout.write(f"{_peak()}\n")
     return 0
+
+
+def _first_to_go() -> None:
+    """Be the process that the system ends when memory runs out."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _end_with_parent() -> None:

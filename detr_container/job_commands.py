@@ -84,8 +84,8 @@ class StatusOptions:
 
 def status(arguments: Sequence[str]) -> int:
     """How runs stand: state, node, steps, AP, restarts and why, time left: `status [RUN ...]`."""
-    from .progress import clock
-    from .standing import standings, when
+    from .clock import clock, when
+    from .standing import standings
 
     options = parse(StatusOptions, arguments, "status", status.__doc__)
     folders = list(_runs_in(options.run or (Path("runs"),)))

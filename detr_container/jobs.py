@@ -173,6 +173,10 @@ def _check_folder(member: Member) -> None:
                 f"{folder} is finished: {now.step} steps, {before.train.epochs} epochs. Go on for longer with "
                 f"`detr-container resubmit {folder} --train.epochs N`, or name another run with --run"
             )
+    if member.experiment.train.epochs < now.epoch:
+        raise ValueError(
+            f"train.epochs={member.experiment.train.epochs}: {folder} has done {now.epoch:.1f} already; ask for more"
+        )
     if now.state in ACTIVE:
         raise ValueError(
             f"{folder} is {now.state}{f' as job {now.job}' if now.job else ''}, and two jobs in one folder "

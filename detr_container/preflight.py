@@ -30,13 +30,13 @@ from detr_container.launch.processes import current_process
 from detr_container.launch.resources import minutes
 
 from .build import Data, build_detector, make_shapes_if_asked, open_data
+from .clock import clock
 from .config import Experiment, validate
 from .distributed import Session, session
 from .estimate import DoesNotFitError, few_pictures, largest_batch, run_parts, step_memory
 from .evaluate import evaluate_to
 from .optim import make_optimiser
 from .probe import Probe, compare
-from .progress import clock
 from .scoring import FIGURES
 
 GIB = 2**30

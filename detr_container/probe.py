@@ -96,8 +96,8 @@ def compare(whole: dict[str, Any], parts: dict[str, Any], middle: dict[str, Any]
         return "resumed after 2 of 4 steps, the run is the same bit for bit"
     apart, moved = defaultdict[str, float](float), defaultdict[str, float](float)
     for name in a:
-        section, *_, kind = name.split("/")
-        group = kind if section == "optimizer" else section
+        keys = name.split("/")
+        group = keys[-1] if keys[0] == "optimizer" else keys[0]
         apart[group] += float((a[name] - b[name]).double().square().sum())
         moved[group] += float((a[name] - before[name]).double().square().sum())
     drift = max(math.sqrt(apart[group] / moved[group]) if apart[group] else 0.0 for group in apart)

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
+from .clock import clock
 from .config import TrainConfig
 from .files import JsonLines
 from .run import Run
@@ -23,15 +24,6 @@ class _Left(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{clock(task.fields['left'])} left" if task.fields["left"] is not None else "", style="cyan")
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 45s, 12m 30s, 3h 05m or 2d 04h."""
-    whole = int(seconds)
-    for unit, below, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
-        if whole >= size:
-            return f"{whole // size}{unit} {whole % size * (24 if unit == 'd' else 60) // size:02d}{below}"
-    return f"{whole}s"
 
 
 class Progress:

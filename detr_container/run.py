@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detr_container.datasets.annotations import Category
 
 from . import config
-from .checkpoint import Checkpoints
 from .config import Experiment
 from .experiments import BUILDERS, named
 from .files import JsonLines, read_jsonl, write_json, write_jsonl
-from .provenance import provenance
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoints
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class Run:
 
     def checkpoints(self, keep: int = 2) -> Checkpoints:
         """The run's checkpoints."""
+        # Here, since it needs torch, which whoever only looks at runs need not wait for.
+        from .checkpoint import Checkpoints
+
         return Checkpoints(self.folder / "checkpoints", keep)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -79,6 +83,8 @@ class Run:
 
     def describe(self, experiment: Experiment, classes: Sequence[Category]) -> None:
         """Write what this run is, and one more line of provenance."""
+        from .provenance import provenance
+
         base = named(experiment.name).experiment if experiment.name in BUILDERS else experiment
         write_json(self.config_path, config.to_dict(experiment))
         changed = {name: {"named": a, "here": b} for name, (a, b) in config.difference(base, experiment).items()}

@@ -22,8 +22,8 @@ from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources
 
 from . import jobs
+from .clock import clock
 from .config import Experiment
-from .progress import clock
 from .same import run_differences
 from .standing import ACTIVE, Standing, standing
 

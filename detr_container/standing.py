@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -116,7 +115,8 @@ def _local(folder: Path, facts: dict[str, Any]) -> Queued | None:
     """The state of a job of the local executor, whose name is its controller's process id."""
     try:
         process = psutil.Process(int(facts["job"]))
-        if "detr_container.launch.local" not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
+        # Within a line of the shell, as long as that sets things up.
+        if "detr_container.launch.local" not in " ".join(process.cmdline()) or process.status() == psutil.STATUS_ZOMBIE:
             return None
     except (psutil.Error, ValueError):
         return None
@@ -158,9 +158,3 @@ def started(folder: Path) -> Submission:
     if facts is None:
         raise ValueError(f"{folder} was not submitted: it has no job/job.json. `submit` or `resubmit` does that")
     return Submission.read(Path(facts["submission"]))
-
-
-def when(seconds: float) -> str:
-    """A moment so many seconds from now, as a person writes it."""
-    then = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
-    return then.strftime("%H:%M" if seconds < 12 * 3600 else "%a %d %b %H:%M")

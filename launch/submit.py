@@ -140,13 +140,14 @@ def _slurm_conf(value: str | None) -> Iterator[None]:
 def _run_here(submission: Submission, jobs: Sequence[submitit.Job[str]]) -> None:
     """Do the work of debug jobs, one after the other, in this process; the debugger opens on an error."""
     for job, folder in zip(jobs, submission.folders, strict=True):
-        os.environ[ATTEMPT] = f"{job.job_id}-0"
+        os.environ |= {ATTEMPT: f"{job.job_id}-0", "SUBMITIT_DEBUG_JOB_ID": job.job_id}
         try:
             if sys.stdin.isatty():
                 job.results()
             else:
                 job.submission().result()
         finally:
+            del os.environ["SUBMITIT_DEBUG_JOB_ID"]
             settle(submission.job_folder(folder), os.environ.pop(ATTEMPT), Circumstances(cancelled=True))
 
 

@@ -20,7 +20,6 @@ from runs import (
     environment,
     final_state,
     free_port,
-    metrics,
     one_thread,
     settings_of,
     tiny,
@@ -34,6 +33,7 @@ from detr_container.config import Experiment
 from detr_container.datasets.loader import permutation
 from detr_container.files import read_jsonl
 from detr_container.run import Run
+from detr_container.same import metrics
 
 SMCA: dict[str, Any] = {"backbone__norm": "frozen", "train__epochs": 1, "train__eval_every": 0, "train__log_every": 1}
 DETR: dict[str, Any] = {

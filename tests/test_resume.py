@@ -11,7 +11,6 @@ from runs import (
     HARD,
     assert_same_run,
     final_state,
-    metrics,
     settings_of,
     start,
     tiny,
@@ -25,6 +24,7 @@ from detr_container.config import Experiment
 from detr_container.files import read_jsonl
 from detr_container.progress import Progress
 from detr_container.run import Run
+from detr_container.same import metrics
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from runs import (
     assert_same_run,
     environment,
     final_state,
-    metrics,
     settings_of,
     start,
     tiny,
@@ -29,6 +28,7 @@ from runs import (
 from detr_container.checkpoint import load
 from detr_container.files import read_jsonl
 from detr_container.run import Run
+from detr_container.same import metrics
 
 
 @pytest.fixture(scope="session")

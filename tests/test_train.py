@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same, final_state, metrics, one_thread, tiny, train_in
+from runs import assert_same, final_state, one_thread, tiny, train_in
 
 from detr_container import cli
 from detr_container.build import open_data
@@ -19,6 +19,7 @@ from detr_container.distributed import session
 from detr_container.files import read_jsonl
 from detr_container.launch.interrupt import StopRequest
 from detr_container.run import Run
+from detr_container.same import metrics
 from detr_container.train import Trainer
 
 

@@ -151,6 +151,28 @@ def test_damage_is_found_named_and_nothing_else_is(
         assert f"{raw['images'][0]['file_name']} (image {raw['images'][0]['id']})" in report.problems[0].message
 
 
+def test_a_sample_is_read_and_of_the_others_only_their_presence_is_checked(root: Path) -> None:
+    assert check(root, sample=24) == check(root)
+    for path in (root / "val2017").iterdir():
+        path.write_bytes(path.read_bytes()[:-400])
+    for path in sorted((root / "train2017").iterdir())[:20]:
+        path.unlink()
+    report, again = check(root, sample=7), check(root, sample=7, workers=3)
+    assert report == again
+    kinds = [problem.kind for problem in report.problems]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"unreadable-image": 7, "missing-image": 20}
+    assert [summary.images for summary in report.summaries] == [24, 24]
+
+
+def test_what_was_not_read_is_not_compared(root: Path) -> None:
+    path = root / "annotations" / "instances_val2017.json"
+    raw = json.loads(path.read_text())
+    same_name(root, raw)
+    path.write_text(json.dumps(raw))
+    assert [problem.kind for problem in check(root).problems] == ["same-file-name"]
+    assert check(root, sample=1).problems == ()
+
+
 def test_a_missing_file_or_folder_is_in_the_report_beside_the_rest(root: Path) -> None:
     (root / "annotations" / "instances_val2017.json").write_text('{"images": [')
     shutil.rmtree(root / "train2017")

@@ -1,0 +1,173 @@
+"""Jobs on this machine whose work is to count: what launching promises, without anything of detection."""
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import works
+
+from detr_container.launch.resources import Resources
+from detr_container.launch.submission import Submission, Work, next_folder
+from detr_container.launch.submit import submit
+
+TESTS = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Submission]]:
+    """Submits one job per given work; what still runs at the end is ended."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), str(TESTS)]))
+    started: list[Submission] = []
+
+    def start(*given: Callable[..., int], at_once: int = 0, **wanted: Any) -> Submission:
+        folders = [str(tmp_path / f"run{number}") for number in range(len(given))]
+        resources = Resources(**{"gpus_per_node": 0, **wanted})
+        home = next_folder(tmp_path / "submissions")
+        (home / "jobs").mkdir()
+        plan = Submission(home, "local", folders, resources, "tick-*", str(repository), str(tmp_path))
+        tasks: list[Work] = [functools.partial(work, folder) for work, folder in zip(given, folders, strict=True)]
+        started.append(submit(plan, tasks, "test", at_once))
+        return started[-1]
+
+    yield start
+    for submission in started:
+        for name in submission.jobs:
+            if psutil.pid_exists(int(name)):
+                os.killpg(int(name), signal.SIGKILL)
+
+
+def over(submission: Submission, seconds: float = 60) -> None:
+    """Wait until all controllers have ended."""
+    end = time.monotonic() + seconds
+    while any(alive(name) for name in submission.jobs):
+        assert time.monotonic() < end, f"not over after {seconds} s"
+        time.sleep(0.05)
+
+
+def alive(name: str) -> bool:
+    """Whether a controller still runs; as our child it stays as a zombie."""
+    try:
+        return psutil.Process(int(name)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ticks(submission: Submission, index: int = 0) -> list[int]:
+    """What has been counted."""
+    return sorted(int(path.name[5:]) for path in Path(submission.folders[index]).glob("tick-*"))
+
+
+def reach(submission: Submission, number: int) -> None:
+    """Wait until so much has been counted."""
+    end = time.monotonic() + 60
+    while not ticks(submission) or ticks(submission)[-1] < number:
+        assert time.monotonic() < end, f"not at {number}"
+        time.sleep(0.02)
+
+
+def history(submission: Submission, index: int = 0) -> list[tuple[str, str]]:
+    """How each start ended, and why."""
+    return [(a.outcome, a.why) for a in submission.job_folder(submission.folders[index]).history()]
+
+
+def test_every_process_knows_its_place(jobs: Callable[..., Submission]) -> None:
+    submission = jobs(works.tell, tasks_per_node=2)
+    over(submission)
+    (job,) = submission.jobs
+    told = [(Path(submission.folders[0]) / f"told-{job}-0-{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert told[0][:5] == ["RANK=0", "LOCAL_RANK=0", "WORLD_SIZE=2", "LOCAL_WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1"]
+    assert told[1][:2] == ["RANK=1", "LOCAL_RANK=1"]
+    assert told[0][5] == told[1][5]
+    assert history(submission) == [("finished", "")]
+
+
+def test_a_time_limit_is_announced_and_goes_on(jobs: Callable[..., Submission]) -> None:
+    submission = jobs(functools.partial(works.count, seconds=0.1), time="1m", lead=55)
+    over(submission)
+    ends = history(submission)
+    assert ends[-1] == ("finished", "")
+    assert set(ends[:-1]) == {("stopped", "time limit")}
+    assert ticks(submission) == list(range(1, works.TICKS + 1))
+
+
+def test_a_preemption_and_a_kill(jobs: Callable[..., Submission]) -> None:
+    submission = jobs(functools.partial(works.count, seconds=0.05), tasks_per_node=2)
+    controller = psutil.Process(int(submission.jobs[0]))
+    reach(submission, 10)
+    controller.send_signal(signal.SIGUSR2)
+    reach(submission, 30)
+    controller.children()[1].kill()
+    over(submission)
+    assert history(submission) == [("stopped", "preemption"), ("killed", "killed"), ("finished", "")]
+    assert ticks(submission) == list(range(1, works.TICKS + 1))
+
+
+def test_a_signal_while_python_starts_is_not_lost(jobs: Callable[..., Submission]) -> None:
+    submission = jobs(works.count)
+    controller = psutil.Process(int(submission.jobs[0]))
+    while not controller.children():
+        time.sleep(0.001)
+    controller.send_signal(signal.SIGUSR2)
+    over(submission)
+    assert history(submission) == [("stopped", "preemption"), ("finished", "")]
+
+
+def test_cancelled(jobs: Callable[..., Submission]) -> None:
+    submission = jobs(functools.partial(works.count, seconds=0.1))
+    reach(submission, 3)
+    os.kill(int(submission.jobs[0]), signal.SIGTERM)
+    over(submission)
+    assert history(submission) == [("stopped", "cancelled")]
+    assert ticks(submission)[-1] < works.TICKS
+
+
+def test_three_crashes(jobs: Callable[..., Submission]) -> None:
+    submission = jobs(works.crash, tasks_per_node=2)
+    over(submission)
+    assert history(submission) == [("failed", "error")] * 3
+    job = submission.job_folder(submission.folders[0])
+    assert "RuntimeError: crashed on rank" in job.errors_path.read_text()
+    assert "3 times in a row" in job.history()[-1].action
+
+
+def test_one_that_fails_takes_those_with_it_that_wait(jobs: Callable[..., Submission]) -> None:
+    submission = jobs(works.hang_beside_a_crash, tasks_per_node=2)
+    over(submission)
+    (attempt,) = submission.job_folder(submission.folders[0]).history()
+    assert attempt.message.endswith("ValueError: setting=7 is wrong")
+    assert attempt.final
+
+
+def test_no_more_at_once_than_asked(jobs: Callable[..., Submission]) -> None:
+    submission = jobs(*[functools.partial(works.count, seconds=0.005)] * 4, at_once=2)
+    over(submission)
+    spans = [a for i in range(4) for a in submission.job_folder(submission.folders[i]).history()]
+    assert len(spans) == 4
+    for span in spans:
+        assert sum(other.began < span.began < other.ended for other in spans) <= 1
+    assert max(sum(other.began <= span.began < other.ended for other in spans) for span in spans) == 2
+
+
+def test_a_setup_that_fails(jobs: Callable[..., Submission], tmp_path: Path) -> None:
+    submission = jobs(works.count, setup=("touch set-up", "false"))
+    over(submission)
+    assert (tmp_path / "set-up").exists()
+    assert not ticks(submission)
+
+
+def test_what_is_left_of_a_start_that_nobody_settled(jobs: Callable[..., Submission]) -> None:
+    """The controller dies with everything; whoever submits again goes on and says what happened."""
+    first = jobs(functools.partial(works.count, seconds=0.1))
+    reach(first, 5)
+    os.killpg(int(first.jobs[0]), signal.SIGKILL)
+    os.waitpid(int(first.jobs[0]), 0)
+    again = jobs(works.count)
+    over(again)
+    assert history(again) == [("killed", "node failure, or requeued without warning"), ("finished", "")]
+    assert ticks(again) == list(range(1, works.TICKS + 1))

@@ -1,0 +1,47 @@
+"""Work for jobs that has nothing to do with detection: counting, slowly."""
+
+import os
+import time
+from pathlib import Path
+
+from detr_container.launch.interrupt import StopRequest
+
+TICKS = 100
+
+
+def count(folder: str, stop: StopRequest, seconds: float = 0.02) -> int:
+    """Count to TICKS in steps of `seconds`, going on from the newest file; stops when it is told to."""
+    place = Path(folder)
+    place.mkdir(exist_ok=True)
+    done = max((int(path.name[5:]) for path in place.glob("tick-*")), default=0)
+    while done < TICKS:
+        time.sleep(seconds)
+        done += 1
+        if os.environ["RANK"] == "0":
+            (place / f"tick-{done:05d}").touch()
+        if stop.requested:
+            return stop.exit_code
+    return 0
+
+
+def crash(folder: str, stop: StopRequest) -> int:
+    """Fail in a way that another attempt might mend."""
+    raise RuntimeError(f"crashed on rank {os.environ['RANK']}")
+
+
+def hang_beside_a_crash(folder: str, stop: StopRequest) -> int:
+    """Rank 0 waits for ever for rank 1, which refuses its settings."""
+    if os.environ["RANK"] == "1":
+        raise ValueError("setting=7 is wrong")
+    time.sleep(600)
+    return 0
+
+
+def tell(folder: str, stop: StopRequest) -> int:
+    """Write down what this process knows of the others."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    place = Path(folder)
+    place.mkdir(exist_ok=True)
+    text = "\n".join(f"{name}={os.environ.get(name, '')}" for name in names)
+    (place / f"told-{os.environ['LAUNCH_ATTEMPT']}-{os.environ['RANK']}").write_text(text)
+    return 0
