@@ -26,6 +26,7 @@ from rich.text import Text
 from detr_container.datasets.annotations import resolve
 from detr_container.datasets.check import check_dataset
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
+from detr_container.launch.interrupt import StopRequest
 from detr_container.launch.processes import current_process
 from detr_container.launch.resources import minutes
 
@@ -103,6 +104,15 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _between_steps() -> Iterator[StopRequest]:
+    """Let signals wait for who looks at the request: the processes of a loader complain when they are cut off."""
+    with StopRequest() as stop, suppress(InterruptedError):
+        yield stop
+    if stop.requested:
+        raise KeyboardInterrupt if stop.requested == "SIGINT" else SystemExit(stop.exit_code)
 
 
 @contextmanager
@@ -251,11 +261,12 @@ class _Preflight:
 
     def step(self) -> str:
         """Seconds of a step on real batches."""
-        with closing(self._probe("step").timed_steps()) as steps:
+        probe = self._probe("step")
+        with _between_steps() as stop, closing(probe.timed_steps()) as steps:
             # What the loader has made while the first steps took long is used up before the clock runs.
             ahead = 4 * self.experiment.data.workers * self.experiment.train.micro_batch
-            warm = _measure(steps, 2 + ahead * self.options.processes // self.experiment.train.batch, 1)
-            rows = _measure(steps, STEPS, 2)
+            warm = _measure(steps, 2 + ahead * self.options.processes // self.experiment.train.batch, 1, stop)
+            rows = _measure(steps, STEPS, 2, stop)
         self.step_seconds = statistics.median(whole for _, whole in rows)
         waiting = sum(waited for waited, _ in rows) / sum(whole for _, whole in rows)
         if waiting > WAITING:
@@ -310,13 +321,17 @@ class _Preflight:
         model = Probe(self._trial(), self.folder / "model", data, self.here).model
         times = [time.perf_counter()]
 
-        def after_batch(done: int, total: int) -> None:
-            times.append(time.perf_counter())
-
         try:
-            scores = evaluate_to(
-                folder, model, subset, data.classes, self.experiment, self.here, after_batch=after_batch
-            )
+            with _between_steps() as stop:
+
+                def after_batch(done: int, total: int) -> None:
+                    times.append(time.perf_counter())
+                    if stop.requested:
+                        raise InterruptedError
+
+                scores = evaluate_to(
+                    folder, model, subset, data.classes, self.experiment, self.here, after_batch=after_batch
+                )
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"the largest validation pictures do not fit into memory: lower data.eval_batch="
@@ -375,28 +390,30 @@ class _Preflight:
         )
         return replace(self.experiment, train=replace(train, **changed))
 
-    def _probe(self, name: str, **changed: Any) -> Probe:
+    def _probe(self, name: str, stop: StopRequest | None = None, **changed: Any) -> Probe:
         """A trainer in a folder of that name. changed: settings of its training."""
         data = self._opened()
         if not self.fits:
             raise _SkippedError("a step does not fit into memory")
-        return Probe(self._trial(**changed), self.folder / name, data, self.here)
+        return Probe(self._trial(**changed), self.folder / name, data, self.here, stop)
 
     def _run_to(self, name: str, steps: int) -> tuple[dict[str, Any], int, float]:
         """Train on in a folder of that name. Returns the checkpoint, its bytes, and the seconds that saving took."""
         train = self._trial().train
-        probe = self._probe(name, batch=min(train.batch, 2 * train.micro_batch), max_steps=steps)
-        with redirect_stderr(io.StringIO()):
+        with _between_steps() as stop, redirect_stderr(io.StringIO()):
+            probe = self._probe(name, stop, batch=min(train.batch, 2 * train.micro_batch), max_steps=steps)
             probe.run_to_end()
         saved = probe.checkpoints.newest()
         assert saved is not None
         return saved[1], saved[0].stat().st_size, max(probe.save_seconds)
 
 
-def _measure(steps: Iterator[tuple[float, float]], count: int, least: int) -> list[tuple[float, float]]:
+def _measure(
+    steps: Iterator[tuple[float, float]], count: int, least: int, stop: StopRequest
+) -> list[tuple[float, float]]:
     """Take `count` steps, or fewer when time is up, but `least`."""
     rows: list[tuple[float, float]] = []
     end = time.monotonic() + SECONDS
-    while len(rows) < least or (len(rows) < count and time.monotonic() < end):
+    while not stop.requested and (len(rows) < least or (len(rows) < count and time.monotonic() < end)):
         rows.append(next(steps))
     return rows

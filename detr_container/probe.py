@@ -34,9 +34,11 @@ a few per cent are usual; with an optimiser that starts anew, or with other pict
 class Probe(Trainer):
     """A run of which single steps are taken and timed; it says nothing."""
 
-    def __init__(self, experiment: Experiment, folder: Path, data: Data, here: Session) -> None:
+    def __init__(
+        self, experiment: Experiment, folder: Path, data: Data, here: Session, stop: StopRequest | None = None
+    ) -> None:
         self.save_seconds: list[float] = []
-        super().__init__(experiment, Run(folder), data, here, StopRequest())
+        super().__init__(experiment, Run(folder), data, here, stop or StopRequest())
 
     def step_on(self, micro: list[Batch]) -> float:
         """Take the first step's learning rate and dropout for a step on these batches. Returns the loss before it.

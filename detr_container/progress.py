@@ -34,7 +34,7 @@ class Progress:
         self.epoch_steps, self.settings = epoch_steps, settings
         self.console = Console(stderr=True)
         self.began = self.logged_at = time.monotonic()
-        self.logged_step, self.paused = step, 0.0
+        self.logged_step = step
 
     def __enter__(self) -> Self:
         if not self.main:
@@ -71,14 +71,18 @@ class Progress:
             epoch = f"epoch {-(-step // self.epoch_steps)}/{self.settings.epochs}"
             self.bar.update(self.task, completed=step, left=left, description=epoch)
 
+    def resume(self) -> None:
+        """Training goes on after a checkpoint and an evaluation, whose time is not the next steps'."""
+        self.logged_at = time.monotonic()
+
     def log(self, values: dict[str, Any], memory: float) -> None:
         """Write a line of metrics: means since the last line."""
         if not self.main:
             return
         now = time.monotonic()
-        steps, seconds = self.step - self.logged_step, now - self.logged_at - self.paused
+        steps, seconds = self.step - self.logged_step, now - self.logged_at
         rate = steps * self.settings.batch / seconds
-        self.logged_step, self.logged_at, self.paused = self.step, now, 0.0
+        self.logged_step, self.logged_at = self.step, now
         row = {
             "step": self.step,
             "epoch": self.step / self.epoch_steps,
@@ -111,8 +115,6 @@ class Progress:
                 self.evaluation_began = now
             left = (now - self.evaluation_began) / done * (total - done)
             self.bar.update(self.evaluation, total=total, completed=done, visible=done < total, left=left)
-            if done == total:
-                self.paused += now - self.evaluation_began
 
     def evaluated(self, row: dict[str, Any], scores: Scores) -> None:
         """Show an evaluation: the whole table at the end of the run, a line before it."""

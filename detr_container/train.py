@@ -128,6 +128,7 @@ class Trainer:
                     self._save()
                     if not self._evaluate(progress):
                         return self._interrupted()
+                    progress.resume()
                 if self.step >= last:
                     break
                 minutes = (time.monotonic() - saved_at) / 60

@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _MASTER = ("MASTER_ADDR", "MASTER_PORT")
 _REMEDY = (
-    "Start with `torchrun --nproc-per-node N -m detr_container ...`, which sets "
+    "Start with `torchrun --nproc-per-node N -m -- detr_container ...`, which sets "
     f"{', '.join(_RANKS + _MASTER)}, or unset them all to run one process"
 )
 

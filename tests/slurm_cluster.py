@@ -261,7 +261,7 @@ def forget() -> None:
 def marked() -> list[psutil.Process]:
     """The living processes of the clusters of the tests, except this one and those that it descends from."""
     found: set[psutil.Process] = set()
-    for process in psutil.process_iter():
+    for process in _processes():
         if _is_marked(process):
             found.add(process)
             with suppress(*_GONE):
@@ -269,12 +269,21 @@ def marked() -> list[psutil.Process]:
     return [process for process in found - {psutil.Process(), *psutil.Process().parents()} if _is_alive(process)]
 
 
+def _processes() -> Iterator[psutil.Process]:
+    """All of this machine's, or of this container's: a machine sees those of its containers, whose /etc is another."""
+    here = os.stat("/proc/self/ns/pid").st_ino
+    for process in psutil.process_iter():
+        with suppress(*_GONE):
+            if os.stat(f"/proc/{process.pid}/ns/pid").st_ino == here:
+                yield process
+
+
 def _others() -> str | None:
     """The Slurm that somebody else has on this machine, in words, or None."""
     for link in LINKS:
         if os.path.lexists(link) and not _is_ours(link):
             return f"this machine has a Slurm of its own: {link}"
-    for process in psutil.process_iter():
+    for process in _processes():
         with suppress(*_GONE):
             if process.name() in ("slurmctld", "slurmd") and not _is_marked(process) and _is_alive(process):
                 return f"this machine runs a Slurm of its own: {process.name()}, process {process.pid}"

@@ -17,13 +17,13 @@ import pytest
 import torch
 from runs import one_thread, tiny, when
 
-from detr_container import preflight
+from detr_container import evaluate, preflight
 from detr_container.build import open_data
 from detr_container.config import Experiment
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.distributed import session
 from detr_container.preflight import PreflightOptions
-from detr_container.probe import Probe, compare
+from detr_container.probe import compare
 from detr_container.train import Trainer
 
 NAMES = ["settings", "data", "memory", "step", "learning", "saving", "evaluation", "time"]
@@ -356,11 +356,30 @@ def test_interrupted_while_another_process_tries(
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-@pytest.mark.usefixtures("enough")
-def test_interrupted_between_two_steps(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: Probe) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("check", "where"),
+    [("step", "train.Trainer._step"), ("saving", "train.Trainer._step"), ("evaluation", "evaluate.postprocess")],
+)
+def test_interrupted_at_work(
+    flight: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    check: str,
+    where: str,
+    number: signal.Signals,
+    leaves: type[BaseException],
+) -> None:
+    """What is being done comes to its end, so that the loader's processes do, and then the command leaves."""
+    owner, _, name = where.rpartition(".")
+    real = getattr(Trainer if "Trainer" in owner else evaluate, name)
+    calls = []
 
-    monkeypatch.setattr(Probe, "timed_steps", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        preflight.run(PreflightOptions(tiny(root)))
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        calls.append(os.kill(os.getpid(), number))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(f"detr_container.{where}", signalled)
+    with pytest.raises(leaves) as caught:
+        getattr(flight, check)()
+    assert len(calls) == 1
+    assert number == signal.SIGINT or str(caught.value) == "143"

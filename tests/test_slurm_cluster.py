@@ -205,7 +205,8 @@ def test_etc_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
     monkeypatch.setattr(slurm_cluster, "LINKS", links)
     hosts.write_text(text)
     slurm_cluster.announce(tmp_path / "cluster")
-    assert [line.split()[1] for line in hosts.read_text().splitlines() if "node" in line] == ["node1", "node2"]
+    named = [line.split()[1] for line in hosts.read_text().splitlines()]
+    assert [name for name in named if name in slurm_cluster.NODES] == ["node1", "node2"]
     slurm_cluster.forget()
     assert hosts.read_text() == text
     assert not any(map(os.path.lexists, links))
@@ -218,6 +219,7 @@ def test_somebody_elses_slurm_is_left_alone(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(slurm_cluster, "HOSTS", hosts)
     monkeypatch.setattr(slurm_cluster, "LINKS", (link,))
     monkeypatch.setattr(slurm_cluster, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter(()))
     hosts.write_text("127.0.0.1 localhost # not node1\n")
     assert slurm_cluster.missing() is None
     link.write_text("ClusterName=theirs\n")
