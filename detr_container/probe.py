@@ -21,6 +21,7 @@ from .build import Data
 from .config import Experiment
 from .distributed import Session
 from .run import Run
+from .same import differences
 from .train import Trainer
 
 KEPT = ("model", "ema", "ema_updates", "optimizer", "step")
@@ -90,24 +91,23 @@ def compare(whole: dict[str, Any], parts: dict[str, Any], middle: dict[str, Any]
 
     Raises ValueError when they differ: at all if `exact`, else by more than DRIFT of what the last steps changed.
     """
-    a, b, before = (
-        dict(_values({key: state[key] for key in KEPT if key in state})) for state in (whole, parts, middle)
-    )
-    wrong = [name for name in a if not torch.equal(a[name], b[name])]
+    kept = [{key: state[key] for key in KEPT if key in state} for state in (whole, parts, middle)]
+    wrong = list(differences(kept[0], kept[1], "checkpoint"))
     if not wrong:
         return "resumed after 2 of 4 steps, the run is the same bit for bit"
+    a, b, before = (dict(_values(state)) for state in kept)
     apart, moved = defaultdict[str, float](float), defaultdict[str, float](float)
     for name in a:
         keys = name.split("/")
         group = keys[-1] if keys[0] == "optimizer" else keys[0]
         apart[group] += float((a[name] - b[name]).double().square().sum())
         moved[group] += float((a[name] - before[name]).double().square().sum())
-    drift = max(math.sqrt(apart[group] / moved[group]) if apart[group] else 0.0 for group in apart)
+    drift = max(math.sqrt(apart[group] / (moved[group] or math.ulp(0.0))) for group in apart)
     share = f"{100 * drift:.2g} % of what the last steps changed"
     if exact or not drift <= DRIFT:
         raise ValueError(
-            f"resumed after 2 of 4 steps it is another run than undisturbed: {len(wrong)} of {len(a)} tensors of "
-            f"weights and optimiser differ, by {share}, first {wrong[0]}. Something decides that no checkpoint holds: "
+            f"resumed after 2 of 4 steps it is another run than undisturbed: {len(wrong)} of {len(a)} values of "
+            f"weights and optimiser differ, by {share}; {wrong[0]}. Something decides that no checkpoint holds: "
             "please report it with these settings. A run that is never interrupted does not suffer from it"
         )
     return f"resumed after 2 of 4 steps, the run is the same but for {share} ({100 * DRIFT:.0f} % allowed)"

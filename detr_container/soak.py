@@ -41,7 +41,7 @@ class SoakOptions:
     """Where to run."""
     times: int = 20
     """Interruptions."""
-    within: float = 6.0
+    within: float = 12.0
     """Each comes so many seconds, at most, after the job has started; the moment is drawn."""
     draw: int = 0
     """Seed of the moments and kinds of interruption."""
@@ -135,7 +135,7 @@ def _tell_controller(job: str, draw: random.Random) -> bool:
 
 def _kill_local(job: str, draw: random.Random) -> bool:
     """SIGKILL one of the processes, whatever it is doing."""
-    ranks = psutil.Process(int(job)).children()
+    ranks = [each for each in psutil.Process(int(job)).children() if each.status() != psutil.STATUS_ZOMBIE]
     if not ranks:
         return False
     draw.choice(ranks).kill()

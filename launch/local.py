@@ -98,7 +98,11 @@ class Controller(local.Controller):
                 self.start_tasks()
                 self.wait()
             finally:
+                tasks = list(self.tasks)
                 self.kill_tasks()
+                # The next start needs their memory, and their GPUs.
+                for task in tasks:
+                    task.wait()
             limit = time.monotonic() - began >= self.timeout_s - self.signal_delay_s
             attempt, again = settle(self.job, name, Circumstances(limit=limit, cancelled=self.cancelled))
             why = f" ({attempt.why})" if attempt.why else ""

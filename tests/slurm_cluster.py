@@ -423,4 +423,14 @@ def _settings(folder: Path, port: int) -> dict[str, object]:
         # Were numbers used again, files of an earlier cluster's jobs would be taken for this one's.
         "FirstJobId": 1000 + int(time.time() * 10) % 60_000_000,
         "MessageTimeout": 30,
+        **({"CommunicationParameters": "EnableIPv6"} if _is_without_network() else {}),
     }
+
+
+def _is_without_network() -> bool:
+    """Whether there is the loopback interface alone: Slurm's question for its own addresses has no answer in IPv4."""
+    try:
+        socket.getaddrinfo(None, 1, socket.AF_INET, socket.SOCK_STREAM, 0, socket.AI_PASSIVE | socket.AI_ADDRCONFIG)
+    except OSError:
+        return True
+    return False
