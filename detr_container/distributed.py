@@ -101,7 +101,8 @@ def session(device: str = "auto") -> Iterator[Session]:
         keep_freed_memory()
         if process.world > 1 and "OMP_NUM_THREADS" not in os.environ:
             local = int(os.environ.get("LOCAL_WORLD_SIZE", process.world))
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+            mine = int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or (os.cpu_count() or 1) // local
+            torch.set_num_threads(max(1, mine))
     if process.world == 1:
         yield Session(process, chosen)
         return

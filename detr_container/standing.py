@@ -56,7 +56,13 @@ def standings(folders: Sequence[Path]) -> list[Standing]:
         queued, silent = queue.queued(names), ""
     except ValueError as error:
         queued, silent = {}, str(error)
-    return [_standing(folder, submissions[folder], queued, silent) for folder in folders]
+    found = []
+    for folder in folders:
+        try:
+            found.append(_standing(folder, submissions[folder], queued, silent))
+        except ValueError as error:
+            found.append(Standing(folder, "unreadable", message=str(error)))
+    return found
 
 
 def _standing(folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queued], silent: str) -> Standing:

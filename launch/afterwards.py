@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import queue
@@ -26,14 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     status = int(arguments[1])
     folder = submission.folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     job, mine = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    known = queue.job(job)
-    began = float(os.environ.get("LAUNCH_BEGAN", "0")) or time.time()
-    late = time.time() - began >= submission.seconds - submission.resources.lead - _EARLY
-    around = Circumstances(
-        limit=known.get("JobState") == "TIMEOUT" or late,
-        cancelled=known.get("JobState") == "CANCELLED",
-        restarted=int(known.get("Restarts", mine)) > mine,
-    )
+    around = circumstances(queue.job(job), mine, submission.seconds - submission.resources.lead)
     attempt, again = settle(submission.job_folder(folder), attempt_name(), around)
     said = f"{attempt.outcome}{f' ({attempt.why})' if attempt.why else ''}"
     sys.stderr.write(f"start {attempt.name}: {said}. {attempt.message} {attempt.action}\n")
@@ -44,6 +37,25 @@ def main(arguments: Sequence[str]) -> int:
             sys.stderr.write(f"scontrol requeue {job} failed: {done.stderr.strip()}\n")
         return status or 1
     return 0 if attempt.outcome == "finished" else status or 1
+
+
+def circumstances(known: Mapping[str, str], restarts: int, warned_after: float) -> Circumstances:
+    """What the fields of `scontrol show job` mean once the job's processes have ended.
+
+    restarts: the job's count when this start was made; warned_after: seconds from a start to the warning of the time
+    limit. Slurm says COMPLETING of a job that is cancelled, out of time or requeued, and RUNNING of one that was
+    warned, is in its time of grace, or died: seen alike with Slurm 22.05 and 24.11.
+    """
+    restarted = int(known.get("Restarts", restarts)) > restarts
+    out_of_time = known.get("Reason") == "TimeLimit"
+    over = known.get("JobState") in ("CANCELLED", "COMPLETING")
+    preempted = known.get("PreemptTime", "None") != "None"
+    began = float(os.environ.get("LAUNCH_BEGAN", "inf"))
+    return Circumstances(
+        limit=out_of_time or (not preempted and not over and time.time() - began >= warned_after - _EARLY),
+        cancelled=over and not restarted and not out_of_time,
+        restarted=restarted,
+    )
 
 
 if __name__ == "__main__":

@@ -76,10 +76,13 @@ class JobFolder:
         return facts if isinstance(facts, dict) else None
 
     def history(self) -> list[Attempt]:
-        """All starts that have ended, oldest first."""
+        """All starts that have ended, oldest first. Raises ValueError when the file cannot be read."""
         if not self.history_path.exists():
             return []
-        return [Attempt(**row) for row in read_jsonl(self.history_path)]
+        try:
+            return [Attempt(**row) for row in read_jsonl(self.history_path)]
+        except TypeError as error:
+            raise ValueError(f"{self.history_path} is not of this version ({error}): move it away") from error
 
     def remember(self, attempt: Attempt) -> None:
         """Add a start to the history."""

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,13 @@ def fields_of(line: str) -> dict[str, str]:
 
 def job(name: str) -> dict[str, str]:
     """What `scontrol show job` knows of a job; empty when it has forgotten it."""
-    try:
-        return fields_of(ask("scontrol", "show", "job", "--oneliner", name).splitlines()[0])
-    except (ValueError, IndexError):
-        return {}
+    for _ in range(10):
+        try:
+            return fields_of(ask("scontrol", "show", "job", "--oneliner", name).splitlines()[0])
+        except (ValueError, IndexError):
+            # For an instant after a requeue there is no answer.
+            time.sleep(0.3)
+    return {}
 
 
 def queued(names: Iterable[str]) -> dict[str, Queued]:
@@ -124,8 +128,8 @@ def check_request(resources: Resources, paths: Sequence[Path]) -> None:
         if resources.nodes > has.nodes:
             raise ValueError(f"slurm.nodes={resources.nodes}: partition {name} has {has.nodes}")
         if resources.gpus_per_node > has.gpus:
-            none = "no node with GPUs" if not has.gpus else f"at most {has.gpus} GPU(s) on a node"
-            raise ValueError(f"slurm.gpus-per-node={resources.gpus_per_node}: partition {name} has {none}")
+            most = f"at most {has.gpus} GPU(s) on a node" if has.gpus else "no GPUs (to train on CPUs, ask for 0)"
+            raise ValueError(f"slurm.gpus-per-node={resources.gpus_per_node}: partition {name} has {most}")
         if resources.tasks * max(1, resources.cpus_per_task) > has.cpus:
             raise ValueError(
                 f"{resources.tasks} processes with slurm.cpus-per-task={resources.cpus_per_task} on each node: the "

@@ -254,6 +254,19 @@ def test_cancel_and_resubmit_for_longer(slurm: Cluster, quiet: Path, root: Path)
     assert [a.hosts for a in JobFolder(run).history() if a.hosts] == [["node1", "node2"], ["node1"]]
 
 
+def test_scancel_by_hand_is_an_end(slurm: Cluster, quiet: Path, root: Path) -> None:
+    """Slurm would requeue a cancelled job if it were asked to."""
+    run = quiet / "runs" / "scancel"
+    job = submit(quiet, root, run.name, epochs=400)
+    wait_until(lambda: rows(run) >= 4, "running", slurm)
+    slurm.run("scancel", job)
+    assert slurm.wait(job, "CANCELLED", 60)["Restarts"] == "0"
+    assert end_of(run, slurm).state == "cancelled"
+    (attempt,) = JobFolder(run).history()
+    assert (attempt.outcome, attempt.why, attempt.action) == ("stopped", "cancelled", "cancelled")
+    assert attempt.evidence_after
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
