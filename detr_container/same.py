@@ -52,7 +52,7 @@ def differences(a: Any, b: Any, where: str) -> Iterator[str]:
         left, right = (value if isinstance(value, dict) else dict(enumerate(value)) for value in (a, b))
         if left.keys() != right.keys():
             yield f"{where}: only one of them has {sorted(map(str, left.keys() ^ right.keys()))}"
-        for key in left.keys() & right.keys():
+        for key in (key for key in left if key in right):
             yield from differences(left[key], right[key], f"{where}[{key!r}]")
     elif a != b:
         yield f"{where}: {a!r} against {b!r}"

@@ -76,6 +76,14 @@ def history(submission: Submission, index: int = 0) -> list[tuple[str, str]]:
     return [(a.outcome, a.why) for a in submission.job_folder(submission.folders[index]).history()]
 
 
+def is_python(process: psutil.Process) -> bool:
+    """Whether a process has become the Python that will run the work, loaded or not."""
+    try:
+        return process.name().startswith("python") and "submitit.core._submit" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
 def test_every_process_knows_its_place(jobs: Callable[..., Submission]) -> None:
     submission = jobs(works.tell, tasks_per_node=2)
     over(submission)
@@ -111,7 +119,7 @@ def test_a_preemption_and_a_kill(jobs: Callable[..., Submission]) -> None:
 def test_a_signal_while_python_starts_is_not_lost(jobs: Callable[..., Submission]) -> None:
     submission = jobs(works.count)
     controller = psutil.Process(int(submission.jobs[0]))
-    while not controller.children():
+    while not any(is_python(child) for child in controller.children()):
         time.sleep(0.001)
     controller.send_signal(signal.SIGUSR2)
     over(submission)

@@ -1,0 +1,82 @@
+"""The soak: a run interrupted at random, and what it would say if an interruption had changed something."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import environment, final_state, settings_of, tiny
+
+from detr_container.same import differences, run_differences
+
+
+@pytest.fixture(scope="module")
+def soaked(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with an undisturbed and a disturbed run, and what the command said."""
+    folder = tmp_path_factory.mktemp("soak")
+    experiment = tiny(root, train__epochs=60, train__eval_every=30, train__micro_batch=1, head__dropout=0.1)
+    line = [sys.executable, "-m", "detr_container", "soak", "debug", "--times", "2", "--within", "5", "--draw", "1"]
+    done = subprocess.run(
+        [*line, *settings_of(experiment)],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "soak", done.stdout
+
+
+def test_two_interruptions(soaked: tuple[Path, str]) -> None:
+    folder, said = soaked
+    assert "2 interruptions (" in said
+    assert "3 starts" in said
+    assert "equal to the undisturbed run, bit for bit" in said
+    assert run_differences(folder / "undisturbed", folder / "disturbed") == []
+
+
+def test_a_difference_is_seen(soaked: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = soaked
+    changed = tmp_path / "changed"
+    shutil.copytree(folder / "disturbed", changed)
+    lines = (changed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (changed / "metrics.jsonl").write_text("".join(lines[:3] + lines[4:]))
+    newest = max((changed / "checkpoints").glob("*.pt"))
+    state = final_state(changed)
+    name = next(iter(state["model"]))
+    state["model"][name].view(-1)[0] += 1e-6
+    torch.save(state, newest)
+    detections = max(changed.glob("detections/*/detections.json"))
+    detections.write_text(json.dumps([]))
+    told = "\n".join(run_differences(folder / "undisturbed", changed))
+    assert f"checkpoint['model']['{name}'] differs by up to" in told
+    assert "metrics: only one of them has ['119']" in told
+    assert "detections.json: only one of them has" in told
+
+
+def test_differences_of_values() -> None:
+    a = {"x": torch.tensor([1.0, 2.0]), "y": [1, {"z": 2}]}
+    assert list(differences(a, {"x": torch.tensor([1.0, 2.0]), "y": [1, {"z": 2}]}, "v")) == []
+    assert list(differences(a, {"x": torch.tensor([1.0, 2.5]), "y": [1, {"z": 3}]}, "v")) == [
+        "v['x'] differs by up to 0.5",
+        "v['y'][1]['z']: 2 against 3",
+    ]
+    assert list(differences(torch.zeros(2), torch.zeros(2, dtype=torch.float64), "v")) == [
+        "v: torch.float32 (2,) against torch.float64 (2,)"
+    ]
+    assert list(differences({"a": 1}, {"b": 1}, "v")) == ["v: only one of them has ['a', 'b']"]
+
+
+def test_a_folder_that_is_there_is_not_touched(soaked: tuple[Path, str]) -> None:
+    folder, _ = soaked
+    line = [sys.executable, "-m", "detr_container", "soak", "--folder", str(folder)]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"{folder}/undisturbed exists" in done.stderr
