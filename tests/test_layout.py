@@ -56,6 +56,18 @@ def test_nothing_imports_the_bare_names(repository: Path) -> None:
     assert offenders == []
 
 
+def test_launching_knows_nothing_of_detection(repository: Path) -> None:
+    """Nor of torch, so that a job's batch script and `status` need not wait for it."""
+    used = {
+        name
+        for path in (repository / "launch").glob("*.py")
+        for name in imported(ast.parse(path.read_text(encoding="utf-8")))
+        if name.split(".")[0] in ("detr_container", "torch", "torchvision", "numpy")
+    }
+    own = {name for name in used if name.startswith("detr_container.launch")}
+    assert used - own <= {"detr_container.files"}
+
+
 def test_no_file_is_too_long_to_read(repository: Path) -> None:
     lengths = {str(path): len((repository / path).read_text().splitlines()) for path in python_files(repository)}
     assert len(lengths) > 20
