@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import signal
 import sys
 import time
@@ -15,6 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources
 
 from .arguments import experiment_first, parse
@@ -167,8 +170,7 @@ def logs(arguments: Sequence[str]) -> int:
     from .standing import ACTIVE, standing, started
 
     options = parse(LogsOptions, arguments, "logs", logs.__doc__)
-    submission = started(options.run)
-    index = submission.folders.index(str(options.run.absolute()))
+    submission, index = started(options.run)
     path = submission.log(index, options.rank)
     ranks = submission.resources.nodes * submission.resources.tasks
     if not 0 <= options.rank < ranks:
@@ -207,19 +209,35 @@ def cancel(arguments: Sequence[str]) -> int:
     from .standing import ACTIVE, standings, started
 
     options = parse(CancelOptions, arguments, "cancel", cancel.__doc__)
+    if not options.run:
+        raise ValueError("name what to cancel: detr-container cancel RUN ..., runs' folders or folders of runs")
     for row in standings(list(_runs_in(options.run))):
         if row.state not in ACTIVE or not row.job:
             why = "it was not submitted: stop its process" if row.state in ACTIVE else f"it is {row.state}"
             _say(f"{row.folder}: nothing to cancel, {why}")
             continue
-        submission = started(row.folder)
-        submission.job_folder(row.folder).cancelled_path.touch()
-        if submission.where == "local":
-            os.kill(int(row.job), signal.SIGTERM)
-        else:
-            queue.ask("scancel", row.job)
+        submission, _ = started(row.folder)
+        mark = submission.job_folder(row.folder).cancelled_path
+        mark.touch()
+        try:
+            if submission.where == "local":
+                _end_controller(submission.job_folder(row.folder), int(row.job))
+            else:
+                queue.ask("scancel", row.job)
+        except ValueError:
+            mark.unlink(missing_ok=True)
+            raise
         _say(f"{row.folder}: cancelled job {row.job}. `detr-container resubmit {row.folder}` goes on from there")
     return 0
+
+
+def _end_controller(job: JobFolder, process: int) -> None:
+    """Tell a local job's controller to end. Raises ValueError when it is another machine's."""
+    facts = job.submission() or {}
+    if facts.get("host") != platform.node():
+        raise ValueError(f"{job.run} runs on {facts.get('host')}: cancel it there")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -248,7 +266,7 @@ def resubmit(arguments: Sequence[str]) -> int:
     run = Run(folder)
     experiment = run.experiment()
     try:
-        before = started(folder)
+        before, _ = started(folder)
         default = ResubmitOptions(experiment, before.resources, before.where)
         code, workdir = Path(before.code), Path(before.workdir)
     except ValueError:
@@ -297,7 +315,9 @@ def sweep(arguments: Sequence[str]) -> int:
     from .sweep import members_of
 
     default = replace(SweepOptions("", ()), slurm=jobs.usual_resources())
-    options = parse(SweepOptions, arguments, "sweep", sweep.__doc__, default if arguments[:1] else None)
+    options = parse(SweepOptions, arguments, "sweep", sweep.__doc__, default)
+    if not options.name:
+        raise ValueError("name the sweep: detr-container sweep NAME --experiments EXPERIMENT ...")
     home = options.runs / options.name
     members = members_of(home, options.experiments, options.grid, options.seeds, options.set)
     rows = standings([member.folder for member in members])

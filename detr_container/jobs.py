@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from detr_container.launch.interrupt import StopRequest
 from detr_container.launch.resources import Resources, cluster_facts
 from detr_container.launch.snapshot import take_snapshot
 from detr_container.launch.submission import Submission, Where, next_folder
-from detr_container.launch.submit import resubmitted, script
+from detr_container.launch.submit import script
 from detr_container.launch.submit import submit as launch
 
 from . import config
@@ -80,22 +82,29 @@ def submit(
     """
     check(members, resources, where)
     submission = plan(members, home, resources, where, code, workdir)
-    folder = next_folder(home)
+    folder = next_folder(home.absolute())
     submission = replace(submission, folder=folder, code=str(code or folder / "code"))
     (folder / "jobs").mkdir()
     if code is None:
         take_copy(folder / "code")
-    for member in members:
-        run = Run(member.folder)
-        if not run.exists:
-            write_json(run.config_path, config.to_dict(member.experiment))
-        if where != "debug":
-            resubmitted(submission.job_folder(member.folder))
     works = [
         functools.partial(run_training, config.to_dict(member.experiment), str(member.folder.absolute()))
         for member in members
     ]
-    return launch(submission, works, _job_name(members), at_once)
+    try:
+        submission = launch(submission, works, _job_name(members), at_once)
+    except ValueError:
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            # A run that was to be made leaves no trace; another keeps what it has.
+            for made in (home, home.parent, home.parent.parent):
+                made.rmdir()
+        raise
+    for member in members:
+        # What `resubmit` starts from, until the job itself writes it; which may have happened already.
+        if not Run(member.folder).exists:
+            write_json(Run(member.folder).config_path, config.to_dict(member.experiment))
+    return submission
 
 
 def plan(

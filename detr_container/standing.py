@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STO
 
 @dataclass(frozen=True)
 class Standing:
-    """One run. steps and epochs: done and of how many, None where unknown; left, eta: in seconds."""
+    """One run. total, epochs: of how many, None where unknown; whole: nothing is left to do; eta: seconds."""
 
     folder: Path
     state: str
@@ -40,6 +40,7 @@ class Standing:
     restarts: Counter[str] = field(default_factory=Counter)
     left: str = ""
     eta: float | None = None
+    whole: bool = False
     message: str = ""
 
 
@@ -84,7 +85,7 @@ def _standing(folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queu
         place = f"{here.get('host', '')} (process {here.get('pid', '?')})"
         return Standing(**common, state="running", place=place)
     common["eta"] = None
-    if known["total"] and known["step"] >= known["total"]:
+    if known["whole"]:
         return Standing(**common, state="finished")
     if facts and silent:
         return Standing(**common, state="unknown", message=silent)
@@ -118,7 +119,9 @@ def _restarts(history: Sequence[Attempt]) -> Counter[str]:
 
 
 def _local(folder: Path, facts: dict[str, Any]) -> Queued | None:
-    """The state of a job of the local executor, whose name is its controller's process id."""
+    """The state of a job of the local executor, whose name is its controller's process id on its machine."""
+    if facts.get("host") != platform.node():
+        return None
     try:
         process = psutil.Process(int(facts["job"]))
         # Within a line of the shell, as long as that sets things up.
@@ -127,14 +130,14 @@ def _local(folder: Path, facts: dict[str, Any]) -> Queued | None:
     except (psutil.Error, ValueError):
         return None
     working = bool(process.children())
-    name = os.uname().nodename
-    return Queued("RUNNING", name) if working else Queued("PENDING", "", "waits for its turn")
+    return Queued("RUNNING", platform.node()) if working else Queued("PENDING", "", "waits for its turn")
 
 
 def _progress(folder: Path) -> dict[str, Any]:
     """Steps, epochs, AP, and the seconds that the rest will take at the recent pace."""
     run = Run(folder)
     known: dict[str, Any] = {"step": 0, "total": None, "epoch": 0.0, "epochs": None, "ap": None, "eta": None}
+    known["whole"] = False
     try:
         settings = run.experiment().train
         rows, evaluations = run.metrics(), run.evaluations()
@@ -150,7 +153,10 @@ def _progress(folder: Path) -> dict[str, Any]:
     total = per_epoch * settings.epochs
     rates = [row["images_per_second"] for row in rows[-5:] if row.get("images_per_second")]
     seconds = (total - last["step"]) * settings.batch / (sum(rates) / len(rates)) if rates else None
-    return {**known, "step": last["step"], "total": total, "epoch": last["epoch"], "eta": seconds}
+    # One that was ended during its last evaluation has that still to do.
+    judged = not settings.eval_every or (bool(evaluations) and evaluations[-1]["epoch"] >= settings.epochs)
+    whole = last["step"] >= total and judged
+    return {**known, "step": last["step"], "total": total, "epoch": last["epoch"], "eta": seconds, "whole": whole}
 
 
 def is_run(folder: Path) -> bool:
@@ -158,9 +164,9 @@ def is_run(folder: Path) -> bool:
     return Run(folder).exists or JobFolder(folder).submission() is not None
 
 
-def started(folder: Path) -> Submission:
-    """The submission that a run belongs to. Raises ValueError when it was never submitted."""
+def started(folder: Path) -> tuple[Submission, int]:
+    """The submission that a run belongs to, and its place in it. Raises ValueError when it was never submitted."""
     facts = JobFolder(folder).submission()
     if facts is None:
         raise ValueError(f"{folder} was not submitted: it has no job/job.json. `submit` or `resubmit` does that")
-    return Submission.read(Path(facts["submission"]))
+    return Submission.read(Path(facts["submission"])), facts["index"]

@@ -63,8 +63,7 @@ class JobFolder:
         self.cancelled_path = self.folder / "cancelled"
 
     def describe(self, facts: dict[str, Any]) -> None:
-        """Remember a submission; what an earlier one was told to do no longer counts."""
-        self.cancelled_path.unlink(missing_ok=True)
+        """Remember a submission."""
         write_json(self.folder / "job.json", facts)
 
     def submission(self) -> dict[str, Any] | None:

@@ -123,15 +123,16 @@ class Controller(local.Controller):
             over = now - began - self.timeout_s
             if (died and now - died > _GRACE) or over > _KILL_WAIT:
                 return codes
-            for name, due in (("SIGUSR2", over >= -self.signal_delay_s), ("SIGTERM", over >= 0)):
+            ends = over >= 0 or self.cancelled
+            for name, due in (("SIGUSR2", over >= -self.signal_delay_s), ("SIGTERM", ends)):
                 if due and name not in told:
                     told.add(name)
                     self._forward_signal(signal.Signals[name])
             time.sleep(_POLL)
 
     def _cancel(self, number: int, _: Any) -> None:
+        # `wait` passes it on, also to processes that are only being started.
         self.cancelled = True
-        self._forward_signal(signal.Signals(number))
 
 
 def take_turn(folder: Path, at_once: int) -> IO[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,7 @@ class Submission:
         """Leave in every run's folder which submission it belongs to."""
         for index, (run, job) in enumerate(zip(self.folders, self.jobs, strict=True)):
             facts = {"submission": str(self.folder), "where": self.where, "index": index, "job": job}
+            facts["host"] = platform.node()
             self.job_folder(run).describe(facts)
 
     def job_folder(self, run: str | Path) -> JobFolder:

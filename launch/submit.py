@@ -38,6 +38,8 @@ def submit(submission: Submission, works: Sequence[Work], name: str, at_once: in
     submission.write()
     tasks = [Task(work, submission, folder) for work, folder in zip(works, submission.folders, strict=True)]
     executor = _executor(submission, name, at_once or len(tasks))
+    for folder in submission.folders:
+        _begin_anew(submission.job_folder(folder))
     with clean_env(), _slurm_conf(os.environ.get("SLURM_CONF")):
         try:
             jobs = [executor.submit(tasks[0])] if len(tasks) == 1 else executor.submit_array(tasks)
@@ -151,8 +153,9 @@ def _run_here(submission: Submission, jobs: Sequence[submitit.Job[str]]) -> None
             settle(submission.job_folder(folder), os.environ.pop(ATTEMPT), Circumstances(cancelled=True))
 
 
-def resubmitted(job: JobFolder) -> None:
-    """Note that a person submits a run again: what it died of before no longer counts."""
+def _begin_anew(job: JobFolder) -> None:
+    """A person submits a run again: what it died of before no longer counts, nor that it was cancelled."""
+    job.cancelled_path.unlink(missing_ok=True)
     if job.history():
         now = time.time()
         job.remember(Attempt("", [], now, now, "resubmitted", "by hand"))

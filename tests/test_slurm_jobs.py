@@ -284,7 +284,7 @@ def test_what_cannot_be_had_is_refused_at_once(
     done = command(tmp_path, "submit", "debug", *TWO_NODES, *settings_of(tiny(root)), *options)
     assert done.returncode == 2
     assert re.search(told, done.stderr), done.stderr
-    assert not (tmp_path / "runs" / "debug" / "job" / "job.json").exists()
+    assert not (tmp_path / "runs" / "debug").exists()
     assert "debug" not in slurm.run("squeue", "--noheader", "--format=%j")
 
 
