@@ -1,7 +1,7 @@
 # `make test` and `make demo` do all of their own set-up, in .venv. Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
 # Arguments for pytest: make test PYTEST_ARGS="-k matcher"
-PYTEST_ARGS ?= -n logical --dist loadfile
+PYTEST_ARGS ?= -n logical --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
