@@ -219,8 +219,9 @@ def test_results_survive_their_file_and_nothing_is_printed(tmp_path: Path, capsy
     assert records[0] == found([1.5, 2.25, 10.0, 20.0], 0.75)
     write_results(tmp_path / "detections.json", records)
     assert read_results(tmp_path / "detections.json") == records
+    wrong: list[Any] = [0, 0, float("nan"), 1]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_results(tmp_path / "detections.json", [found([0, 0, float("nan"), 1])])  # type: ignore[list-item]
+        write_results(tmp_path / "detections.json", [found(wrong)])
     assert read_results(tmp_path / "detections.json") == records
     write_results(tmp_path / "none.json", [])
     assert read_results(tmp_path / "none.json") == []
@@ -265,8 +266,9 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         score(good, [], image_ids=[1, 9])
     with pytest.raises(ValueError, match="no pictures"):
         score(good, [], image_ids=[])
+    unknown: Any = "slow"
     with pytest.raises(ValueError, match="'faster' or 'pycocotools'"):
-        score(good, [], "slow")  # type: ignore[arg-type]
+        score(good, [], unknown)
     with pytest.raises(FileNotFoundError):
         score(tmp_path / "absent.json", [])
 
@@ -288,8 +290,8 @@ def test_scores_survive_json_and_become_tables(tmp_path: Path) -> None:
     assert "| 50.0 | 50.0 | 50.0 | 100.0 | 0.0 | - |" in text
     order = [text.index(row) for row in ("| best | 100.0 |", "| cell | 0.0 |", "| absent | - | - | 0 |")]
     assert order == sorted(order)
-    console = Console(file=io.StringIO(), width=100)
-    console.print(table(scores))
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    screen = io.StringIO()
+    Console(file=screen, width=100).print(table(scores))
+    shown = screen.getvalue()
     assert "2 pictures" in shown
     assert shown.index("best") < shown.index("cell") < shown.index("absent")

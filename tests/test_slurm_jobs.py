@@ -48,17 +48,16 @@ def command(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess
     return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, check=False)
 
 
+def experiment_options(root: Path, epochs: int) -> list[str]:
+    """The debug experiment, made smaller, with what could carry a state from one step to the next."""
+    settings = {"train__micro_batch": 1, "train__ema_decay": 0.9, "head__dropout": 0.1}
+    return settings_of(tiny(root, train__epochs=epochs, train__eval_every=epochs // 2, **settings))
+
+
 def submit(folder: Path, root: Path, name: str, *options: str, epochs: int = EPOCHS) -> str:
     """Submit the debug experiment, made smaller, on two nodes; returns the job's name."""
-    experiment = tiny(
-        root,
-        train__epochs=epochs,
-        train__eval_every=epochs // 2,
-        train__micro_batch=1,
-        train__ema_decay=0.9,
-        head__dropout=0.1,
-    )
-    done = command(folder, "submit", "debug", "--run", name, *TWO_NODES, *settings_of(experiment), *options)
+    line = ["submit", "debug", "--run", name, *TWO_NODES, *experiment_options(root, epochs), *options]
+    done = command(folder, *line)
     assert done.returncode == 0, done.stderr
     facts = JobFolder(folder / "runs" / name).submission()
     assert facts is not None
@@ -292,19 +291,11 @@ def test_what_cannot_be_had_is_refused_at_once(
 def test_the_plain_batch_script(launcher: str, slurm: Cluster, quiet: Path, root: Path) -> None:
     """Without submitit: preempted, requeued by itself, and equal."""
     run = quiet / "runs" / f"plain-{launcher}"
-    experiment = tiny(
-        root,
-        train__epochs=EPOCHS,
-        train__eval_every=EPOCHS // 2,
-        train__micro_batch=1,
-        train__ema_decay=0.9,
-        head__dropout=0.1,
-    )
     options = ["--nodes=2", "--gpus-per-node=1", "--ntasks-per-node=1", "--cpus-per-task=1", "--time=10"]
     options += ["--output", str(quiet / f"{launcher}.log"), "--export=ALL"]
     line = ["sbatch", "--parsable", *options, str(REPOSITORY / "launch" / "example.sbatch")]
     done = subprocess.run(
-        [*line, "debug", "--run", run.name, *settings_of(experiment)],
+        [*line, "debug", "--run", run.name, *experiment_options(root, EPOCHS)],
         cwd=quiet,
         env=environment(LAUNCHER=launcher, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
         capture_output=True,

@@ -58,7 +58,9 @@ def test_a_weight_that_is_not_finite(saved: Path, root: Path) -> None:
         train_in(saved, tiny(root))
     said = str(caught.value)
     assert "NaN or Inf in what decoder layer 1 predicts for image" in said
-    assert int(re.search(r"for image (\d+) at step 3", said)[1]) in image_ids(root)  # type: ignore[index]
+    named = re.search(r"for image (\d+) at step 3", said)
+    assert named is not None
+    assert int(named[1]) in image_ids(root)
     assert f"first parameter that is not finite: {wrong};" in said
     assert re.search(r"learning rates: head 0\.000\d+, backbone 0\.000\d+; last gradient norm", said)
     assert f"the last good checkpoint is {saved / 'checkpoints' / 'checkpoint-00000003.pt'}" in said
