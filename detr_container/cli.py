@@ -363,7 +363,7 @@ def soak(arguments: Sequence[str]) -> int:
     from .jobs import usual_resources
     from .soak import SoakOptions, default, run
 
-    named_first = arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help"))
+    named_first = arguments and not arguments[0].startswith("-")
     experiment, rest = experiment_first(arguments if named_first else ["debug", *arguments], "soak")
     return run(parse(SoakOptions, rest, "soak", soak.__doc__, default(experiment, usual_resources())))
 
