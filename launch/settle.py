@@ -38,7 +38,7 @@ def settle(job: JobFolder, name: str, around: Circumstances) -> tuple[Attempt, b
     again = attempt.outcome == "stopped" or (attempt.outcome in ("failed", "killed") and not attempt.final)
     if attempt.outcome == "finished":
         action = ""
-    elif cancelled:
+    elif cancelled or attempt.why == "cancelled":
         again, action = False, "cancelled"
     elif around.restarted:
         again, action = False, "started again by the scheduler"

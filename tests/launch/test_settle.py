@@ -44,6 +44,7 @@ PEER = ConnectionError("another process has ended")
         (["SIGUSR2", "stopped"], Circumstances(), "stopped", "preemption", True),
         (["stopped", "SIGTERM"], Circumstances(limit=True), "stopped", "time limit", True),
         (["SIGTERM"], Circumstances(cancelled=True), "stopped", "cancelled", False),
+        (["SIGINT"], Circumstances(), "stopped", "cancelled", False),
         (["SIGTERM"], Circumstances(restarted=True), "stopped", "requeued", True),
         (["died", PEER], Circumstances(), "killed", "killed", True),
         (["died", "died"], Circumstances(limit=True), "killed", "time limit", True),
