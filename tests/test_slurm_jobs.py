@@ -147,16 +147,25 @@ def drain_a_node(slurm: Cluster, job: str, run: Path) -> None:
     slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
 
 
+def to_all(processes: list[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    """Do something to all processes that are still there."""
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            act(each)
+
+
 def lose_the_nodes(slurm: Cluster, job: str, run: Path) -> None:
     """As when the power fails: nothing of the job, its batch script included, lives to hear of it."""
-    victims = [each for each in psutil.process_iter() if f"[{job}." in " ".join(each.cmdline())]
+    # Other processes of the machine come and go meanwhile; of those that have gone there is no command line.
+    everybody = psutil.process_iter(["cmdline"])
+    victims = [each for each in everybody if f"[{job}." in " ".join(each.info["cmdline"] or [])]
     assert victims, "no slurmstepd"
-    victims += [child for each in victims for child in each.children(recursive=True)]
-    for each in victims:
-        each.suspend()
+    for each in list(victims):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victims += each.children(recursive=True)
+    to_all(victims, psutil.Process.suspend)
     drain_a_node(slurm, job, run)
-    for each in victims:
-        each.kill()
+    to_all(victims, psutil.Process.kill)
 
 
 @pytest.mark.parametrize(
