@@ -56,13 +56,17 @@ def run(options: SoakOptions) -> int:
     for folder in (quiet, noisy):
         if folder.exists():
             raise ValueError(f"{folder} exists: name another --folder, or remove it")
-    _submit(quiet, options)
-    _wait(quiet, lambda now: now.state not in ACTIVE)
-    if standing(quiet).state != "finished":
-        raise ValueError(f"the undisturbed run did not finish: detr-container status {quiet}")
-    console.print(f"undisturbed: {standing(quiet).step} steps")
-    began = time.monotonic()
-    kinds = _disturb(noisy, options, console)
+    try:
+        _submit(quiet, options)
+        _wait(quiet, lambda now: now.state not in ACTIVE)
+        if standing(quiet).state != "finished":
+            raise ValueError(f"the undisturbed run did not finish: detr-container status {quiet}")
+        console.print(f"undisturbed: {standing(quiet).step} steps")
+        began = time.monotonic()
+        kinds = _disturb(noisy, options, console)
+    except KeyboardInterrupt:
+        console.print(f"the job that was started goes on; this ends it: detr-container cancel {options.folder}")
+        raise
     history = JobFolder(noisy).history()
     lost = sum(attempt.outcome in ("killed", "failed") for attempt in history)
     done = sum(kinds.values())
