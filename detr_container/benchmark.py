@@ -1,38 +1,30 @@
-"""What a training step of an experiment costs, part by part, with parameters, FLOPs and memory."""
+"""What experiments cost, side by side: parameters, FLOPs, latency, training speed and memory, with their ratios."""
 
 from __future__ import annotations
 
-import resource
-import statistics
+import logging
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import torch
 import tyro
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from detr_container.datasets.batch import Batch, Sample, collate
-from detr_container.datasets.loader import StepBatches, batches, training_loader
-from detr_container.launch.memory import keep_freed_memory
-from detr_container.models.detector import Detector
-
-from .build import build_criterion, build_detector, build_matcher, open_data
-from .config import Experiment
-from .distributed import choose_device
-from .evaluate import autocast
+from .config import Experiment, validate
 from .files import write_json
-from .optim import clipped_step, make_optimiser, set_learning_rates
+from .measure_options import PARTS, MeasureOptions, size_text
+from .side_by_side import side_by_side
 
-PARTS = ("data", "forward", "matching", "loss", "backward", "optimiser")
+_log = logging.getLogger(__name__)
+_NAMES, _FIGURE, _RATIO = 32, 9, 18
+"""Columns of the terminal that names, a figure, and a ratio with its spread take."""
+Figures = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -40,190 +32,138 @@ class BenchmarkOptions:
     """Options of `benchmark`."""
 
     settings: Annotated[Experiment, tyro.conf.arg(name="")]
-    images: int = 2
-    """Pictures per step."""
-    size: tuple[int, int] = (800, 1333)
-    """Height and width in pixels of made pictures."""
-    source: Literal["made", "data"] = "made"
-    """`made`: random pictures of one size, in memory; `data`: the experiment's own, loaded as in training."""
-    classes: int = 80
-    """Classes of made pictures."""
-    objects: int = 7
-    """Objects on each made picture (COCO has 7.3 on average)."""
-    steps: int = 10
-    """Steps that are measured; the median is reported."""
-    warmup: int = 2
-    """Steps before, which are not."""
+    measure: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
+    """What is measured, and how often."""
     output: Path | None = None
-    """Also write the figures to this JSON file."""
+    """Also write all figures, and those of every round, to this JSON file."""
 
 
-class _Stopwatch:
-    """Seconds by part of each step; waits for the GPU at the borders, so parts do not run into each other."""
+def run(options: Sequence[BenchmarkOptions]) -> int:
+    """Measure experiments and print a table; 1 when one of them failed. All but their settings is the first's.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        began = self._now()
-        yield
-        self.seconds[name].append(self._now() - began)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
-def run(options: BenchmarkOptions) -> int:
-    """Measure, and print two tables."""
-    figures = measure(options)
-    if options.output:
-        write_json(options.output, figures)
-    Console().print(*_tables(figures))
-    return 0
+    Raises ValueError when nothing could be measured because of the settings.
+    """
+    experiments = labelled([each.settings for each in options])
+    for label, experiment in experiments.items():
+        # What cannot be built at all is told by the process that tries, so that the others go on.
+        with suppress(ValueError):
+            for warning in validate(experiment):
+                _log.warning("%s: %s", label, warning)
+    result = side_by_side(experiments, options[0].measure, progress=True)
+    if options[0].output:
+        write_json(options[0].output, result)
+    found: dict[str, dict[str, Any]] = result["experiments"]
+    failures = {label: each["failure"] for label, each in found.items() if each["failure"]}
+    if not any(each["figures"] for each in found.values()) and all(each["refused"] for each in found.values()):
+        raise ValueError("; ".join(dict.fromkeys(failures.values())))
+    console = Console()
+    console.print(*tables(result, console.width))
+    for label, failure in failures.items():
+        sys.stderr.write(f"error: {label}: {failure}\n")
+    return 1 if failures else 0
 
 
-def measure(options: BenchmarkOptions) -> dict[str, Any]:
-    """All figures of one experiment: seconds by part (medians), images/s, memory in GiB, parameters and GFLOPs."""
-    experiment = options.settings
-    device = choose_device(experiment.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    classes = len(open_data(experiment).classes) if options.source == "data" else options.classes
-    model = build_detector(experiment, classes, weights=False).to(device)
-    supply = _loaded(options, model) if options.source == "data" else _made(options, model)
-    watch = _Stopwatch(device)
-    _train(model, experiment, supply, watch, options.warmup + options.steps)
-    seconds = {name: statistics.median(watch.seconds[name][options.warmup :]) for name in PARTS}
-    if options.source == "made":
-        del seconds["data"]
-    steps = [sum(column) for column in zip(*(watch.seconds[name][options.warmup :] for name in seconds), strict=True)]
-    step = statistics.median(steps)
-    return {
-        "experiment": experiment.name,
-        "backbone": experiment.backbone.name,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "precision": experiment.train.precision,
-        "images": options.images,
-        "size": "as in training" if options.source == "data" else list(options.size),
-        "seconds": seconds,
-        "step_seconds": step,
-        "images_per_second": options.images / step,
-        "peak_memory_gib": _peak(device),
-        "parameters": _parameters(model),
-        "gflops": count_flops(model, options.size),
-    }
+def labelled(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
+    """Experiments by their names; the same one again gets a number (and shows what noise alone does)."""
+    labels: dict[str, Experiment] = {}
+    for experiment in experiments:
+        label, number = experiment.name, 2
+        while label in labels:
+            label, number = f"{experiment.name} ({number})", number + 1
+        labels[label] = experiment
+    return labels
 
 
-def _train(model: Detector, experiment: Experiment, supply: Iterator[Batch], watch: _Stopwatch, steps: int) -> None:
-    """Training steps as `train` makes them, with a stopwatch between the parts."""
-    device = watch.device
-    matcher, criterion = build_matcher(experiment), build_criterion(experiment)
-    optimiser = make_optimiser(model.train(), experiment.train)
-    set_learning_rates(optimiser, 1.0)
-    for _ in range(steps):
-        with watch.part("data"):
-            host = next(supply)
-        with watch.part("forward"), autocast(experiment, device):
-            batch = host.to(device)
-            output = model(batch.images, batch.sizes, batch.padded)
-        with watch.part("matching"):
-            matches = matcher(output, batch.targets)
-        with watch.part("loss"):
-            losses = criterion(output, batch.targets, matches)
-        with watch.part("backward"):
-            losses.total.backward()
-        with watch.part("optimiser"):
-            clipped_step(optimiser, experiment.train.clip)
+def tables(result: dict[str, Any], width: int) -> Iterator[Table | str]:
+    """What `side_by_side` returned, for reading; experiments that do not fit into `width` go into further tables."""
+    others = [label for label in result["experiments"] if label != result["first"]]
+    step = max(1, (width - _NAMES - _FIGURE) // (_FIGURE + _RATIO))
+    for start in range(0, max(1, len(others)), step):
+        yield _table(result, [result["first"], *others[start : start + step]])
+    yield from _notes(result)
 
 
-def _made(options: BenchmarkOptions, model: Detector) -> Iterator[Batch]:
-    """The same random batch again and again."""
-    generator = torch.Generator().manual_seed(options.settings.seed)
-    height, width = options.size
-    samples = []
-    for number in range(options.images):
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-        boxes = torch.rand(options.objects, 4, generator=generator) * 0.5 + 0.1
-        labels = torch.randint(0, options.classes, (options.objects,), generator=generator)
-        samples.append(Sample(image, boxes, labels, number, (height, width)))
-    batch = collate(samples, model.backbone.size_multiple)
-    if torch.cuda.is_available():
-        batch = batch.pin_memory()
-    while True:
-        yield batch
+def _table(result: dict[str, Any], labels: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for label in labels:
+        failed = "\n[red]failed[/red]" if result["experiments"][label]["failure"] else ""
+        table.add_column(escape(label) + failed, justify="right", overflow="fold")
+        if label != result["first"]:
+            table.add_column("ratio", justify="right", style="cyan", no_wrap=True)
+        elif len(labels) == 1:
+            table.add_column("rounds", justify="right", style="cyan", no_wrap=True)
+    figures = [result["experiments"][label]["figures"] for label in labels]
+    for title, rows in _sections(result["options"]):
+        shown = [(name, key, scale) for name, key, scale in rows if any(key in each for each in figures)]
+        if shown:
+            table.add_row(f"[bold]{title}[/bold]")
+        for name, key, scale in shown:
+            cells = [cell for each in figures for cell in _cells(each, key, scale, alone=len(labels) == 1)]
+            table.add_row(f"  {name}", *(cells if len(labels) == 1 else [cells[0], *cells[2:]]))
+        if shown:
+            table.add_section()
+    return table
 
 
-def _loaded(options: BenchmarkOptions, model: Detector) -> Iterator[Batch]:
-    """Batches of the experiment's training set, as training loads them."""
-    experiment, total = options.settings, options.warmup + options.steps
-    dataset = open_data(experiment).train
-    sampler = StepBatches(
-        len(dataset), seed=experiment.seed, batch=options.images, micro_batch=options.images, total_steps=total
+def _sections(options: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, float]]]]:
+    """Titles, and under each the rows: name, key of the figure, and what it is multiplied by."""
+    parts = ("total", "backbone", "head")
+    yield "parameters, millions", [(part, f"parameters/{part}", 1e-6) for part in (*parts, "trained")]
+    sizes, counts = list(dict.fromkeys(map(size_text, options["sizes"]))), sorted({1, options["batch"]})
+    for size in sizes:
+        yield f"GFLOPs, 1 x {size}", [(part, f"gflops/{size}/{part}", 1) for part in parts]
+    for size in sizes:
+        for count in counts:
+            rows = [(part, f"forward/{size}/{count}/{part}", 1e3) for part in parts]
+            yield f"forward pass, ms, {count} x {size}", rows
+    largest = size_text(max(options["sizes"], key=lambda size: size[0] * size[1]))
+    pictures = f"{options['batch']} x {largest if options['source'] == 'made' else 'as in training'}"
+    steps = [(part, f"training/{part}", 1e3) for part in ("step", *PARTS)]
+    yield f"training step, ms, {pictures}", [*steps, ("images/s", "training/images_per_second", 1)]
+    memory = [(f"forward pass, {count} x {largest}", f"memory/forward/{largest}/{count}", 1.0) for count in counts]
+    memory.append((f"training step, {pictures}", "memory/training", 1.0))
+    yield "peak memory, GiB", [*memory, ("without a model", "memory/idle", 1.0)]
+
+
+def _cells(figures: Figures, key: str, scale: float, alone: bool) -> tuple[str, str]:
+    """A figure, and beside it its ratio to the first experiment; `alone`: how far its rounds are apart."""
+    figure = figures.get(key)
+    if figure is None:
+        return "-", ""
+    text = digits(figure["value"] * scale)
+    if alone:
+        rounds = [value * scale for value in figure.get("rounds", [])]
+        if key.startswith("training/") and key.split("/")[1] in PARTS:
+            text = f"{text} ({100 * figure['value'] / figures['training/step']['value']:.0f} %)"
+        return text, f"{digits(min(rounds))}..{digits(max(rounds))}" if rounds else ""
+    ratio = figure.get("ratio")
+    if ratio is None:
+        return text, ""
+    median, least, most = (
+        f"{ratio[name]:.2f}" if ratio[name] < 10 else digits(ratio[name]) for name in ("median", "least", "most")
     )
-    data, multiple = experiment.data, model.backbone.size_multiple
-    return batches(
-        training_loader(
-            dataset,
-            sampler,
-            multiple=multiple,
-            canvas=data.canvas,
-            workers=data.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+    return text, f"{median} ({least}..{most})" if "rounds" in figure else median
+
+
+def digits(value: float) -> str:
+    """A number with three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _notes(result: dict[str, Any]) -> Iterator[str]:
+    """On what was measured, and what the figures mean."""
+    found, rounds = result["experiments"], result["options"]["rounds"]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for label, each in found.items():
+        if "device" in each:
+            alike.setdefault((each["device"], each["precision"], each["memory"]), []).append(label)
+    for (device, precision, memory), labels in alike.items():
+        whose = f"{escape(', '.join(labels))}: " if len(alike) > 1 else ""
+        yield f"{whose}{device}, {precision}. Memory: {memory}; all but the last row is what comes on top of that one."
+    yield (
+        "Forward pass: pictures on the device to detections; normalisation counts as backbone, post-processing as "
+        "head. Medians of "
+        f"{rounds} rounds."
+        + (f" Ratios: to {escape(result['first'])}, within each round (least..most)." * (len(found) > 1))
     )
-
-
-@torch.no_grad()
-def count_flops(model: Detector, size: tuple[int, int]) -> float:
-    """GFLOPs of a forward pass on one picture of (height, width) pixels; a multiply-add counts as two."""
-    device = next(model.parameters()).device
-    multiple = model.backbone.size_multiple
-    height, width = (-(-side // multiple) * multiple for side in size)
-    image = torch.zeros(1, 3, height, width, device=device).contiguous(memory_format=torch.channels_last)
-    training = model.training
-    counter = FlopCounterMode(display=False)
-    # The counter does not know a CPU's fused attention; written out, attention counts the same everywhere.
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        model.eval()(image, torch.tensor([size], device=device))
-    model.train(training)
-    return counter.get_total_flops() / 1e9
-
-
-def _parameters(model: Detector) -> dict[str, int]:
-    total = sum(p.numel() for p in model.parameters())
-    backbone = sum(p.numel() for p in model.backbone.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"total": total, "backbone": backbone, "trained": trained}
-
-
-def _peak(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def _tables(figures: dict[str, Any]) -> tuple[Table, Table]:
-    size = figures["size"] if isinstance(figures["size"], str) else "{} x {}".format(*figures["size"])
-    title = (
-        f"{figures['experiment']}, {figures['images']} pictures of {size}, {figures['precision']}, {figures['device']}"
-    )
-    parts = Table("part", "ms", "share", title=title)
-    for name, seconds in figures["seconds"].items():
-        parts.add_row(name, f"{1000 * seconds:.1f}", f"{100 * seconds / figures['step_seconds']:.0f} %")
-    parts.add_row("step", f"{1000 * figures['step_seconds']:.1f}", "")
-    whole = Table("", "")
-    counts = figures["parameters"]
-    whole.add_row("images/s", f"{figures['images_per_second']:.2f}")
-    whole.add_row("peak memory", f"{figures['peak_memory_gib']:.2f} GiB")
-    whole.add_row(
-        "parameters", f"{counts['total']:,} ({counts['backbone']:,} in the backbone, {counts['trained']:,} trained)"
-    )
-    whole.add_row("GFLOPs of a forward pass on one picture", f"{figures['gflops']:.1f}")
-    for table in (parts, whole):
-        table.columns[1].justify = "right"
-    return parts, whole

@@ -33,6 +33,7 @@ from detr_container.models.smca import SmcaDetr
 
 from .checkpoint import load
 from .config import BackboneConfig, DataConfig, Experiment
+from .files import sha256
 
 _log = logging.getLogger(__name__)
 
@@ -134,6 +135,14 @@ class Data:
     def classes(self) -> tuple[Category, ...]:
         """The class list, which labels index."""
         return self.train.annotations.categories
+
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """Which data this is, so that results on other data are never compared with it: its annotation files."""
+        versions = {}
+        for name, split in (("train", self.train), ("val", self.val)):
+            path = split.annotations.path
+            versions[name] = {"annotations": str(path), "sha256": sha256(path), "pictures": len(split)}
+        return versions
 
 
 def training_augmentation(config: DataConfig) -> Augmentation:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .arguments import experiment_first, parse, start_logging
+from .compare_commands import compare, report
 from .config import Experiment
 from .experiments import BUILDERS, named
 from .job_commands import cancel, logs, resubmit, status, submit, sweep
@@ -247,6 +248,47 @@ def predict(arguments: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
+class InspectOptions:
+    """Options of `inspect`."""
+
+    models: tyro.conf.Positional[tuple[Path, ...]]
+    """Two or more run folders or checkpoint files, as `predict` takes them. One that is given twice is numbered."""
+    image: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["--images"])]
+    """Pictures, or folders of pictures; those of a run's validation set are shown with their ground truth."""
+    output: Path = Path("inspection")
+    """Where inspection.json and the sheets go."""
+    threshold: float = 0.5
+    """Leave out detections with a lower score."""
+    objects: int = 6
+    """How many objects of a picture get a line of maps, the surest first; inspection.json has all of them."""
+    experiment: tuple[str, ...] = ()
+    """The named experiments of published checkpoints: one per model in their order, "" where it is known or guessed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
+
+
+def inspect(arguments: Sequence[str]) -> int:
+    """Models side by side on a picture: what each found, and where it looked: `inspect RUN RUN --image IMAGES...`."""
+    options = parse(InspectOptions, arguments, "inspect", inspect.__doc__)
+    from .distributed import choose_device
+    from .inspection import open_models, tally, write_inspection
+    from .predict import find_pictures
+
+    # The models first: what is missing there has most likely been taken for pictures.
+    models = open_models(options.models, choose_device(options.device), options.experiment)
+    paths = find_pictures(options.image)
+    report = write_inspection(models, paths, options.output, options.threshold, options.objects)
+    console = Console()
+    for picture in report["pictures"]:
+        told = tally(picture, [model.label for model in models])
+        console.print(
+            f"{picture['file']}: {told}; {options.output}/{picture['sheet']}", highlight=False, soft_wrap=True
+        )
+    console.print(f"wrote {options.output}/inspection.json and a sheet of each", highlight=False, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """Options of `export`."""
 
@@ -343,11 +385,16 @@ def data_check(arguments: Sequence[str]) -> int:
 
 
 def benchmark(arguments: Sequence[str]) -> int:
-    """Step time by part, images/s, peak memory, parameters and FLOPs of an experiment: `benchmark EXPERIMENT`."""
+    """Speed, memory, parameters and FLOPs of experiments, side by side: `benchmark EXPERIMENT [EXPERIMENT ...]`."""
     from .benchmark import BenchmarkOptions, run
 
     experiment, rest = experiment_first(arguments, "benchmark")
-    return run(parse(BenchmarkOptions, rest, "benchmark", benchmark.__doc__, BenchmarkOptions(experiment)))
+    experiments = [experiment]
+    while rest and not rest[0].startswith("-"):
+        experiment, rest = experiment_first(rest, "benchmark")
+        experiments.append(experiment)
+    doc = benchmark.__doc__
+    return run([parse(BenchmarkOptions, rest, "benchmark", doc, BenchmarkOptions(each)) for each in experiments])
 
 
 def preflight(arguments: Sequence[str]) -> int:
@@ -381,9 +428,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "soak": soak,
     "evaluate": evaluate,
     "predict": predict,
+    "inspect": inspect,
     "benchmark": benchmark,
     "export": export,
     "data make-shapes": data_make_shapes,
     "data check": data_check,
+    "compare": compare,
+    "report": report,
     "demo": demo,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import math
@@ -77,6 +78,12 @@ def write_jsonl(path: Path | str, records: Iterable[dict[str, Any]]) -> Path:
     """Write all records as JSON lines, atomically: to shorten a log that ran ahead of the checkpoint, say."""
     data = "".join(_dumps(record) + "\n" for record in records).encode()
     return atomic_write(path, lambda file: file.write(data), len(data))
+
+
+def sha256(path: Path | str) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -88,10 +88,10 @@ class StatusOptions:
 def status(arguments: Sequence[str]) -> int:
     """How runs stand: state, node, steps, AP, restarts and why, time left: `status [RUN ...]`."""
     from .clock import clock, when
-    from .standing import standings
+    from .standing import runs_in, standings
 
     options = parse(StatusOptions, arguments, "status", status.__doc__)
-    folders = list(_runs_in(options.run or (Path("runs"),)))
+    folders = list(runs_in(options.run or (Path("runs"),)))
     if not folders:
         _say(f"no runs in {', '.join(map(str, options.run)) or 'runs'}")
         return 0
@@ -129,28 +129,6 @@ def status(arguments: Sequence[str]) -> int:
         if errors.is_file():
             _say(f"\n{errors}:", errors.read_text())
     return 0
-
-
-def _runs_in(paths: Sequence[Path]) -> Iterator[Path]:
-    """The runs that are, or lie in, the given folders. Raises ValueError for a path that is no folder."""
-    from .standing import is_run
-
-    for path in paths:
-        if is_run(path):
-            yield path
-        elif not path.is_dir():
-            if path != Path("runs"):
-                raise ValueError(f"{path} is not a run's folder, nor one that holds runs: there is no such folder")
-        else:
-            for found in sorted(path.iterdir()):
-                if found.is_dir() and not found.is_symlink() and found.name != "submissions":
-                    yield from _runs_in([found]) if is_run(found) or _holds_runs(found) else ()
-
-
-def _holds_runs(folder: Path) -> bool:
-    from .standing import is_run
-
-    return any(is_run(path) for path in folder.iterdir() if path.is_dir())
 
 
 @dataclass(frozen=True)
@@ -206,12 +184,12 @@ def cancel(arguments: Sequence[str]) -> int:
     """End runs' jobs; a running one saves first and can be resubmitted: `cancel RUN ...`."""
     from detr_container.launch import queue
 
-    from .standing import ACTIVE, standings, started
+    from .standing import ACTIVE, runs_in, standings, started
 
     options = parse(CancelOptions, arguments, "cancel", cancel.__doc__)
     if not options.run:
         raise ValueError("name what to cancel: detr-container cancel RUN ..., runs' folders or folders of runs")
-    for row in standings(list(_runs_in(options.run))):
+    for row in standings(list(runs_in(options.run))):
         if row.state not in ACTIVE or not row.job:
             why = "it was not submitted: stop its process" if row.state in ACTIVE else f"it is {row.state}"
             _say(f"{row.folder}: nothing to cancel, {why}")

@@ -7,7 +7,7 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ def run_training(settings: dict[str, Any], folder: str, stop: StopRequest) -> in
     return train(config.from_dict(settings), Path(folder), stop)
 
 
+Training = Callable[[dict[str, Any], str, StopRequest], int]
+
+
 def submit(
     members: Sequence[Member],
     home: Path,
@@ -74,11 +77,13 @@ def submit(
     at_once: int = 0,
     code: Path | None = None,
     workdir: Path | None = None,
+    work: Training = run_training,
 ) -> Submission:
     """Submit runs: one as a job, several as an array of which at most `at_once` run at a time.
 
     home: the folder that keeps the submission; code: a copy of the code to use again; workdir: the folder to which
-    relative paths in the settings refer. Raises ValueError for what can be known before anything is queued.
+    relative paths in the settings refer; work: what each process calls with a run's settings and folder.
+    Raises ValueError for what can be known before anything is queued.
     """
     check(members, resources, where)
     submission = plan(members, home, resources, where, code, workdir)
@@ -88,8 +93,7 @@ def submit(
     if code is None:
         take_copy(folder / "code")
     works = [
-        functools.partial(run_training, config.to_dict(member.experiment), str(member.folder.absolute()))
-        for member in members
+        functools.partial(work, config.to_dict(member.experiment), str(member.folder.absolute())) for member in members
     ]
     try:
         submission = launch(submission, works, _job_name(members), at_once)
@@ -151,8 +155,13 @@ def check(members: Sequence[Member], resources: Resources, where: Where) -> None
         queue.check_request(resources, sorted(paths))
     world = 1 if where == "debug" else resources.nodes * resources.tasks
     for member in members:
-        _check_settings(member.experiment, world)
-        _check_folder(member)
+        check_member(member, world)
+
+
+def check_member(member: Member, world: int) -> None:
+    """Raise ValueError when a run cannot be trained by so many processes, or not in its folder."""
+    _check_settings(member.experiment, world)
+    _check_folder(member)
 
 
 def _check_settings(experiment: Experiment, world: int) -> None:

@@ -58,11 +58,13 @@ def draw_detections(
     threshold: float = 0.5,
     crowd: ArrayLike | Tensor | None = None,
     legible: int = LEGIBLE,
+    letters: int = 0,
 ) -> Image.Image:
     """Draw boxes with their classes and scores, the surest on top.
 
     labels: [n] indices into `classes`; scores: [n], or None for ground truth, which is drawn whole and without figures;
     crowd: [n] of bool, drawn dashed; legible: enlarge smaller pictures to about this many pixels; 0: never.
+    letters: size of the labels' font in pixels; 0: as the picture's size suggests.
     Raises ValueError when the arrays do not fit each other, a label is no class or a box is not finite.
     """
     image, factor = _enlarged(to_image(picture), legible)
@@ -84,7 +86,7 @@ def draw_detections(
     for index in reversed(order):
         text = classes[names[index]] + ("" if scores is None else f" {marks[index]:.2f}")
         colour = PALETTE[names[index] % len(PALETTE)]
-        taken.append(_tag(draw, corners[index], text + (" (crowd)" if dashed[index] else ""), colour, taken))
+        taken.append(_tag(draw, corners[index], text + (" (crowd)" if dashed[index] else ""), colour, taken, letters))
     return image
 
 
@@ -96,7 +98,27 @@ def side_by_side(
     if second.height != first.height:
         width = max(1, round(second.width * first.height / second.height))
         second = second.resize((width, first.height), Image.Resampling.BICUBIC)
-    return _row([first, second], titles)
+    return row([first, second], titles)
+
+
+def row(
+    images: Sequence[Image.Image], titles: Sequence[str], gap: int = 8, letters: int = 16, least: int = 0
+) -> Image.Image:
+    """Set pictures of one height in a line, each under its title.
+
+    gap, letters: pixels between pictures, and the size of the titles' font; least: width in pixels that each picture is
+    given, so that a narrow one has a title that can be read.
+    """
+    widths = [max(image.width, least) for image in images]
+    heads = [_paragraph(name, width, letters) for width, name in zip(widths, titles, strict=True)]
+    head = max(strip.height for strip in heads) + 4
+    line = Image.new("RGB", (sum(width + gap for width in widths) - gap, head + images[0].height), _PAPER)
+    left = 0
+    for image, width, strip in zip(images, widths, heads, strict=True):
+        line.paste(strip, (left, head - 4 - strip.height))
+        line.paste(image, (left, head))
+        left += width + gap
+    return line
 
 
 def contact_sheet(rows: Sequence[Picture], title: str, caption: str = "", columns: int = 1) -> Image.Image:
@@ -105,7 +127,7 @@ def contact_sheet(rows: Sequence[Picture], title: str, caption: str = "", column
     Pictures keep their size and fill line after line of `columns`.
     Raises ValueError when there is nothing to show.
     """
-    images = [to_image(row) for row in rows]
+    images = [to_image(picture) for picture in rows]
     if not images or columns < 1:
         raise ValueError(f"{len(images)} pictures in {columns} columns: a sheet needs at least one of both")
     gap = 16
@@ -149,6 +171,13 @@ def overlay_heat(picture: Picture, heat: ArrayLike | Tensor, opacity: float = 0.
     return Image.fromarray((255 * mixed).round().astype(np.uint8))
 
 
+def outlined(picture: Picture, box: ArrayLike | Tensor, dashed: bool = False) -> Image.Image:
+    """A copy of a picture with one box [4] in outline, in a colour that heat maps do not have."""
+    image = to_image(picture).copy()
+    _outline(ImageDraw.Draw(image), _boxes(_numbers(box).reshape(1, 4))[0], PALETTE[1], dashed)
+    return image
+
+
 def attention_sheet(
     picture: Picture,
     boxes: ArrayLike | Tensor,
@@ -175,10 +204,8 @@ def attention_sheet(
     for index, (box, maps, name) in enumerate(zip(corners, heats, titles, strict=True)):
         if len(maps) != len(columns) - 1:
             raise ValueError(f"{len(maps)} maps for box {index}, {len(columns) - 1} wanted: {', '.join(columns[1:])}")
-        panels = [image.copy(), *(overlay_heat(image, heat) for heat in maps)]
-        for panel in panels:
-            _outline(ImageDraw.Draw(panel), box, PALETTE[1], dashed=False)
-        lines.append(_row(panels, (name, *columns[1:])))
+        panels = [outlined(panel, box) for panel in (image, *(overlay_heat(image, heat) for heat in maps))]
+        lines.append(row(panels, (name, *columns[1:])))
     return contact_sheet(lines, title)
 
 
@@ -244,10 +271,11 @@ def _tag(
     text: str,
     colour: Colour,
     taken: Sequence[tuple[float, float, float, float]],
+    letters: int = 0,
 ) -> tuple[float, float, float, float]:
     """Write a label at one of the box's corners, inside the picture, where it covers other labels least."""
     width, height = draw.im.size
-    font = _font(max(11, round(min(width, height) / 40)))
+    font = _font(letters or max(11, round(min(width, height) / 40)))
     while len(text) > 1 and font.getlength(text) + 6 > width:
         text = text[:-2] + "…"
     ascent, descent = font.getmetrics()
@@ -269,27 +297,21 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
     return max(0.0, width) * max(0.0, height)
 
 
-def _row(images: Sequence[Image.Image], titles: Sequence[str], gap: int = 8) -> Image.Image:
-    """Set pictures of one height in a line, each under its title."""
-    heads = [_paragraph(name, image.width, 16) for image, name in zip(images, titles, strict=True)]
-    head = max(strip.height for strip in heads) + 4
-    row = Image.new("RGB", (sum(image.width + gap for image in images) - gap, head + images[0].height), _PAPER)
-    left = 0
-    for image, strip in zip(images, heads, strict=True):
-        row.paste(strip, (left, head - 4 - strip.height))
-        row.paste(image, (left, head))
-        left += image.width + gap
-    return row
-
-
 def _paragraph(text: str, width: int, size: int, bold: bool = False) -> Image.Image:
     """Set text in lines of at most `width` pixels, on paper just as high as it needs."""
     font = _font(size, bold)
-    letters = max(1, int(width / font.getlength("n")))
-    lines = [line for part in text.splitlines() or [""] for line in textwrap.wrap(part, letters) or [""]]
+    letters = max(1, int(width / font.getlength("i")))
+    lines = _wrapped(text, letters)
+    while letters > 1 and max(font.getlength(line) for line in lines) > width:
+        letters -= 1
+        lines = _wrapped(text, letters)
     ascent, descent = font.getmetrics()
     paper = Image.new("RGB", (max(1, width), len(lines) * (ascent + descent)), _PAPER)
     draw = ImageDraw.Draw(paper)
     for number, line in enumerate(lines):
         draw.text((0, number * (ascent + descent)), line, fill=_INK, font=font)
     return paper
+
+
+def _wrapped(text: str, letters: int) -> list[str]:
+    return [line for part in text.splitlines() or [""] for line in textwrap.wrap(part, letters) or [""]]

@@ -65,6 +65,17 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def file_stems(paths: Sequence[Path]) -> list[str]:
+    """A file name without its ending for each picture; underscores keep pictures of one name apart."""
+    stems: list[str] = []
+    for path in paths:
+        stem = path.stem
+        while stem in stems:
+            stem += "_"
+        stems.append(stem)
+    return stems
+
+
 @torch.inference_mode()
 def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iterator[Prediction]:
     """Look at pictures one by one, so that no output depends on a neighbour's padding."""
@@ -117,12 +128,7 @@ def write_predictions(
     """
     names = [category.name for category in trained.classes]
     records = []
-    taken: set[str] = set()
-    for prediction in predict(trained, paths, maps):
-        stem = prediction.path.stem
-        while stem in taken:
-            stem += "_"
-        taken.add(stem)
+    for stem, prediction in zip(file_stems(paths), predict(trained, paths, maps), strict=True):
         found = prediction.found
         folder.mkdir(parents=True, exist_ok=True)
         boxes, labels, scores = (part.cpu() for part in (found.boxes, found.labels, found.scores))
@@ -135,19 +141,29 @@ def write_predictions(
     return records
 
 
+def query_maps(prediction: Prediction, query: int) -> Tensor:
+    """Where the last decoder layer looked for one query, over the encoder's cells, mean over heads.
+
+    [m, h, w] float32 on the CPU: the attention, and SMCA's Gaussian where the head has one. Maps must have been asked
+    for. Cells divide the padded canvas evenly.
+    """
+    output = prediction.output
+    sources = [source for source in (output.attention, output.gaussians) if source is not None]
+    return torch.stack([source[-1, 0, :, query].float().mean(dim=0) for source in sources]).cpu()
+
+
+def over_picture(maps: Tensor, prediction: Prediction) -> Tensor:
+    """Maps [m, h, w] of the padded canvas's cells, interpolated to the resized picture's pixels, [m, H, W]."""
+    height, width = prediction.size
+    # The picture is the canvas's top left part.
+    return F.interpolate(maps[:, None], size=prediction.canvas, mode="bilinear")[:, 0, :height, :width]
+
+
 def draw_maps(prediction: Prediction, names: Sequence[str], threshold: float) -> Image.Image:
     """One line per detection: its box, the last decoder layer's attention, SMCA's Gaussian; means over heads."""
-    found, output = prediction.found, prediction.output
+    found = prediction.found
     kept = [index for index, score in enumerate(found.scores.tolist()) if score >= threshold][:MAPPED]
-    columns = ["detection", "attention", *(["Gaussian"] if output.gaussians is not None else [])]
-    sources = [source for source in (output.attention, output.gaussians) if source is not None]
-    heats, titles = [], []
-    height, width = prediction.size
-    for index in kept:
-        query = int(found.queries[index])
-        maps = torch.stack([source[-1, 0, :, query].float().mean(dim=0) for source in sources])[:, None]
-        # Maps cover the padded canvas; the picture is its top left part.
-        full = F.interpolate(maps, size=prediction.canvas, mode="bilinear")[:, 0, :height, :width]
-        heats.append(list(full.cpu()))
-        titles.append(f"{names[int(found.labels[index])]} {found.scores[index]:.2f}")
+    columns = ["detection", "attention", *(["Gaussian"] if prediction.output.gaussians is not None else [])]
+    heats = [list(over_picture(query_maps(prediction, int(found.queries[index])), prediction)) for index in kept]
+    titles = [f"{names[int(found.labels[index])]} {found.scores[index]:.2f}" for index in kept]
     return attention_sheet(prediction.image, found.boxes[kept].cpu(), heats, titles, columns)

@@ -81,8 +81,8 @@ class Run:
             )
         return changed
 
-    def describe(self, experiment: Experiment, classes: Sequence[Category]) -> None:
-        """Write what this run is, and one more line of provenance."""
+    def describe(self, experiment: Experiment, classes: Sequence[Category], facts: Mapping[str, Any]) -> None:
+        """Write what this run is, and one more line of provenance; facts: what only this start knows."""
         from .provenance import provenance
 
         base = named(experiment.name).experiment if experiment.name in BUILDERS else experiment
@@ -91,7 +91,7 @@ class Run:
         write_json(self.folder / "difference.json", changed)
         write_json(self.folder / "classes.json", [{"id": c.id, "name": c.name} for c in classes])
         with JsonLines(self.folder / "provenance.jsonl") as lines:
-            lines.append(provenance())
+            lines.append({**provenance(), **facts})
 
     def rewind(self, step: int) -> None:
         """Forget metrics and evaluations that ran ahead of the checkpoint at `step`; they will be made again."""

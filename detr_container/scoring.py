@@ -114,8 +114,17 @@ class Scores:
         return cls(**{**values, "per_class": tuple(ClassScore(**row) for row in values["per_class"])})
 
 
+class Columns(NamedTuple):
+    """Detections as arrays: images [n] and categories [n] by id, boxes [n, 4] x, y, width, height, scores [n]."""
+
+    images: NDArray[Any]
+    categories: NDArray[Any]
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
-class _Truth:
+class Truth:
     """A plain copy of an annotation file, restricted to known pictures and classes, for either evaluator."""
 
     image_ids: list[int]
@@ -138,7 +147,7 @@ def score(
     """
     if evaluator not in ("faster", "pycocotools"):
         raise ValueError(f"evaluator {evaluator!r}: it is 'faster' or 'pycocotools'")
-    truth = _read_truth(Path(annotations_path), image_ids)
+    truth = read_truth(Path(annotations_path), image_ids)
     found = read_results(results) if isinstance(results, str | Path) else results
     detections = _plain_detections(found, truth, Path(annotations_path), restricted=image_ids is not None)
     precision, recall = _evaluate(truth, detections, evaluator)
@@ -171,7 +180,11 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}): was it cut short? Write or copy it again") from error
 
 
-def _read_truth(path: Path, image_ids: Sequence[int] | None) -> _Truth:
+def read_truth(path: Path, image_ids: Sequence[int] | None = None) -> Truth:
+    """Read an annotation file in COCO's format, or what it says of some of its pictures.
+
+    Raises ValueError when it is not one, and for pictures that it lacks.
+    """
     content = _read_json(path)
     needed = ("images", "annotations", "categories")
     missing = [key for key in needed if not isinstance(content, dict) or key not in content]
@@ -186,7 +199,7 @@ def _read_truth(path: Path, image_ids: Sequence[int] | None) -> _Truth:
         ) from error
 
 
-def _plain_truth(content: dict[str, Any], path: Path, image_ids: Sequence[int] | None) -> _Truth:
+def _plain_truth(content: dict[str, Any], path: Path, image_ids: Sequence[int] | None) -> Truth:
     known = {int(image["id"]) for image in content["images"]}
     chosen = known if image_ids is None else {int(image_id) for image_id in image_ids}
     if strangers := sorted(chosen - known):
@@ -212,13 +225,33 @@ def _plain_truth(content: dict[str, Any], path: Path, image_ids: Sequence[int] |
                 "iscrowd": int(annotation.get("iscrowd", 0)),
             }
         )
-    return _Truth(sorted(chosen), dict(sorted(names.items())), annotations)
+    return Truth(sorted(chosen), dict(sorted(names.items())), annotations)
 
 
-def _plain_detections(results: Sequence[Record], truth: _Truth, path: Path, restricted: bool) -> list[dict[str, Any]]:
+def _plain_detections(results: Sequence[Record], truth: Truth, path: Path, restricted: bool) -> list[dict[str, Any]]:
     """Check and copy the records, adding what the evaluators need beside them."""
+    found = detection_columns(results, truth, path, restricted)
+    rows = zip(
+        found.images.tolist(),
+        found.categories.tolist(),
+        found.boxes.tolist(),
+        (found.boxes[:, 2] * found.boxes[:, 3]).tolist(),
+        found.scores.tolist(),
+        strict=True,
+    )
+    keys = ("image_id", "category_id", "bbox", "area", "score")
+    return [{"id": index, "iscrowd": 0, **dict(zip(keys, row, strict=True))} for index, row in enumerate(rows, start=1)]
+
+
+def detection_columns(results: Sequence[Record], truth: Truth, path: Path, restricted: bool = False) -> Columns:
+    """Records as arrays, without those of classes that the ground truth lacks, of which a warning tells.
+
+    path: the annotation file, for messages; restricted: `truth` is a part of it, and detections on its other pictures
+    are left out. Raises ValueError for records that are not in the format, and for pictures that the file lacks.
+    """
     if not results:
-        return []
+        nothing = np.zeros(0, dtype=np.int64)
+        return Columns(nothing, nothing, np.zeros((0, 4)), np.zeros(0))
     images, categories, boxes, confidences = _columns(results)
     kept = np.isin(images, truth.image_ids)
     if not kept.all():
@@ -233,20 +266,10 @@ def _plain_detections(results: Sequence[Record], truth: _Truth, path: Path, rest
         others = _some(sorted(set(categories[~classed].tolist())))
         warnings.warn(
             f"{int((~classed).sum())} detections of classes that {path} lacks (category_id {others}) are left out",
-            stacklevel=3,
+            stacklevel=4,
         )
     kept &= classed
-    boxes = boxes[kept]
-    rows = zip(
-        images[kept].tolist(),
-        categories[kept].tolist(),
-        boxes.tolist(),
-        (boxes[:, 2] * boxes[:, 3]).tolist(),
-        confidences[kept].tolist(),
-        strict=True,
-    )
-    keys = ("image_id", "category_id", "bbox", "area", "score")
-    return [{"id": index, "iscrowd": 0, **dict(zip(keys, row, strict=True))} for index, row in enumerate(rows, start=1)]
+    return Columns(images[kept], categories[kept], boxes[kept], confidences[kept])
 
 
 def _columns(results: Sequence[Record]) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
@@ -275,7 +298,7 @@ def _some(ids: Sequence[int]) -> str:
 
 
 def _evaluate(
-    truth: _Truth, detections: list[dict[str, Any]], evaluator: Evaluator
+    truth: Truth, detections: list[dict[str, Any]], evaluator: Evaluator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Run one evaluator.
 
@@ -310,7 +333,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return float(present.mean()) if present.size else None
 
 
-def _summarise(truth: _Truth, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> Scores:
+def _summarise(truth: Truth, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> Scores:
     """Take the means that COCO reports. Areas: all, small, medium, large; limits: 1, 10, 100 detections a picture."""
     objects = dict.fromkeys(truth.names, 0)
     for annotation in truth.annotations:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,3 +170,21 @@ def started(folder: Path) -> tuple[Submission, int]:
     if facts is None:
         raise ValueError(f"{folder} was not submitted: it has no job/job.json. `submit` or `resubmit` does that")
     return Submission.read(Path(facts["submission"])), facts["index"]
+
+
+def runs_in(paths: Sequence[Path]) -> Iterator[Path]:
+    """The runs that are, or lie in, the given folders. Raises ValueError for a path that is no folder."""
+    for path in paths:
+        if is_run(path):
+            yield path
+        elif not path.is_dir():
+            if path != Path("runs"):
+                raise ValueError(f"{path} is not a run's folder, nor one that holds runs: there is no such folder")
+        else:
+            for found in sorted(path.iterdir()):
+                if found.is_dir() and not found.is_symlink() and found.name != "submissions":
+                    yield from runs_in([found]) if is_run(found) or _holds_runs(found) else ()
+
+
+def _holds_runs(folder: Path) -> bool:
+    return any(is_run(path) for path in folder.iterdir() if path.is_dir())

@@ -25,10 +25,10 @@ def members_of(
     """
     if not experiments or not seeds:
         raise ValueError("a sweep needs --experiments NAME ... and at least one of --seeds")
-    axes = [(name, values.split(",")) for name, values in (_pair(entry) for entry in grid)]
+    axes = [(name, values.split(",")) for name, values in (pair(entry) for entry in grid)]
     members: dict[Path, Member] = {}
     for name in experiments:
-        base = with_settings(named(name).experiment, [_pair(entry) for entry in common])
+        base = with_settings(named(name).experiment, [pair(entry) for entry in common])
         for values in itertools.product(*(values for _, values in axes)):
             chosen = list(zip((axis for axis, _ in axes), values, strict=True))
             experiment = with_settings(base, chosen)
@@ -58,7 +58,8 @@ def with_settings(experiment: Experiment, settings: Sequence[tuple[str, str]]) -
         raise ValueError(f"{listed}: a value does not fit its setting; see `train EXPERIMENT --help`") from error
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """The name and the value of `setting=value`. Raises ValueError when it is not that."""
     name, equals, value = text.lstrip("-").partition("=")
     if not equals or not name or not value:
         raise ValueError(f"{text!r}: write setting=value, as train.lr=1e-4")

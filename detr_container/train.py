@@ -108,7 +108,7 @@ class Trainer:
         here.barrier()
         self.parallel = self._parallel()
         if here.main:
-            run.describe(experiment, data.classes)
+            run.describe(experiment, data.classes, {"step": self.step, "data": data.versions()})
             run.rewind(self.step)
             pictures = f"{len(data.train)} training and {len(data.val)} validation pictures"
             place = f"{here.world} x {here.device.type}"

@@ -121,7 +121,9 @@ def test_a_value_that_no_run_can_have(changed: dict[str, Any], said: str) -> Non
         validate(tiny(Path("data"), **changed))
 
 
-@pytest.mark.parametrize("module", ["config", "cli", "benchmark"])
+@pytest.mark.parametrize(
+    "module", ["config", "cli", "benchmark", "measure_options", "job_commands", "preflight", "soak", "compare/options"]
+)
 def test_every_option_is_explained(module: str, repository: Path) -> None:
     """The line after a field is what --help says of it; a section is explained by its class."""
     tree = ast.parse((repository / "detr_container" / f"{module}.py").read_text())
@@ -135,7 +137,7 @@ def test_every_option_is_explained(module: str, repository: Path) -> None:
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
                 continue
-            section = field.target.id in {"backbone", "head", "loss", "data", "train", "settings"}
+            section = field.target.id in {"backbone", "head", "loss", "data", "train", "settings", "slurm"}
             explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             if not explained and not section:
                 missing.append(f"{node.name}.{field.target.id}")

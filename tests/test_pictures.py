@@ -16,11 +16,14 @@ from PIL import Image, ImageDraw
 from detr_container.pictures import (
     PALETTE,
     _overlap,
+    _paragraph,
     _tag,
     attention_sheet,
     contact_sheet,
     draw_detections,
+    outlined,
     overlay_heat,
+    row,
     side_by_side,
     to_image,
 )
@@ -175,6 +178,47 @@ def test_side_by_side_and_sheets_hold_every_picture() -> None:
         assert areas == [2 * 60 * 40, 120 * 80, 90 * 30]
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], "nothing")
+
+
+def test_rows_give_narrow_pictures_room() -> None:
+    narrow, broad = Image.new("RGB", (20, 100), (200, 0, 0)), Image.new("RGB", (150, 100), (0, 0, 200))
+    plain_row, roomy = row([narrow, broad], ("a", "b")), row([narrow, broad], ("a", "b"), gap=10, letters=30, least=80)
+    assert plain_row.width == 20 + 8 + 150
+    assert roomy.width == 80 + 10 + 150
+    assert roomy.height > plain_row.height
+    for line, left in ((plain_row, 28), (roomy, 90)):
+        reds, blues = ((pixels(line) == colour).all(-1) for colour in ((200, 0, 0), (0, 0, 200)))
+        assert (reds.sum(), blues.sum()) == (20 * 100, 150 * 100)
+        assert np.flatnonzero(blues.any(0)).min() == left
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=st.text("iIWm .", min_size=1, max_size=200), width=st.integers(40, 600))
+def test_lines_are_as_long_as_fits(text: str, width: int) -> None:
+    """Nothing is cut off, and a title of narrow letters is not broken sooner than it must be."""
+    paper = _paragraph(text, width, 16)
+    wider = _paragraph(text, width + 50, 16)
+    assert paper.width == width
+    assert (pixels(paper) < 128).sum() == (pixels(wider) < 128).sum()
+    assert _paragraph("i" * 20, 20 * 5, 16).height == _paragraph("i", 20 * 5, 16).height
+
+
+def test_outlines_leave_the_picture_alone() -> None:
+    image = Image.fromarray(plain().transpose(1, 2, 0))
+    whole, dashed = (outlined(image, torch.tensor([50.0, 40, 250, 160]), dashed=dashed) for dashed in (False, True))
+    assert image.getextrema() == ((GREY, GREY),) * 3
+    sides = [(pixels(one)[160, 50:251] == PALETTE[1]).all(-1).mean() for one in (whole, dashed)]
+    assert sides[0] == 1
+    assert 0.5 < sides[1] < 0.9
+
+
+def test_labels_in_a_size_of_ones_own() -> None:
+    """The font's size changes the label, not the box."""
+    shares = [
+        share(draw_detections(plain(), [[60, 60, 200, 160]], [0], None, NAMES, legible=0, letters=size), PALETTE[0])
+        for size in (0, 11, 22)
+    ]
+    assert shares[0] == shares[1] < shares[2]
 
 
 def test_heat_is_brightest_where_the_weight_is() -> None:

@@ -3,15 +3,19 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from runs import one_thread, tiny, train_in
 
 from detr_container import cli
-from detr_container.predict import find_pictures
+from detr_container.predict import file_stems, find_pictures, over_picture, query_maps
+from detr_container.predict import predict as look_at
+from detr_container.trained import open_trained
 
 
 @pytest.fixture(scope="session", params=["smca", "detr"])
@@ -89,6 +93,35 @@ def test_maps_of_smca_have_the_gaussians(root: Path, tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / kind / f"{picture.stem}_attention.jpg") as sheet:
             widths[kind] = sheet.size[0]
     assert widths["smca"] > 1.3 * widths["detr"]
+
+
+def test_maps_are_of_the_query_and_of_the_picture(run: Path, root: Path) -> None:
+    """Means over heads of the last layer; what is laid over a picture leaves out the canvas's padding."""
+    trained = open_trained(run, torch.device("cpu"))
+    small = replace(trained.experiment.data, eval_size=72, max_size=72, canvas=96)
+    trained = replace(trained, experiment=replace(trained.experiment, data=small))
+    with one_thread():
+        (prediction,) = look_at(trained, [min((root / "val2017").iterdir())], maps=True)
+    output = prediction.output
+    assert output.attention is not None
+    sources = [output.attention, *([] if output.gaussians is None else [output.gaussians])]
+    maps = query_maps(prediction, 3)
+    assert maps.shape == (len(sources), 6, 6)
+    for found, source in zip(maps, sources, strict=True):
+        heads = source[-1, 0, :, 3]
+        torch.testing.assert_close(found, (heads[0] + heads[1]) / 2)
+    assert not torch.equal(maps, query_maps(prediction, 4))
+    marked = torch.zeros(1, 6, 6)
+    marked[0, 1, 3] = 1
+    shown = over_picture(marked, prediction)
+    assert shown.shape == (1, 72, 72)
+    row, column = divmod(int(shown[0].argmax()), 72)
+    assert (row // 16, column // 16) == (1, 3)
+
+
+def test_file_names_without_endings() -> None:
+    paths = [Path("a/x.png"), Path("b/x.jpg"), Path("x_.gif"), Path("x"), Path("y.tar.png")]
+    assert file_stems(paths) == ["x", "x_", "x__", "x___", "y.tar"]
 
 
 def test_pictures_of_the_same_name_and_of_other_kinds(run: Path, root: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from detr_container.run import Run
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
-    run.describe(tiny(Path("data")), [Category(1, "circle"), Category(4, "triangle")])
+    run.describe(tiny(Path("data")), [Category(1, "circle"), Category(4, "triangle")], {"step": 0})
     return run
 
 
@@ -31,9 +31,9 @@ def test_describe_and_read_back(run: Run) -> None:
     difference = json.loads((run.folder / "difference.json").read_text())
     assert difference["data.root"] == {"named": "data/shapes-debug", "here": "data"}
     assert difference["device"] == {"named": "auto", "here": "cpu"}
-    run.describe(tiny(Path("data"), train__epochs=7), [])
+    run.describe(tiny(Path("data"), train__epochs=7), [], {"step": 4})
     assert run.experiment().train.epochs == 7
-    assert len(read_jsonl(run.folder / "provenance.jsonl")) == 2
+    assert [line["step"] for line in read_jsonl(run.folder / "provenance.jsonl")] == [0, 4]
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -1,0 +1,215 @@
+"""A comparison from plan to report: what will run, what it will cost, running it here or as jobs, and the page."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from detr_container import jobs
+from detr_container.build import open_data
+from detr_container.clock import clock
+from detr_container.config import Experiment
+from detr_container.costs import costs
+from detr_container.distributed import session
+from detr_container.files import write_json
+from detr_container.jobs import Member
+from detr_container.launch.interrupt import StopRequest
+from detr_container.probe import Probe
+from detr_container.standing import ACTIVE, Standing, standings
+
+from .grid import members_of
+from .measured import measured
+from .member import run_member
+from .options import PLAN, CompareOptions, ReportOptions
+from .reading import backbone_of, head_of, read_runs
+from .report import write_report
+from .running import train_here
+
+_log = logging.getLogger(__name__)
+Tell = Callable[[int, int, str], None]
+BACKWARD = 2
+"""A backward pass costs about twice what a forward pass does."""
+PROBE_STEPS, PROBE_SECONDS = 3, 10.0
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A comparison: its folder, its members and how each stands; command: what makes it."""
+
+    options: CompareOptions
+    home: Path
+    members: list[Member]
+    standing: dict[Path, Standing]
+    command: str
+
+    @classmethod
+    def of(cls, options: CompareOptions, command: str) -> Campaign:
+        """What the options describe. Raises ValueError when a member cannot be, or is another run already."""
+        home = options.runs / options.name
+        members = members_of(home, options.heads, options.backbones, options.seeds, options.base, options.setting)
+        now = dict(zip((m.folder for m in members), standings([m.folder for m in members]), strict=True))
+        campaign = cls(options, home, members, now, command)
+        for member in campaign.todo:
+            jobs.check_member(member, world=1)
+        return campaign
+
+    @property
+    def todo(self) -> list[Member]:
+        """Members that neither are finished nor go on somewhere already."""
+        return [m for m in self.members if self.standing[m.folder].state not in (*ACTIVE, "finished")]
+
+    # -- the plan -------------------------------------------------------------------------------------------------
+
+    def plan(self) -> list[str]:
+        """What there is to do and what it will cost, a line per run and one for all."""
+        seconds = self._seconds()
+        lines, total, known = [], 0.0, True
+        for member in self.members:
+            now = self.standing[member.folder]
+            label = _label(member.experiment)
+            estimate = seconds.get(label)
+            left = 1.0 - now.epoch / member.experiment.train.epochs
+            if member not in self.todo:
+                what = now.state + (f", AP {100 * now.ap:.1f}" if now.ap is not None else "")
+            else:
+                what = f"goes on after epoch {now.epoch:.1f}" if now.step else "to train"
+                if estimate is None:
+                    known = False
+                else:
+                    total += left * estimate
+                    what += f", about {clock(left * estimate)}"
+            lines.append(f"{member.folder}: {what}")
+        lines += self._amount()
+        if self.todo:
+            at_once = self._at_once
+            told = (
+                f"about {clock(total)} of training" if known else "how long is not known before a run of each has begun"
+            )
+            aside = f", {at_once} at a time" if at_once > 1 else ""
+            lines.append(
+                f"{len(self.todo)} of {len(self.members)} runs to train: {told}{aside}; evaluation comes on top"
+            )
+        else:
+            lines.append(f"all {len(self.members)} runs are done or going on")
+        return lines
+
+    def _amount(self) -> list[str]:
+        """What training each cell computes, which does not depend on the machine."""
+        data = open_data(self.members[0].experiment)
+        lines = []
+        for label, experiment in self._cells().items():
+            size = (max(experiment.data.scales),) * 2
+            cost = costs(experiment, len(data.classes), [size])
+            pictures = len(data.train) * experiment.train.epochs
+            work = (1 + BACKWARD) * cost.gflops.total * pictures / 1e6
+            lines.append(
+                f"{label}: {cost.parameters.total / 1e6:.1f} M parameters, {cost.gflops.total:.2f} GFLOPs on "
+                f"{size[0]} x {size[1]}, {pictures:,} pictures, about {work:,.3g} PFLOPs of training a seed"
+            )
+        return lines
+
+    def _cells(self) -> dict[str, Experiment]:
+        return {_label(member.experiment): member.experiment for member in reversed(self.members)}
+
+    def _seconds(self) -> dict[str, float]:
+        """Seconds that training takes, by cell: from what its runs logged, or, where they will run here, tried out."""
+        found = dict[str, float]()
+        for record in read_runs([m.folder for m in self.members if self.standing[m.folder].step]):
+            logged = measured(record)
+            if record.experiment and logged.images_per_second and record.metrics:
+                steps = record.metrics[-1]["step"] / record.metrics[-1]["epoch"] * record.experiment.train.epochs
+                found[_label(record.experiment)] = steps * record.experiment.train.batch / logged.images_per_second
+        if self.options.submit:
+            return found
+        wanted = {_label(member.experiment) for member in self.todo} - found.keys()
+        for label, experiment in self._cells().items():
+            if label in wanted:
+                found[label] = _tried(experiment)
+        return found
+
+    # -- running it -----------------------------------------------------------------------------------------------
+
+    @property
+    def _at_once(self) -> int:
+        return self.options.at_once or 1
+
+    def run(self) -> int:
+        """Train here what is left to train, then write the report. Returns the exit status."""
+        from detr_container.compare_commands import judging
+
+        self._note()
+        failed: dict[Path, str] = {}
+        with StopRequest() as stop:
+            try:
+                failed = train_here(self.todo, self._at_once, stop)
+            except InterruptedError:
+                _log.info("interrupted: saved. The same command goes on from here:\n  %s", self.command)
+                return stop.exit_code
+        for folder, why in failed.items():
+            _log.warning("%s failed: %s", folder, why)
+        page = self._report(judging())
+        sys.stdout.write(f"{page}\n{page.resolve().as_uri()}\n")
+        return 1 if failed else 0
+
+    def submit(self) -> int:
+        """Submit what is left as an array; the run that finishes last writes the report. Returns the exit status."""
+        self._note()
+        if not self.todo:
+            going = [folder for folder, now in self.standing.items() if now.state in ACTIVE]
+            if going:
+                sys.stdout.write(f"{len(going)} runs are going on: detr-container status {self.home}\n")
+                return 0
+            return self.run()
+        work = functools.partial(run_member, home=str(self.home.absolute()))
+        submission = jobs.submit(
+            self.todo,
+            self.home / "submissions",
+            self.options.slurm,
+            self.options.cluster,
+            at_once=self.options.at_once or (1 if self.options.cluster == "local" else 0),
+            work=work,
+        )
+        sys.stdout.write(
+            f"submitted {len(self.todo)} of {len(self.members)} runs: job {', '.join(submission.jobs)}\n"
+            f"  detr-container status {self.home}   how they are getting on\n"
+            f"  detr-container report {self.home}   a report of what there is so far\n"
+            f"the last run to finish writes {self.home / 'report'}; the same command submits what has failed\n"
+        )
+        return 0
+
+    def _note(self) -> None:
+        names = [member.folder.name for member in self.members]
+        write_json(self.home / PLAN, {"command": self.command, "members": names})
+
+    def _report(self, display: AbstractContextManager[Tell]) -> Path:
+        # Latencies of another time are of other models, or of the same ones on this machine.
+        measure = self.options.measure and not self.options.submit
+        with display as tell:
+            options = ReportOptions((str(self.home),), output=self.home / "report", measure=measure)
+            return write_report(options, tell)
+
+
+def _label(experiment: Experiment) -> str:
+    return f"{head_of(experiment)}, {backbone_of(experiment)}"
+
+
+def _tried(experiment: Experiment) -> float:
+    """Seconds that training will take, by a few steps of it."""
+    with tempfile.TemporaryDirectory(prefix="compare-") as folder, session(experiment.device) as here:
+        probe = Probe(experiment, Path(folder) / "probe", open_data(experiment), here)
+        steps, taken = probe.timed_steps(), list[float]()
+        # The first pays for what is set up once.
+        next(steps)
+        began = time.monotonic()
+        while len(taken) < PROBE_STEPS and (not taken or time.monotonic() - began < PROBE_SECONDS):
+            taken.append(next(steps)[1])
+        steps.close()
+        return statistics.median(taken) * probe.total

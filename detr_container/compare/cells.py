@@ -1,0 +1,82 @@
+"""Runs that differ in nothing but their seed, together: what a comparison compares."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detr_container.config import Experiment
+
+from .reading import RunRecord, backbone_of, head_of, settings_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One head on one backbone with one set of settings. label: tells it apart within its comparison."""
+
+    label: str
+    experiment: Experiment
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def head(self) -> str:
+        """The head's name."""
+        return head_of(self.experiment)
+
+    @property
+    def backbone(self) -> str:
+        """The backbone's name, and what else tells the cell apart from others with the same head."""
+        return self.label.removeprefix(f"{self.head}, ")
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of all its runs, whether they can be used or not."""
+        return [run.experiment.seed for run in self.runs if run.experiment is not None]
+
+
+def cells_of(records: Sequence[RunRecord]) -> tuple[list[Cell], dict[Path, str]]:
+    """Group runs by their settings, in the order in which they first appear.
+
+    Also returns why some belong to no cell: their settings cannot be read, or another run has the same and the seed.
+    """
+    groups: dict[str, dict[int, RunRecord]] = {}
+    left_out: dict[Path, str] = {}
+    for record in records:
+        if record.experiment is None:
+            left_out[record.folder] = "its settings cannot be read"
+            continue
+        group = groups.setdefault(json.dumps(settings_of(record.experiment)), {})
+        other = group.setdefault(record.experiment.seed, record)
+        if other is not record:
+            left_out[record.folder] = f"it has the settings and the seed of {other.folder}, so it says nothing new"
+    runs = [tuple(group[seed] for seed in sorted(group)) for group in groups.values()]
+    experiments = [group[0].experiment for group in runs]
+    known = [experiment for experiment in experiments if experiment is not None]
+    return [
+        Cell(label, experiment, group) for label, experiment, group in zip(_labels(known), known, runs, strict=True)
+    ], left_out
+
+
+def _labels(experiments: Sequence[Experiment]) -> list[str]:
+    """Head and backbone, and of those that share both, the settings in which they differ."""
+    short = [f"{head_of(experiment)}, {backbone_of(experiment)}" for experiment in experiments]
+    labels = []
+    for name, experiment in zip(short, experiments, strict=True):
+        same = [settings_of(other) for other_name, other in zip(short, experiments, strict=True) if other_name == name]
+        mine = settings_of(experiment)
+        apart = [key for key in mine if len({json.dumps(other[key]) for other in same}) > 1]
+        labels.append(", ".join([name, *(f"{_short(key, apart)}={_plain(mine[key])}" for key in apart)]))
+    return labels
+
+
+def _short(key: str, others: Sequence[str]) -> str:
+    """A setting's own name, with its section where two of them share it."""
+    last = key.rpartition(".")[2]
+    return key if sum(other.rpartition(".")[2] == last for other in others) > 1 else last
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

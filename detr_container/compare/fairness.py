@@ -1,0 +1,143 @@
+"""Is the comparison fair? What differs between the compared runs beyond backbone and seed, setting by setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .cells import Cell
+from .reading import RunRecord, settings_of
+
+TOPICS = {
+    "backbone.weights": "pretraining",
+    "backbone.norm": "norm policy",
+    "backbone.frozen_stages": "frozen stages",
+    "backbone.": "backbone settings",
+    "data.scales": "input size",
+    "data.max_size": "input size",
+    "data.eval_size": "input size",
+    "data.resize": "input size",
+    "data.eval_batch": "evaluation batch",
+    "data.canvas": "padding",
+    "data.": "augmentation",
+    "train.precision": "precision",
+    "train.micro_batch": "pictures per forward pass",
+    "train.eval_every": "chances to be the best epoch",
+    "train.": "schedule",
+    "init": "pretraining",
+    "head.": "head",
+    "loss.": "loss",
+}
+"""What a setting is about, by the longest start of its name."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that differs: what it is about, its name, and the value of each of the cells, by label.
+
+    expected: it belongs to what is compared (a head and its loss), so it is told but is no warning.
+    """
+
+    topic: str
+    name: str
+    values: dict[str, str]
+    expected: bool = False
+
+    def __str__(self) -> str:
+        """One line."""
+        groups: dict[str, list[str]] = {}
+        for label, value in self.values.items():
+            groups.setdefault(value, []).append(label)
+        told = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in groups.items())
+        return f"{self.topic}: {self.name} differs: {told}"
+
+
+def differences(cells: Sequence[Cell]) -> list[Difference]:
+    """Everything that differs between the cells, warnings first."""
+    found = [*_settings(cells), *_facts(cells)]
+    return sorted(found, key=lambda difference: difference.expected)
+
+
+def refuse_other_data(records: Sequence[RunRecord]) -> None:
+    """Raise ValueError when runs were trained or evaluated on different data, as far as they noted on which."""
+    for split, word in (("val", "evaluated"), ("train", "trained")):
+        groups: dict[str, list[str]] = {}
+        for record in records:
+            version = record.version(split)
+            if version is not None:
+                groups.setdefault(version, []).append(str(record.folder))
+        if len(groups) > 1:
+            listed = "; ".join(f"{version[:12]}: {', '.join(folders)}" for version, folders in groups.items())
+            raise ValueError(
+                f"these runs were {word} on different data (SHA-256 of the annotation file, and the runs: {listed}), "
+                "so their figures cannot be compared: report each group by itself"
+            )
+
+
+def _settings(cells: Sequence[Cell]) -> list[Difference]:
+    found = []
+    settings = {cell.label: settings_of(cell.experiment) for cell in cells}
+    for name in settings_of(cells[0].experiment) if cells else ():
+        values = {label: _text(mine[name]) for label, mine in settings.items()}
+        if name == "backbone.name" or len(set(values.values())) == 1:
+            continue
+        belongs = name.startswith(("head.", "loss."))
+        by_head: dict[str, set[str]] = {}
+        for cell in cells:
+            by_head.setdefault(cell.head, set()).add(values[cell.label])
+        same_within_heads = all(len(group) == 1 for group in by_head.values())
+        found.append(Difference(_topic(name), name, values, expected=belongs and same_within_heads))
+    return found
+
+
+def _facts(cells: Sequence[Cell]) -> list[Difference]:
+    """What provenance says: code, versions, machine."""
+    facts: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
+        ("code version", "commit", _commit),
+        ("code version", "torch", lambda line: str(line.get("packages", {}).get("torch", "unknown"))),
+        ("code version", "torchvision", lambda line: str(line.get("packages", {}).get("torchvision", "unknown"))),
+        ("code version", "timm", lambda line: str(line.get("packages", {}).get("timm", "unknown"))),
+        ("device", "device", _device),
+        ("device", "processes", lambda line: str(line.get("world_size", "unknown"))),
+        ("data version", "training annotations", lambda line: _data(line, "train")),
+        ("data version", "validation annotations", lambda line: _data(line, "val")),
+    )
+    found = []
+    for topic, name, read in facts:
+        values = {}
+        for cell in cells:
+            told = {read(line) for run in cell.runs for line in run.provenance}
+            values[cell.label] = ", ".join(sorted(told)) or "unknown"
+        if len(set(values.values())) > 1 or any(", " in value for value in values.values() if name != "device"):
+            found.append(Difference(topic, name, values))
+    return found
+
+
+def _commit(line: dict[str, Any]) -> str:
+    git = line.get("git") or {}
+    if not git.get("commit"):
+        return "unknown"
+    return str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
+
+
+def _device(line: dict[str, Any]) -> str:
+    gpus = line.get("gpus")
+    return str(gpus[0]) if gpus else f"CPU {line.get('cpu', '')}".strip()
+
+
+def _data(line: dict[str, Any], split: str) -> str:
+    try:
+        return str(line["data"][split]["sha256"])[:12]
+    except (KeyError, TypeError):
+        return "not noted"
+
+
+def _topic(name: str) -> str:
+    best = max((start for start in TOPICS if name.startswith(start)), key=len, default="")
+    return TOPICS.get(best, "settings")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,100 @@
+"""The pictures on which the compared models disagree most: ground truth, then what each of them found."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detr_container.config import Experiment
+from detr_container.datasets.annotations import Annotations, read_annotations, resolve_split
+from detr_container.datasets.dataset import read_image
+from detr_container.pictures import draw_detections, row
+
+from .analysis import Analysis, CellResult
+from .document import Figure
+from .drawing import listed
+
+PICTURES = 6
+THRESHOLD = 0.4
+SIDE = 300
+"""Pixels of each picture's longer side in the page."""
+
+
+def disagreement(analysis: Analysis) -> NDArray[np.float64]:
+    """How far apart the models are on each picture [N]: the range of the picture's own AP, mean over seeds."""
+    quality = np.stack([np.mean([one.quality for one in cell.results], axis=0) for cell in analysis.judged])
+    return quality.max(axis=0) - quality.min(axis=0)
+
+
+def draw(analysis: Analysis, count: int = PICTURES) -> tuple[list[Figure], str]:
+    """Sheets of the pictures with the largest disagreement; and why there are none, where there are none."""
+    annotations = _pictures_of(analysis)
+    if isinstance(annotations, str):
+        return [], annotations
+    apart = disagreement(analysis)
+    order = [int(index) for index in np.argsort(-np.nan_to_num(apart, nan=-1.0), kind="stable") if apart[index] > 0]
+    if not order:
+        return [], "The models agree on every picture, or there is only one."
+    drawings = []
+    for number, index in enumerate(order[:count], start=1):
+        try:
+            drawings.append(_sheet(analysis, annotations, index, float(apart[index]), f"picture-{number}"))
+        except (OSError, ValueError) as error:
+            return drawings, f"The rest could not be drawn: {error}"
+    return drawings, ""
+
+
+def _pictures_of(analysis: Analysis) -> Annotations | str:
+    """The validation pictures, or why they cannot be shown."""
+    experiment: Experiment = analysis.judged[0].cell.experiment
+    data = experiment.data
+    try:
+        images, _ = resolve_split("val", data.root, data.val_images, data.val_annotations)
+        return read_annotations(analysis.annotations, images)
+    except (OSError, ValueError) as error:
+        return f"The pictures cannot be shown: {error}"
+
+
+def _sheet(analysis: Analysis, annotations: Annotations, index: int, apart: float, name: str) -> Figure:
+    picture = analysis.ground.pictures[index]
+    place = int(np.searchsorted(annotations.image_ids, picture))
+    path: Path = annotations.image_dir / annotations.file_names[place]
+    image = read_image(path)
+    objects = slice(int(annotations.starts[place]), int(annotations.starts[place + 1]))
+    boxes = annotations.boxes[objects].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    names = [category.name for category in annotations.categories]
+    shown = [draw_detections(image, boxes, annotations.labels[objects], None, names, crowd=annotations.crowd[objects])]
+    titles, said = ["ground truth"], []
+    for cell in analysis.judged:
+        shown.append(draw_detections(image, *_found(cell, int(picture), analysis), names, threshold=THRESHOLD))
+        quality = float(np.mean([one.quality[index] for one in cell.results]))
+        titles.append(f"{cell.cell.label}: {100 * quality:.0f}")
+        said.append(f"{cell.cell.label} {100 * quality:.0f}")
+    scale = SIDE / max(shown[0].size)
+    small = [one.resize((round(one.width * scale), round(one.height * scale))) for one in shown]
+    caption = f"{path.name}: AP of the picture alone {listed(said)}."
+    alt = f"Picture {path.name} with its objects, and with what each model found; AP of the picture {listed(said)}."
+    panels = [(title, _jpeg(one)) for title, one in zip(titles, small, strict=True)]
+    return Figure(name, caption, alt, _jpeg(row(small, titles)), wide=True, panels=panels)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=85)
+    return file.getvalue()
+
+
+def _found(
+    cell: CellResult, picture: int, analysis: Analysis
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """Boxes as corners, labels and scores of the first seed's detections on one picture."""
+    found = cell.results[0].found
+    here = found.images == picture
+    boxes = found.boxes[here].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes, np.searchsorted(analysis.ground.categories, found.categories[here]), found.scores[here]

@@ -1,0 +1,81 @@
+"""The runs of a comparison: heads x backbones x seeds, alike in everything else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from detr_container.config import Experiment, LossConfig, validate
+from detr_container.experiments import FOCAL, named
+from detr_container.jobs import Member
+from detr_container.models.container import SIZES
+from detr_container.sweep import pair, with_settings
+
+Head = Literal["detr", "smca"]
+PUBLISHED = {"detr": "detr_r50_50e", "smca": "smca_r50_50e"}
+
+
+def members_of(
+    home: Path,
+    heads: Sequence[Head],
+    backbones: Sequence[str],
+    seeds: Sequence[int],
+    base: str = "",
+    settings: Sequence[str] = (),
+) -> list[Member]:
+    """Every combination in a folder of its own within `home`, seeds outermost, so that all cells get on together.
+
+    backbones: names, each with =WEIGHTS where its weights are a file; base: a named experiment, default: each head's
+    published one; settings: `setting=value` for all. Every stage of every backbone is trained unless settings say
+    otherwise: stages of different backbones are different shares of them. Raises ValueError for what is not known,
+    does not fit or is named twice.
+    """
+    if not heads or not backbones or not seeds:
+        raise ValueError("a comparison needs at least one each of --heads, --backbones and --seeds")
+    for name, values in (("heads", heads), ("backbones", backbones), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name} {' '.join(map(str, values))}: name each once")
+    pairs = [pair(entry) for entry in settings]
+    for name, _ in pairs:
+        if name.replace("-", "_") in ("backbone.name", "head.kind", "seed"):
+            raise ValueError(f"--setting {name}: the comparison sets it; use --heads, --backbones or --seeds")
+    members = []
+    for seed in seeds:
+        for head in heads:
+            for backbone in backbones:
+                name, _, weights = backbone.partition("=")
+                experiment = on_backbone(with_head(base, head), name, weights)
+                experiment = replace(with_settings(experiment, pairs), seed=seed)
+                _check(experiment)
+                folder = home / re.sub(r"[^\w.=+-]", "_", f"{head}-{name}-seed{seed}")
+                members.append(Member(folder, experiment))
+    return members
+
+
+def with_head(base: str, head: Head) -> Experiment:
+    """A base experiment with a head: its own, or the other one with that one's published loss."""
+    experiment = named(base or PUBLISHED[head]).experiment
+    if experiment.head.kind == head:
+        return experiment
+    loss = FOCAL if head == "smca" else LossConfig()
+    return replace(experiment, head=replace(experiment.head, kind=head), loss=loss)
+
+
+def on_backbone(base: Experiment, name: str, weights: str = "") -> Experiment:
+    """The same experiment on another backbone, every stage of it trained."""
+    backbone = replace(base.backbone, name=name, weights=weights or base.backbone.weights, frozen_stages=0)
+    return replace(base, backbone=backbone)
+
+
+def _check(experiment: Experiment) -> None:
+    validate(experiment)
+    backbone = experiment.backbone
+    if backbone.name in SIZES and backbone.weights == "imagenet":
+        raise ValueError(
+            f"the ImageNet weights of {backbone.name} cannot be downloaded by a program: name the file, as in "
+            f"--backbones {backbone.name}={backbone.name}.pth (its source: https://github.com/allenai/container), or "
+            "start all backbones from random weights with --setting backbone.weights=none"
+        )

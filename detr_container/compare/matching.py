@@ -1,0 +1,195 @@
+"""Which detection found which object, for every class, size and IoU: COCO's matching, kept per picture.
+
+Average precision needs nothing else, so that it can be computed again for any weighting of the pictures without
+looking at a box. The rules are those of pycocotools' COCOeval.evaluateImg, and the figures that follow are the same.
+
+Shapes: N pictures, G objects, A = 4 areas, T = 10 thresholds; of one class: n detections, g objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detr_container.scoring import Columns, Truth
+
+AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+"""Areas in pixels of the picture on disk, both ends included."""
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+LIMIT = 100
+"""Detections of one class in one picture that count, the surest first."""
+FALSE, TRUE, UNCOUNTED = 0, 1, 2
+
+_LOW = np.array([low for low, _ in AREAS.values()])[:, None]
+_HIGH = np.array([high for _, high in AREAS.values()])[:, None]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The objects of a data set.
+
+    pictures: [N] ids, rising; categories: ids, rising; names: theirs; of each object picture: [G] and label: [G]
+    (indices into those), box: [G, 4] x, y, width, height in pixels, area: [G] and crowd: [G].
+    """
+
+    pictures: NDArray[np.int64]
+    categories: NDArray[np.int64]
+    names: tuple[str, ...]
+    picture: NDArray[np.int64]
+    label: NDArray[np.int64]
+    box: NDArray[np.float64]
+    area: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, truth: Truth) -> Ground:
+        """The same as arrays."""
+        pictures, categories = np.array(truth.image_ids, dtype=np.int64), np.array(list(truth.names), dtype=np.int64)
+        rows = truth.annotations
+
+        def column(key: str, kind: type) -> NDArray[Any]:
+            return np.array([row[key] for row in rows], dtype=kind)
+
+        return cls(
+            pictures,
+            categories,
+            tuple(truth.names.values()),
+            np.searchsorted(pictures, column("image_id", np.int64)),
+            np.searchsorted(categories, column("category_id", np.int64)),
+            column("bbox", np.float64).reshape(-1, 4),
+            column("area", np.float64),
+            column("iscrowd", np.bool_),
+        )
+
+
+@dataclass(frozen=True)
+class ClassMatches:
+    """One class. Detections come surest first; of equal scores, those of earlier pictures.
+
+    picture: [n]; score: [n]; outcome: [A, T, n] FALSE, TRUE or UNCOUNTED (on a crowd, or unmatched and of another
+    size); found: [n] which object was found at IoU 0.5, all sizes, as an index into the data set's, or -1;
+    row: [n] where the detection stands in the run's file;
+    object_picture: [g]; counted: [A, g] whether an object of this size is to be found.
+    """
+
+    picture: NDArray[np.int64]
+    score: NDArray[np.float64]
+    outcome: NDArray[np.uint8]
+    found: NDArray[np.int64]
+    row: NDArray[np.int64]
+    object_picture: NDArray[np.int64]
+    counted: NDArray[np.bool_]
+
+
+def match(ground: Ground, found: Columns) -> list[ClassMatches]:
+    """Match a run's detections to the objects, class by class."""
+    label = np.searchsorted(ground.categories, found.categories)
+    picture = np.searchsorted(ground.pictures, found.images)
+    order = np.lexsort((-found.scores, picture, label))
+    order = order[_rank_within(label[order], picture[order]) < LIMIT]
+    ends = np.searchsorted(label[order], np.arange(len(ground.names) + 1))
+    objects = np.lexsort((ground.picture, ground.label))
+    object_ends = np.searchsorted(ground.label[objects], np.arange(len(ground.names) + 1))
+    return [
+        _match_class(
+            ground,
+            objects[object_ends[k] : object_ends[k + 1]],
+            order[ends[k] : ends[k + 1]],
+            picture,
+            found,
+        )
+        for k in range(len(ground.names))
+    ]
+
+
+def iou(boxes: NDArray[np.float64], objects: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """IoU [n, g] of boxes [n, 4] with objects [g, 4], x, y, width, height; of a crowd, the share of the box within."""
+    low = np.maximum(boxes[:, None, :2], objects[None, :, :2])
+    high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], objects[None, :, :2] + objects[None, :, 2:])
+    width, height = np.moveaxis(high - low, -1, 0)
+    common = np.where((width > 0) & (height > 0), width * height, 0.0)
+    area, other = boxes[:, 2] * boxes[:, 3], objects[:, 2] * objects[:, 3]
+    union = np.where(crowd, area[:, None], area[:, None] + other - common)
+    return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
+
+
+def _rank_within(label: NDArray[np.int64], picture: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each detection among those of its class and picture, which stand together."""
+    if not len(label):
+        return np.zeros(0, dtype=np.int64)
+    first = np.r_[True, (np.diff(label) != 0) | (np.diff(picture) != 0)]
+    starts = np.flatnonzero(first)
+    return np.arange(len(label)) - starts[np.cumsum(first) - 1]
+
+
+def _match_class(
+    ground: Ground,
+    objects: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    picture: NDArray[np.int64],
+    found: Columns,
+) -> ClassMatches:
+    """objects: [g] of this class, by picture; rows: [n] of this class, by picture, surest first."""
+    area = ground.area[objects]
+    ignored = ground.crowd[objects] | (area < _LOW) | (area > _HIGH)
+    size = found.boxes[rows, 2] * found.boxes[rows, 3]
+    outcome = np.where((size < _LOW) | (size > _HIGH), UNCOUNTED, FALSE).astype(np.uint8)[:, None].repeat(10, axis=1)
+    hit = np.full(len(rows), -1)
+    for here, there in _together(picture[rows], ground.picture[objects]):
+        overlap = iou(found.boxes[rows[here]], ground.box[objects[there]], ground.crowd[objects[there]])
+        state = _State(ignored[:, there], ground.crowd[objects[there]])
+        for place in np.flatnonzero(overlap.max(axis=1) >= THRESHOLDS[0]):
+            index = here.start + place
+            which = state.take(overlap[place])
+            matched = which >= 0
+            state_of = np.where(np.take_along_axis(ignored[:, there], which, axis=1), UNCOUNTED, TRUE)
+            outcome[:, :, index] = np.where(matched, state_of, outcome[:, :, index])
+            if which[0, 0] >= 0:
+                hit[index] = objects[there.start + which[0, 0]]
+    order = np.argsort(-found.scores[rows], kind="stable")
+    return ClassMatches(
+        picture[rows][order],
+        found.scores[rows][order],
+        outcome[:, :, order],
+        hit[order],
+        rows[order],
+        ground.picture[objects],
+        ~ignored,
+    )
+
+
+def _together(a: NDArray[np.int64], b: NDArray[np.int64]) -> list[tuple[slice, slice]]:
+    """Where the same picture stands in two rising lists."""
+    common = np.intersect1d(a, b)
+    sides = [zip(np.searchsorted(x, common, "left"), np.searchsorted(x, common, "right"), strict=True) for x in (a, b)]
+    return [(slice(*one), slice(*other)) for one, other in zip(*sides, strict=True)]
+
+
+class _State:
+    """The objects of one class in one picture that are still free, for every area and threshold at once.
+
+    ignored: [A, g]; crowd: [g]: a crowd can be found again and again.
+    """
+
+    def __init__(self, ignored: NDArray[np.bool_], crowd: NDArray[np.bool_]) -> None:
+        self.ignored, self.crowd = ignored[:, None], crowd
+        self.free = np.ones((len(AREAS), len(THRESHOLDS), len(crowd)), dtype=bool)
+
+    def take(self, overlap: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The object [A, T] that a detection with these IoUs [g] finds, or -1; it is not free any more.
+
+        An object to be found comes before one that is not counted, then the largest IoU, of equal ones the last.
+        """
+        possible = self.free & (overlap >= np.minimum(THRESHOLDS, 1 - 1e-10)[:, None])
+        # IoU is at most 1, so that 2 more puts those to be found first.
+        worth = np.where(possible, overlap + np.where(self.ignored, 0.0, 2.0), -1.0)
+        last = worth.shape[-1] - 1
+        which = last - worth[..., ::-1].argmax(axis=-1)
+        areas, thresholds = np.indices(which.shape)
+        which = np.where(worth[areas, thresholds, which] < 0, -1, which)
+        taken = (which[..., None] == np.arange(last + 1)) & ~self.crowd
+        self.free &= ~taken
+        return which

@@ -1,0 +1,74 @@
+"""One run of a comparison: trained, and when it was the last one to finish, followed by the report.
+
+python -m detr_container.compare.member FOLDER trains the run that FOLDER/config.json describes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from detr_container import config
+from detr_container.arguments import start_logging
+from detr_container.launch.interrupt import StopRequest
+from detr_container.run import Run
+
+_log = logging.getLogger(__name__)
+
+
+def run_member(settings: dict[str, Any], folder: str, stop: StopRequest, home: str = "") -> int:
+    """What every process of a submitted member calls; home: the comparison's folder."""
+    from detr_container.jobs import run_training
+    from detr_container.launch.processes import current_process
+
+    status = run_training(settings, folder, stop)
+    if status == 0 and home and current_process(os.environ).is_main:
+        _report_if_last(Path(home))
+    return status
+
+
+def _report_if_last(home: Path) -> None:
+    """Write the report once every member is finished. Training is done: what fails here is told, and no more."""
+    from .options import ReportOptions
+    from .reading import read_runs
+    from .report import members_in, write_report
+
+    records = read_runs(members_in(home))
+    waiting = [str(record.folder) for record in records if not record.finished]
+    if waiting:
+        _log.info("the comparison waits for %s", ", ".join(waiting))
+        return
+    try:
+        _log.info("the comparison is complete: %s", write_report(ReportOptions((str(home),), output=home / "report")))
+    except (ValueError, OSError) as error:
+        _log.warning("the report could not be written (%s): `detr-container report %s` tries again", error, home)
+
+
+def main() -> int:
+    """Train one member on this machine."""
+    from detr_container.train import train
+
+    start_logging()
+    folder = Path(sys.argv[1])
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    try:
+        return train(config.load(Run(folder).config_path), folder)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1 if isinstance(error, FloatingPointError) else 2
+
+
+def _stop_with_parent() -> None:
+    """Save and end when the process that started this one is gone, however it went."""
+    # Not through sys.stdin, whose lock a thread that waits would hold when Python ends.
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""Runs as they are found: finished, going on, crashed, half-written. What is wrong with one is named, never raised.
+
+A run is judged by the detections of one of its evaluations, which are on disk, and not by the figures it logged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detr_container import config
+from detr_container.config import Experiment
+from detr_container.files import read_jsonl, sha256
+from detr_container.run import Run
+from detr_container.scoring import Record, read_results
+from detr_container.standing import ACTIVE, Standing, standings
+
+HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
+HARMLESS = (
+    "name",
+    "seed",
+    "device",
+    "data.root",
+    "data.train_images",
+    "data.train_annotations",
+    "data.val_images",
+    "data.val_annotations",
+    "data.make_shapes",
+    "data.workers",
+    "train.log_every",
+    "train.checkpoint_minutes",
+    "train.keep_checkpoints",
+    "train.max_steps",
+)
+"""Settings that do not change what is learned. Data sets are compared by their content, devices by provenance."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of one run.
+
+    experiment: None where its configuration cannot be read; state: as `status` says; evaluations, metrics,
+    provenance: the lines that can be read; faults: what is wrong, a sentence each.
+    """
+
+    folder: Path
+    experiment: Experiment | None
+    state: str
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+    faults: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last epoch was evaluated."""
+        return bool(self.evaluations) and self.experiment is not None and self.last >= self.experiment.train.epochs
+
+    @property
+    def last(self) -> int:
+        """The newest epoch that was evaluated; 0: none."""
+        return max((row["epoch"] for row in self.evaluations), default=0)
+
+    @property
+    def best(self) -> int:
+        """The evaluated epoch of the highest AP, the first of equals; 0: none."""
+        rated = [row for row in self.evaluations if row.get("ap") is not None]
+        return max(rated, key=lambda row: row["ap"])["epoch"] if rated else 0
+
+    def ap(self, epoch: int) -> float | None:
+        """What the run itself logged for an epoch."""
+        return next((row.get("ap") for row in self.evaluations if row["epoch"] == epoch), None)
+
+    def version(self, split: str) -> str | None:
+        """The digest of the annotation file that it was started with; None where it was not noted."""
+        noted = [line["data"][split]["sha256"] for line in self.provenance if _has_data(line, split)]
+        return noted[-1] if noted else None
+
+
+def _has_data(line: Mapping[str, Any], split: str) -> bool:
+    try:
+        return bool(line["data"][split]["sha256"])
+    except (KeyError, TypeError):
+        return False
+
+
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
+    """Read runs, the queue asked once for all of them."""
+    return [_read(folder, now) for folder, now in zip(folders, standings(folders), strict=True)]
+
+
+def _read(folder: Path, now: Standing) -> RunRecord:
+    faults: list[str] = []
+    run, experiment = Run(folder), None
+    try:
+        experiment = run.experiment()
+    except (ValueError, OSError) as error:
+        faults.append(str(error))
+    evaluations = _lines(run.evaluations_path, faults, "epoch")
+    metrics = _lines(run.metrics_path, faults, "step")
+    provenance = _lines(folder / "provenance.jsonl", faults)
+    if any(row.get("loss", 0.0) is None for row in metrics):
+        faults.append("its loss was not a number at some step")
+    if any(row.get("ap", 0.0) is None for row in evaluations):
+        faults.append("an evaluation has no AP: there was no object to find")
+    record = RunRecord(folder, experiment, now.state, evaluations, metrics, provenance, tuple(faults))
+    if experiment is not None and not record.finished:
+        faults.append(_unfinished(record, experiment, now))
+    return RunRecord(folder, experiment, now.state, evaluations, metrics, provenance, tuple(faults))
+
+
+def _unfinished(record: RunRecord, experiment: Experiment, now: Standing) -> str:
+    last = f"last evaluated after epoch {record.last}" if record.last else "not evaluated yet"
+    verb = "still going" if now.state in ACTIVE else now.state
+    why = f" ({now.message})" if now.message else ""
+    return f"{verb}{why}: {last} of {experiment.train.epochs}"
+
+
+def _lines(path: Path, faults: list[str], needed: str = "") -> list[dict[str, Any]]:
+    """The lines of a log that hold what they need."""
+    try:
+        rows = read_jsonl(path)
+    except FileNotFoundError:
+        faults.append(f"{path.name} is missing")
+        return []
+    except (OSError, ValueError) as error:
+        faults.append(str(error))
+        return []
+    kept = [row for row in rows if not needed or isinstance(row.get(needed), int | float)]
+    if len(kept) < len(rows):
+        faults.append(f"{path.name}: {len(rows) - len(kept)} lines without {needed} are left out")
+    return kept
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The evaluation by which a run is judged; annotations: the file it was made with; pinned: how it was made."""
+
+    epoch: int
+    results: list[Record]
+    annotations: Path
+    pinned: dict[str, Any]
+
+
+def judge(record: RunRecord, epoch: int, annotations: Path | None = None) -> Judged:
+    """Read the detections of an epoch.
+
+    annotations: use this file rather than the one that the evaluation names. Raises ValueError when they are not
+    there, cannot be read, or the annotation file is not the one that the run was started with.
+    """
+    folder = record.folder / "detections" / f"epoch-{epoch:03d}"
+    results = folder / "detections.json"
+    if not results.is_file():
+        raise ValueError(f"{results} is missing, so nothing is left of its evaluation after epoch {epoch}")
+    pinned = _pinned(folder / "scores.json")
+    path = annotations or Path(pinned.get("annotations", ""))
+    if not path.is_file():
+        raise ValueError(
+            f"the annotation file of its evaluation, {path}, is not there: name it with --annotations, or run this "
+            "where the training was run"
+        )
+    noted = record.version("val")
+    if noted is not None and sha256(path) != noted:
+        raise ValueError(
+            f"{path} is not the annotation file that it was evaluated with (SHA-256 {sha256(path)[:12]}, then "
+            f"{noted[:12]}): put that one back, or name it with --annotations"
+        )
+    return Judged(epoch, read_results(results), path, pinned)
+
+
+def _pinned(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        return dict(content["evaluated_with"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): it says how the detections were made") from error
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """The settings that make a run what it is, its seed aside."""
+    return {name: value for name, value in config.flatten(experiment).items() if name not in HARMLESS}
+
+
+def head_of(experiment: Experiment) -> str:
+    """The head as tables name it."""
+    return HEADS[experiment.head.kind]
+
+
+def backbone_of(experiment: Experiment) -> str:
+    """The backbone as tables name it."""
+    return experiment.backbone.name + (" DC5" if experiment.backbone.dilation else "")

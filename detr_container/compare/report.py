@@ -1,0 +1,182 @@
+"""A report of runs: from their folders to the page."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from detr_container.costs import Costs, costs, validation_sizes
+from detr_container.datasets.annotations import Annotations, read_annotations
+from detr_container.files import write_json
+from detr_container.standing import runs_in
+
+from . import plots, results, sections
+from .analysis import Analysis, analyse
+from .document import Document, Section
+from .options import PLAN, ReportOptions
+from .page import write
+from .precision import FIGURES
+
+_log = logging.getLogger(__name__)
+BENCHMARK = "benchmark.json"
+"""Beside the page: latencies that were measured for it."""
+
+
+def write_report(
+    options: ReportOptions, tell: Callable[[int, int, str], None] = lambda done, total, what: None
+) -> Path:
+    """Write the report of some runs; returns the page's path.
+
+    Raises ValueError when nothing can be judged, or when the runs are of different data.
+    """
+    if options.resamples < 2 or options.epoch < 0:
+        raise ValueError(f"resamples={options.resamples}, epoch={options.epoch}: give at least 2, and 0 or more")
+    folders = folders_of(options.runs)
+    analysis = analyse(folders, options.annotations, options.epoch or None, options.resamples, tell)
+    known, trouble = _costs(analysis)
+    path = options.output / BENCHMARK
+    if options.measure:
+        write_json(path, measure(analysis))
+    latencies = _latencies(path)
+    document = make_document(analysis, known, latencies, options, trouble)
+    return write(document, options.output)
+
+
+def folders_of(names: Sequence[str]) -> list[Path]:
+    """The runs that folders, folders of runs and patterns name, each once.
+
+    A folder that is no run, and holds none, is kept: that it cannot be read is for the report to say, as it is for a
+    member of a comparison that is not there. Raises ValueError for what does not exist.
+    """
+    if not names:
+        raise ValueError("name runs, folders of runs, or patterns: detr-container report RUN ...")
+    found: dict[Path, None] = {}
+    for name in names:
+        paths = [Path(name)] if Path(name).exists() else [Path(path) for path in sorted(glob.glob(name))]
+        if not paths:
+            raise ValueError(f"{name} is neither a folder nor a pattern that fits any: name runs' folders")
+        for path in paths:
+            if path.is_dir():
+                found |= dict.fromkeys([*members_in(path), *runs_in([path])] or [path])
+    return list(found)
+
+
+def members_in(home: Path) -> list[Path]:
+    """The members of a comparison, as they were planned; of any other folder none."""
+    try:
+        return [home / str(name) for name in json.loads((home / PLAN).read_text())["members"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def make_document(
+    analysis: Analysis,
+    known: Mapping[str, Costs],
+    latencies: Mapping[str, Any],
+    options: ReportOptions,
+    trouble: Sequence[str] = (),
+) -> Document:
+    """All that the page says."""
+    pairs = results.pairs_of(analysis)
+    warnings = [str(one) for one in analysis.differences if not one.expected]
+    warnings += [f"{folder} is in no mean: {why}" for folder, why in analysis.unjudged.items()]
+    warnings += [f"{folder}: {note}" for folder, notes in analysis.notes.items() for note in notes]
+    warnings += trouble
+    summary = results.findings(analysis, pairs) or [results.NO_PAIR]
+    if _made_shapes(analysis):
+        summary.append(
+            "These runs are on made pictures of coloured shapes: the figures show that the machinery works, and say "
+            "nothing about photographs."
+        )
+    pictures = len(analysis.ground.pictures)
+    parts = [
+        results.headline(analysis, known),
+        replace(
+            results.differences(pairs, pictures, analysis.resamples), figures=[plots.forest(pairs)] if pairs else []
+        ),
+        Section("curves", "Learning curves", figures=plots.learning_curves(analysis)),
+        sections.costs(analysis, known, latencies),
+        Section("sizes", "By object size", tables=[results.by_size(analysis)], figures=[plots.sizes(analysis)]),
+        sections.classes(analysis, pairs),
+        sections.error_kinds(analysis),
+        Section("precision", "Precision and recall", figures=plots.precision_recall(analysis)),
+        sections.calibration(analysis),
+        sections.pictures(analysis),
+        sections.fairness(analysis.differences),
+        results.runs(analysis),
+        sections.again(analysis, _command(options)),
+    ]
+    title = options.title or f"Comparison of {len(analysis.cells)} detectors on {pictures} pictures"
+    return Document(title, summary, warnings, parts, _data(analysis, known))
+
+
+def _command(options: ReportOptions) -> str:
+    return shlex.join(["detr-container", "report", *options.runs, "--output", str(options.output)])
+
+
+def measure(analysis: Analysis) -> dict[str, Any]:
+    """Latencies of all cells' models at their evaluation size, in turns on this machine."""
+    from detr_container.measure_options import MeasureOptions
+    from detr_container.side_by_side import side_by_side
+
+    experiments = {cell.cell.label: cell.cell.experiment for cell in analysis.judged}
+    first = next(iter(experiments.values()))
+    sizes = validation_sizes(first, _annotations(analysis))
+    largest = max(sizes, key=lambda size: size[0] * size[1])
+    options = MeasureOptions(sizes=(largest,), classes=len(analysis.ground.names), training=False)
+    return side_by_side(experiments, options, progress=True)
+
+
+def _annotations(analysis: Analysis) -> Annotations:
+    """The validation pictures' sizes; no picture is opened, so that their folder does not matter."""
+    return read_annotations(analysis.annotations, analysis.annotations.parent)
+
+
+def _costs(analysis: Analysis) -> tuple[dict[str, Costs], list[str]]:
+    """What the cells' models cost, and which could not be built."""
+    known, trouble = dict[str, Costs](), []
+    annotations = _annotations(analysis)
+    for cell in analysis.cells:
+        experiment = cell.cell.experiment
+        try:
+            sizes = validation_sizes(experiment, annotations)
+            known[cell.cell.label] = costs(experiment, len(analysis.ground.names), sizes)
+        except (ValueError, RuntimeError, OSError) as error:
+            trouble.append(f"{cell.cell.label}: parameters and FLOPs are unknown, its model cannot be built ({error})")
+    return known, trouble
+
+
+def _latencies(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        return dict(content["experiments"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s cannot be read (%s): latencies are left out", path, error)
+        return {}
+
+
+def _made_shapes(analysis: Analysis) -> bool:
+    return any(any(cell.cell.experiment.data.make_shapes) for cell in analysis.judged)
+
+
+def _data(analysis: Analysis, known: Mapping[str, Costs]) -> dict[str, Any]:
+    """Figures as fractions, run by run."""
+    runs = {}
+    for cell in analysis.judged:
+        for one in cell.results:
+            runs[str(one.record.folder)] = {
+                "cell": cell.cell.label,
+                "epoch": one.epoch,
+                **dict(zip(FIGURES, one.plain.tolist(), strict=True)),
+                "ap_by_class": dict(zip(analysis.ground.names, one.by_class.tolist(), strict=True)),
+                "errors": asdict(one.errors),
+            }
+    return {"runs": runs, "costs": {label: asdict(cost) for label, cost in known.items()}}

@@ -1,0 +1,276 @@
+"""What came out: the headline table, every difference with its interval, figures by size and by class, and each run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from detr_container.costs import Costs
+
+from .analysis import Analysis, CellResult
+from .document import Column, Section, Spread, Table, Value, span, spread
+from .intervals import Interval, holm, of_difference, of_figure, ranks
+from .measured import mean
+from .published import Published, published
+
+MOST_CLASSES = 5
+SIZES = {"ap_small": "small", "ap_medium": "medium", "ap_large": "large"}
+_SIX = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APs", "ap_medium": "APm", "ap_large": "APl"}
+NO_PAIR = "There is nothing to compare: fewer than two settings have a run that could be judged."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two cells and how their AP differs, a less b. real: also when all pairs are looked at (Holm)."""
+
+    a: CellResult
+    b: CellResult
+    ap: Interval
+    ap50: Interval
+    ap75: Interval
+    real: bool
+
+    @property
+    def name(self) -> str:
+        """What is subtracted from what."""
+        a, b = self.a.cell, self.b.cell
+        if a.head == b.head:
+            return f"{a.head}: {a.backbone} \N{MINUS SIGN} {b.backbone}"
+        return f"{a.backbone}: {a.head} \N{MINUS SIGN} {b.head}"
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What distinguishes the two."""
+        a, b = self.a.cell, self.b.cell
+        return (a.backbone, b.backbone) if a.head == b.head else (a.head, b.head)
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if math.isnan(self.ap.p):
+            return "not measurable"
+        if not self.real:
+            return "not distinguishable"
+        word = "higher" if self.ap.value > 0 else "lower"
+        return word if self.ap.seeds else f"{word} for these runs; seeds not measured"
+
+
+def pairs_of(analysis: Analysis) -> list[Pair]:
+    """All pairs of backbones under one head, and of heads on one backbone, the one of higher AP first."""
+    found = []
+    for one, other in combinations(analysis.judged, 2):
+        if one.cell.head != other.cell.head and one.cell.backbone != other.cell.backbone:
+            continue
+        a, b = sorted((one, other), key=lambda cell: -_or(cell.sample("ap").mean, -1.0))
+        ap, ap50, ap75 = (of_difference(a.sample(name), b.sample(name)) for name in ("ap", "ap50", "ap75"))
+        found.append(Pair(a, b, ap, ap50, ap75, real=False))
+    real = holm([pair.ap.p for pair in found])
+    return [replace(pair, real=holds) for pair, holds in zip(found, real, strict=True)]
+
+
+def headline(analysis: Analysis, costs: Mapping[str, Costs]) -> Section:
+    """The table as papers print it, with what it cost, and what was published beside it."""
+    known = {cell.cell.label: published(cell.cell.experiment) for cell in analysis.cells}
+    figures = [
+        name for name in _SIX if any(one is not None and getattr(one, name) is not None for one in known.values())
+    ]
+    columns = [
+        Column("backbone"),
+        Column("head"),
+        Column("seeds"),
+        *(Column(title) for title in _SIX.values()),
+        Column("best-epoch AP"),
+        Column("parameters, M"),
+        Column("GFLOPs"),
+        Column("images/s"),
+        Column("memory, GiB", ".2f"),
+        Column("device-hours", ".2f"),
+        *(Column(_SIX[name], published=True) for name in figures),
+        *([Column("source", published=True)] if figures else []),
+    ]
+    rows: list[list[Value]] = []
+    for cell in analysis.cells:
+        label = cell.cell.label
+        rows.append([*_cell_row(cell, costs.get(label)), *_published_row(known[label], figures)])
+    when = "the last epoch" if analysis.level_epoch is None else f"epoch {analysis.level_epoch} of each run"
+    text = [
+        f"Box AP in per cent after {when}, mean ± sample standard deviation over seeds. The best-epoch AP is the "
+        "highest of all evaluations, chosen on the same pictures and so a little too high: it stands by itself.",
+        "GFLOPs are of a forward pass, a multiply-add counting as two, averaged over the first 100 validation pictures."
+        " Images/s and memory (of one process) are what training logged, device-hours those of its steps, for one run.",
+    ]
+    if figures:
+        text.append("Published figures are of COCO val2017, after 50 epochs, by their authors; ours never enter them.")
+    return Section("results", "Results", text, tables=[Table("results", "Every head on every backbone", columns, rows)])
+
+
+def _cell_row(cell: CellResult, cost: Costs | None) -> list[Value]:
+    used, all_runs = len(cell.results), len(cell.cell.runs)
+    row: list[Value] = [cell.cell.backbone, cell.cell.head, str(used) if used == all_runs else f"{used} of {all_runs}"]
+    row += [spread(cell.sample(name)) if cell.results else None for name in _SIX]
+    best = [result.record.ap(result.record.best) for result in cell.results]
+    known = 100 * np.array([value for value in best if value is not None])
+    deviation = float(known.std(ddof=1)) if len(known) > 1 else None
+    row.append(Spread(float(known.mean()), deviation, len(known)) if len(known) else None)
+    row += [cost.parameters.total / 1e6 if cost else None, cost.gflops.total if cost else None]
+    logs = [result.measured for result in cell.results]
+    row.append(mean([one.images_per_second for one in logs]))
+    row.append(max((one.memory_gib for one in logs if one.memory_gib is not None), default=None))
+    row.append(mean([one.hours for one in logs]))
+    return row
+
+
+def _published_row(known: Published | None, figures: Sequence[str]) -> list[Value]:
+    if not figures:
+        return []
+    if known is None:
+        return [None] * (len(figures) + 1)
+    return [*(getattr(known, name) for name in figures), known.source]
+
+
+def differences(pairs: Sequence[Pair], pictures: int, resamples: int) -> Section:
+    """Every difference with its interval and what to make of it."""
+    text = [
+        f"95 % intervals of the difference in points of AP, from {resamples} resamples of the {pictures} validation "
+        "pictures, the same ones for all runs, and from the spread over seeds where both sides have several. "
+        "The last column looks at all rows together: at most 5 % of such tables call any difference real that is not "
+        "(Holm). Where a side has one seed, nothing is known of how much another seed would change."
+    ]
+    if not pairs:
+        return Section("differences", "Differences", [NO_PAIR])
+    points = [Column(title, signed=True) for title in ("AP", "AP50", "AP75")]
+    columns = [Column("difference"), *points, Column("p", ".3f"), Column("AP is")]
+    rows: list[list[Value]] = []
+    for pair in pairs:
+        rows.append([pair.name, span(pair.ap), span(pair.ap50), span(pair.ap75), pair.ap.p, pair.verdict])
+    return Section("differences", "Differences", text, tables=[Table("differences", "Pairs", columns, rows)])
+
+
+def findings(analysis: Analysis, pairs: Sequence[Pair]) -> list[str]:
+    """The ranking in sentences, a head each."""
+    told = []
+    for head, cells in by_head(analysis.judged).items():
+        if len(cells) < 2:
+            continue
+        values = [_or(cell.sample("ap").mean, -1.0) for cell in cells]
+        distinct = [[_distinct(pairs, one, other) for other in cells] for one in cells]
+        places = ranks(values, distinct)
+        order = sorted(range(len(cells)), key=lambda index: -values[index])
+        listed = ", ".join(
+            f"{_place(places[index])} {cells[index].cell.backbone} ({100 * values[index]:.1f})" for index in order
+        )
+        told.append(f"{head}: {listed}. {_gap(pairs, cells[order[0]], cells[order[1]])}")
+    return told
+
+
+def _gap(pairs: Sequence[Pair], first: CellResult, second: CellResult) -> str:
+    pair = next(pair for pair in pairs if {id(pair.a), id(pair.b)} == {id(first), id(second)})
+    shown = Column("", signed=True).text(span(pair.ap))
+    if not pair.real:
+        return (
+            f"The first two are not distinguishable: {shown} points of AP is within what other pictures"
+            f"{' and other seeds' if pair.ap.seeds else ''} would give."
+        )
+    rest = (
+        "" if pair.ap.seeds else " That is said of these runs on other pictures; with one seed, not of training again."
+    )
+    return f"{pair.a.cell.backbone} is above {pair.b.cell.backbone} by {shown} points of AP.{rest}"
+
+
+def _place(place: tuple[int, int]) -> str:
+    return f"{place[0]}." if place[0] == place[1] else f"{place[0]}.\N{EN DASH}{place[1]}."
+
+
+def _distinct(pairs: Sequence[Pair], one: CellResult, other: CellResult) -> bool:
+    return any(pair.real for pair in pairs if {id(pair.a), id(pair.b)} == {id(one), id(other)})
+
+
+def by_head(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """Cells by head, both in their order."""
+    groups: dict[str, list[CellResult]] = {}
+    for cell in cells:
+        groups.setdefault(cell.cell.head, []).append(cell)
+    return groups
+
+
+def by_size(analysis: Analysis) -> Table:
+    """AP of small, medium and large objects with its interval."""
+    columns = [Column("backbone"), Column("head"), *(Column(f"AP {word}") for word in SIZES.values())]
+    rows: list[list[Value]] = [
+        [cell.cell.backbone, cell.cell.head, *(span(of_figure(cell.sample(name))) for name in SIZES)]
+        for cell in analysis.judged
+    ]
+    caption = "AP by object size: below 32² pixels of area, up to 96², and above, with 95 % intervals"
+    return Table("sizes", caption, columns, rows)
+
+
+def by_class(analysis: Analysis, pairs: Sequence[Pair]) -> Iterator[Table]:
+    """For each pair: the classes that gain and those that lose most."""
+    ground = analysis.ground
+    counts = np.bincount(ground.label[~ground.crowd], minlength=len(ground.names))
+    present = np.flatnonzero(counts).tolist()
+    for number, pair in enumerate(pairs, start=1):
+        found = {k: of_difference(pair.a.class_sample(k), pair.b.class_sample(k)) for k in present}
+        real = dict(zip(found, holm([one.p for one in found.values()]), strict=True))
+        order = sorted(present, key=lambda k: -found[k].value)
+        shown = order if len(order) <= 2 * MOST_CLASSES else [*order[:MOST_CLASSES], *order[-MOST_CLASSES:]]
+        columns = [
+            Column("class"),
+            Column("objects", "d"),
+            *map(Column, pair.sides),
+            Column("difference", signed=True),
+            Column("real among all classes"),
+        ]
+        rows: list[list[Value]] = []
+        for k in shown:
+            means = [100 * cell.class_sample(k).mean for cell in (pair.a, pair.b)]
+            rows.append([ground.names[k], int(counts[k]), *means, span(found[k]), real[k]])
+        caption = f"{pair.name}: {'all' if shown is order else 'the most gaining and losing of'} {len(order)} classes"
+        yield Table(f"classes-{number}", caption, columns, rows)
+
+
+def runs(analysis: Analysis) -> Section:
+    """Every run that was named, how it stands, and why it counts or does not."""
+    judged = {result.record.folder: result for cell in analysis.cells for result in cell.results}
+    columns = [
+        Column("run"),
+        Column("seed"),
+        Column("state"),
+        Column("judged after epoch"),
+        Column("AP", ".2f"),
+        Column("last epoch"),
+        Column("best epoch"),
+        Column("best AP", ".2f"),
+        Column("remarks"),
+    ]
+    rows: list[list[Value]] = []
+    for record in analysis.records:
+        result, best = judged.get(record.folder), record.ap(record.best)
+        seed = str(record.experiment.seed) if record.experiment else None
+        remarks = analysis.notes.get(record.folder, ())
+        reason = analysis.unjudged.get(record.folder)
+        rows.append(
+            [
+                str(record.folder),
+                seed,
+                record.state,
+                str(result.epoch) if result else None,
+                100 * float(result.plain[0]) if result else None,
+                str(record.last or UNEVALUATED),
+                str(record.best or UNEVALUATED),
+                None if best is None else 100 * best,
+                f"left out: {reason}" if reason else "; ".join(remarks),
+            ]
+        )
+    return Section("runs", "Runs", tables=[Table("runs", "Every run that was given", columns, rows)])
+
+
+UNEVALUATED = "none"
+
+
+def _or(value: float, instead: float) -> float:
+    return instead if math.isnan(value) else value

@@ -1,0 +1,106 @@
+"""Members of a comparison trained on this machine, some at a time, with one display for all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from detr_container import config
+from detr_container.files import write_json
+from detr_container.jobs import Member
+from detr_container.launch.interrupt import StopRequest
+from detr_container.run import Run
+from detr_container.standing import Standing, standing
+
+LOG = "log.txt"
+_POLL = 0.5
+_LAST_WORDS = 300
+
+
+def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> dict[Path, str]:
+    """Train members in processes of their own, at most `at_once` together; what they say goes to log.txt in each.
+
+    Returns what went wrong, by folder; one that fails does not stop the others. On a request to stop all save and
+    end, and so does this with InterruptedError; calling it again goes on.
+    """
+    waiting, running = list(members), dict[Path, subprocess.Popen[bytes]]()
+    failed: dict[Path, str] = {}
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
+    with Bar(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
+        whole = bar.add_task("all runs", total=len(members), said="")
+        tasks = {}
+        try:
+            while waiting or running:
+                if stop.requested is not None:
+                    raise InterruptedError(stop.requested)
+                while waiting and len(running) < at_once:
+                    member = waiting.pop(0)
+                    running[member.folder] = _start(member, at_once)
+                    tasks[member.folder] = bar.add_task(member.folder.name, total=None, said="")
+                for folder, process in list(running.items()):
+                    now = standing(folder)
+                    bar.update(tasks[folder], completed=now.step, total=now.total, said=_told(now))
+                    if process.poll() is not None:
+                        del running[folder]
+                        bar.remove_task(tasks[folder])
+                        bar.advance(whole)
+                        if process.returncode:
+                            failed[folder] = _last_words(folder) or f"exit status {process.returncode}"
+                        said = failed.get(folder, _told(standing(folder)))
+                        bar.console.print(f"{folder}: {said}", highlight=False, soft_wrap=True, markup=False)
+                time.sleep(_POLL)
+        finally:
+            _end(list(running.values()))
+    return failed
+
+
+def _start(member: Member, at_once: int) -> subprocess.Popen[bytes]:
+    run = Run(member.folder)
+    write_json(run.config_path, config.to_dict(member.experiment))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Threads of several runs that wait for each other's cores are slower than fewer of them.
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // at_once))
+    command = [sys.executable, "-m", "detr_container.compare.member", str(member.folder)]
+    with (member.folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            # Open as long as this process lives: when it closes, the member saves and ends.
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            # Ctrl-C is for this process, which passes it on once.
+            start_new_session=True,
+        )
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask all to save and end, and wait for it."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        process.wait()
+        with suppress(OSError):
+            if process.stdin is not None:
+                process.stdin.close()
+
+
+def _told(now: Standing) -> str:
+    return f"epoch {now.epoch:.1f}/{now.epochs or '?'}" + ("" if now.ap is None else f", AP {100 * now.ap:.1f}")
+
+
+def _last_words(folder: Path) -> str:
+    """The last line of a run's log."""
+    lines = (folder / LOG).read_text(errors="replace").strip().splitlines()
+    return lines[-1][:_LAST_WORDS] if lines else ""

@@ -1,0 +1,52 @@
+"""The commands that compare: compare, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from .arguments import parse
+from .compare.options import CompareOptions, ReportOptions
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """Train heads x backbones x seeds, alike in all else, and report which is better, by how much, how surely."""
+    from . import jobs
+
+    default = replace(CompareOptions(), slurm=jobs.usual_resources())
+    options = parse(CompareOptions, arguments, "compare", compare.__doc__, default)
+    from .compare.campaign import Campaign
+
+    campaign = Campaign.of(options, shlex.join(["detr-container", "compare", *arguments]))
+    console = Console()
+    console.print(*campaign.plan(), sep="\n", highlight=False, soft_wrap=True, markup=False)
+    if options.dry_run:
+        return 0
+    return campaign.submit() if options.submit else campaign.run()
+
+
+def report(arguments: Sequence[str]) -> int:
+    """One page on finished or running runs: tables, intervals, plots, what differs: `report RUN ...`."""
+    options = parse(ReportOptions, arguments, "report", report.__doc__)
+    from .compare.report import write_report
+
+    with judging() as tell:
+        page = write_report(options, tell)
+    sys.stdout.write(f"{page}\n{page.resolve().as_uri()}\n")
+    return 0
+
+
+@contextmanager
+def judging() -> Iterator[Callable[[int, int, str], None]]:
+    """A display of how many runs have been judged."""
+    console = Console(stderr=True)
+    columns = (TextColumn("judging"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

@@ -1,0 +1,119 @@
+"""Run folders without training: what a finished run leaves, with the detections of a simulated detector."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import simulated
+from PIL import Image
+
+from detr_container.config import Experiment, to_dict
+from detr_container.experiments import named
+from detr_container.files import sha256, write_json, write_jsonl
+from detr_container.scoring import score, write_results
+
+EPOCHS = 3
+
+
+def make_data(root: Path, pictures: int = 24, classes: int = 3, seed: int = 7) -> simulated.Scene:
+    """A data set in COCO's layout with plain pictures, its training split of one of them; returns what is in it."""
+    world = simulated.scene(pictures, classes, seed)
+    content = simulated.annotation_file(world)
+    for split, images in (("train", content["images"][:1]), ("val", content["images"])):
+        kept = {image["id"] for image in images}
+        rows = [row for row in content["annotations"] if row["image_id"] in kept]
+        write_json(
+            root / "annotations" / f"instances_{split}2017.json", {**content, "images": images, "annotations": rows}
+        )
+        (root / f"{split}2017").mkdir(parents=True, exist_ok=True)
+        for image in images:
+            size = (int(simulated.WIDTH), int(simulated.HEIGHT))
+            Image.new("RGB", size, (90, 120, 60)).save(root / f"{split}2017" / image["file_name"])
+    return world
+
+
+def experiment_of(root: Path, head: str, backbone: str, seed: int = 0, **train: Any) -> Experiment:
+    """A small experiment on such a data set; train: other settings of its schedule."""
+    base = named("debug").experiment
+    return replace(
+        base,
+        backbone=replace(base.backbone, name=backbone),
+        head=replace(base.head, kind=head),  # type: ignore[arg-type]
+        data=replace(base.data, root=root, make_shapes=(0, 0, 0)),
+        train=replace(base.train, **{"epochs": EPOCHS, "eval_every": 1, **train}),
+        seed=seed,
+        device="cpu",
+    )
+
+
+def make_run(
+    folder: Path, experiment: Experiment, world: simulated.Scene, skill: float, epochs: int = EPOCHS, draw: int = 0
+) -> Path:
+    """A run that was evaluated after each of so many epochs, a little better each time; draw: of its detections."""
+    assert experiment.data.root is not None
+    annotations = experiment.data.root / "annotations" / "instances_val2017.json"
+    write_json(folder / "config.json", to_dict(experiment))
+    evaluations, metrics = [], []
+    for epoch in range(1, epochs + 1):
+        found = simulated.detect(world, skill - 0.4 * (EPOCHS - epoch), 1000 * draw + epoch, per_picture=20)
+        results = simulated.records(found)
+        place = folder / "detections" / f"epoch-{epoch:03d}"
+        write_results(place / "detections.json", results)
+        scores = score(annotations, results).to_dict()
+        pinned = {"eval_batch": experiment.data.eval_batch, "annotations": str(annotations)}
+        write_json(place / "scores.json", {**scores, "evaluated_with": pinned})
+        del scores["per_class"]
+        evaluations.append({"step": 10 * epoch, "epoch": epoch, **scores})
+        for step in range(10 * epoch - 8, 10 * epoch + 1, 2):
+            losses = {"class": 1 / step, "l1": 2 / step, "giou": 1 / step}
+            row = {"step": step, "epoch": step / 10, "loss": 4 / step, "losses": losses, "lr": 1e-4, "grad_norm": 1.0}
+            metrics.append({**row, "images_per_second": 20.0 + draw, "memory_gib": 0.5 + 0.1 * draw})
+    write_jsonl(folder / "evaluations.jsonl", evaluations)
+    write_jsonl(folder / "metrics.jsonl", metrics)
+    write_jsonl(folder / "provenance.jsonl", [provenance_line(experiment)])
+    return folder
+
+
+def provenance_line(experiment: Experiment, **changed: Any) -> dict[str, Any]:
+    """What a start of a run notes."""
+    assert experiment.data.root is not None
+    paths = {split: experiment.data.root / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}
+    return {
+        "time": "2026-01-01T00:00:00+00:00",
+        "command": "detr-container train debug",
+        "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
+        "packages": {"torch": "2.14.1", "torchvision": "0.29.1", "timm": "1.0.31"},
+        "cpu": "a processor",
+        "gpus": [],
+        "world_size": 1,
+        "step": 0,
+        "data": {split: {"annotations": str(path), "sha256": sha256(path)} for split, path in paths.items()},
+        **changed,
+    }
+
+
+def read_json(path: Path) -> Any:
+    """A file's content."""
+    return json.loads(path.read_text())
+
+
+def comparison(home: Path, seeds: int = 2) -> list[Path]:
+    """Both heads on two backbones with some seeds each, on a made data set in `home`/data."""
+    world = make_data(home / "data")
+    folders = []
+    for number, (head, backbone, skill) in enumerate(
+        (
+            ("detr", "resnet18", -0.6),
+            ("detr", "container_light_tiny", -0.2),
+            ("smca", "resnet18", 0.6),
+            ("smca", "container_light_tiny", 0.7),
+        )
+    ):
+        for seed in range(seeds):
+            folder = home / "runs" / f"{head}-{backbone}-seed{seed}"
+            experiment = experiment_of(home / "data", head, backbone, seed)
+            folders.append(make_run(folder, experiment, world, skill + 0.1 * seed, draw=10 * number + seed))
+    return folders
