@@ -160,8 +160,9 @@ def _progress(folder: Path) -> dict[str, Any]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run, or was submitted to become one."""
-    return Run(folder).exists or JobFolder(folder).submission() is not None
+    """Whether a folder is a run, was submitted to become one, or has lost its configuration."""
+    run = Run(folder)
+    return run.exists or JobFolder(folder).submission() is not None or run.metrics_path.exists()
 
 
 def started(folder: Path) -> tuple[Submission, int]:

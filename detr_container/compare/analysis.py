@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.files import sha256
-from detr_container.scoring import Columns, detection_columns, read_truth
+from detr_container.scoring import Columns, Record, Truth, detection_columns, read_truth
 
 from .cells import Cell, cells_of
 from .errors import Errors, breakdown
@@ -23,9 +23,8 @@ from .measured import Measured, measured
 from .options import RESAMPLES
 from .precision import FIGURES, figures, precision_at_recall
 from .quality import Calibration, calibration, picture_quality
-from .reading import RunRecord, judge, read_runs
+from .reading import Judged, RunRecord, judge, read_runs
 
-_log = logging.getLogger(__name__)
 DRIFT = 1e-6
 """By how much the AP that a run logged may differ from that of its detections before something is wrong."""
 
@@ -113,53 +112,76 @@ def analyse(
     cells, unjudged = cells_of(records)
     refuse_other_data(records)
     level = epoch or _level(cells)
-    chosen, judged = {}, {}
-    for cell in cells:
-        for record in cell.runs:
-            reason = _not_yet(record, level)
-            try:
-                if reason:
-                    raise ValueError(reason)
-                chosen[record.folder] = level or record.last
-                judged[record.folder] = judge(record, chosen[record.folder], annotations)
-            except ValueError as error:
-                unjudged[record.folder] = str(error)
-    if not judged:
-        told = "; ".join(f"{folder}: {why}" for folder, why in unjudged.items())
-        raise ValueError(f"none of {len(records)} runs can be judged: {told}")
+    judged = _judge_all(cells, level, annotations, unjudged)
     path = _one_file([one.annotations for one in judged.values()])
     truth = read_truth(path)
     ground = Ground.of(truth)
     weights = np.concatenate([np.ones((1, len(ground.pictures))), resamples(len(ground.pictures), count)])
     notes: dict[Path, tuple[str, ...]] = {}
-    results: list[CellResult] = []
-    for cell in cells:
-        mine: list[RunResult] = []
-        for record in cell.runs:
-            if record.folder not in judged:
-                continue
-            tell(sum(len(done.results) for done in results) + len(mine), len(judged), str(record.folder))
-            try:
-                found = detection_columns(judged[record.folder].results, truth, path)
-            except ValueError as error:
-                unjudged[record.folder] = str(error)
-                continue
-            result = _result(record, chosen[record.folder], ground, found, weights)
-            notes[record.folder] = (*record.faults, *_oddities(result))
-            mine.append(result)
-        results.append(CellResult(cell, tuple(mine), len(ground.pictures)))
+    results: dict[Path, RunResult] = {}
+    for record in records:
+        if record.folder not in judged:
+            continue
+        tell(len(results), len(judged), str(record.folder))
+        try:
+            found, remarks = _columns(judged[record.folder].results, truth, path)
+        except ValueError as error:
+            unjudged[record.folder] = str(error)
+            continue
+        result = _result(record, judged[record.folder].epoch, ground, found, weights)
+        results[record.folder] = result
+        notes[record.folder] = (*record.faults, *remarks, *_oddities(result))
     tell(len(judged), len(judged), "")
+    if not results:
+        raise _nothing(unjudged)
+    of_cells = [
+        CellResult(cell, tuple(results[run.folder] for run in cell.runs if run.folder in results), len(ground.pictures))
+        for cell in cells
+    ]
+    pinned = {folder: judged[folder].pinned for folder in results}
     return Analysis(
         ground,
         path,
         tuple(records),
-        tuple(results),
+        tuple(of_cells),
         unjudged,
         notes,
-        tuple(differences([cell.cell for cell in results if cell.results])),
+        tuple(differences([cell.cell for cell in of_cells if cell.results], pinned)),
         count,
         level,
     )
+
+
+def _judge_all(
+    cells: Sequence[Cell], level: int | None, annotations: Path | None, unjudged: dict[Path, str]
+) -> dict[Path, Judged]:
+    """The evaluations by which runs are judged; why there is none goes to `unjudged`. ValueError when all are there."""
+    judged = {}
+    for record in (record for cell in cells for record in cell.runs):
+        reason = _not_yet(record, level)
+        if reason:
+            unjudged[record.folder] = reason
+            continue
+        try:
+            judged[record.folder] = judge(record, level or record.last, annotations)
+        except (ValueError, OSError) as error:
+            unjudged[record.folder] = str(error)
+    if not judged:
+        raise _nothing(unjudged)
+    return judged
+
+
+def _nothing(unjudged: dict[Path, str]) -> ValueError:
+    told = "; ".join(f"{folder}: {why}" for folder, why in unjudged.items())
+    return ValueError(f"none of {len(unjudged)} runs can be judged: {told}")
+
+
+def _columns(results: Sequence[Record], truth: Truth, path: Path) -> tuple[Columns, list[str]]:
+    """Detections as arrays, and what was left out of them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = detection_columns(results, truth, path)
+    return found, [str(one.message) for one in caught]
 
 
 def _level(cells: Sequence[Cell]) -> int | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from detr_container import jobs
 from detr_container.build import open_data
 from detr_container.clock import clock
 from detr_container.config import Experiment
-from detr_container.costs import costs
+from detr_container.costs import costs, validation_sizes
 from detr_container.distributed import session
 from detr_container.files import write_json
 from detr_container.jobs import Member
@@ -106,13 +108,13 @@ class Campaign:
         data = open_data(self.members[0].experiment)
         lines = []
         for label, experiment in self._cells().items():
-            size = (max(experiment.data.scales),) * 2
+            size = Counter(validation_sizes(experiment, data.val.annotations)).most_common(1)[0][0]
             cost = costs(experiment, len(data.classes), [size])
             pictures = len(data.train) * experiment.train.epochs
-            work = (1 + BACKWARD) * cost.gflops.total * pictures / 1e6
+            work = (1 + BACKWARD) * cost.gflops.total * pictures
             lines.append(
                 f"{label}: {cost.parameters.total / 1e6:.1f} M parameters, {cost.gflops.total:.2f} GFLOPs on "
-                f"{size[0]} x {size[1]}, {pictures:,} pictures, about {work:,.3g} PFLOPs of training a seed"
+                f"{size[0]} x {size[1]} pixels; {pictures:,} pictures a seed, about {_amount_of(work)}"
             )
         return lines
 
@@ -195,6 +197,12 @@ class Campaign:
         with display as tell:
             options = ReportOptions((str(self.home),), output=self.home / "report", measure=measure)
             return write_report(options, tell)
+
+
+def _amount_of(gflops: float) -> str:
+    """Floating-point operations with three figures and a unit."""
+    power = min(3, max(0, int(math.log10(max(gflops, 1)) // 3)))
+    return f"{gflops / 1000**power:.3g} {'GTPE'[power]}FLOPs"
 
 
 def _label(experiment: Experiment) -> str:

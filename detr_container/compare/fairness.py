@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .cells import Cell
@@ -54,9 +55,10 @@ class Difference:
         return f"{self.topic}: {self.name} differs: {told}"
 
 
-def differences(cells: Sequence[Cell]) -> list[Difference]:
-    """Everything that differs between the cells, warnings first."""
+def differences(cells: Sequence[Cell], pinned: Mapping[Path, Mapping[str, Any]]) -> list[Difference]:
+    """Everything that differs between the cells, warnings first; pinned: how each run's evaluation was made."""
     found = [*_settings(cells), *_facts(cells)]
+    found += _evaluations(cells, pinned, {difference.name for difference in found})
     return sorted(found, key=lambda difference: difference.expected)
 
 
@@ -113,6 +115,20 @@ def _facts(cells: Sequence[Cell]) -> list[Difference]:
         if len(set(values.values())) > 1 or any(", " in value for value in values.values() if name != "device"):
             found.append(Difference(topic, name, values))
     return found
+
+
+def _evaluations(
+    cells: Sequence[Cell], pinned: Mapping[Path, Mapping[str, Any]], told: set[str]
+) -> Iterator[Difference]:
+    """What the evaluations themselves noted, where the settings do not say it already."""
+    names = dict.fromkeys(name for one in pinned.values() for name in one if name != "annotations")
+    for name in names:
+        values = {}
+        for cell in cells:
+            noted = {_text(pinned[run.folder].get(name)) for run in cell.runs if run.folder in pinned}
+            values[cell.label] = ", ".join(sorted(noted))
+        if len(set(values.values())) > 1 and not {f"data.{name}", f"train.{name}"} & told:
+            yield Difference("evaluation", name, values)
 
 
 def _commit(line: dict[str, Any]) -> str:

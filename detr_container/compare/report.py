@@ -84,10 +84,7 @@ def make_document(
 ) -> Document:
     """All that the page says."""
     pairs = results.pairs_of(analysis)
-    warnings = [str(one) for one in analysis.differences if not one.expected]
-    warnings += [f"{folder} is in no mean: {why}" for folder, why in analysis.unjudged.items()]
-    warnings += [f"{folder}: {note}" for folder, notes in analysis.notes.items() for note in notes]
-    warnings += trouble
+    warnings = [*results.warnings(analysis), *trouble]
     summary = results.findings(analysis, pairs) or [results.NO_PAIR]
     if _made_shapes(analysis):
         summary.append(

@@ -150,6 +150,13 @@ def differences(pairs: Sequence[Pair], pictures: int, resamples: int) -> Section
     return Section("differences", "Differences", text, tables=[Table("differences", "Pairs", columns, rows)])
 
 
+def warnings(analysis: Analysis) -> list[str]:
+    """What a reader must know before comparing: unfair differences, runs left out, and what is odd about others."""
+    told = [str(one) for one in analysis.differences if not one.expected]
+    told += [f"{folder} is in no mean: {why}" for folder, why in analysis.unjudged.items()]
+    return told + [f"{folder}: {note}" for folder, notes in analysis.notes.items() for note in notes]
+
+
 def findings(analysis: Analysis, pairs: Sequence[Pair]) -> list[str]:
     """The ranking in sentences, a head each."""
     told = []

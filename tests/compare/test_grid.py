@@ -1,0 +1,150 @@
+"""The grid of a comparison: what its members share, what they do not, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import tiny
+
+from detr_container.build import build_detector, open_data
+from detr_container.compare.grid import members_of, on_backbone, with_head
+from detr_container.compare.reading import settings_of
+from detr_container.config import Experiment
+from detr_container.datasets.batch import Batch
+from detr_container.datasets.loader import StepBatches, batches, training_loader
+from detr_container.experiments import named
+
+BACKBONES = ("resnet18", "container_light_tiny", "timm/convnext_atto")
+
+
+def grid(**changed: Any) -> list[Any]:
+    usual: dict[str, Any] = {"heads": ("detr", "smca"), "backbones": BACKBONES, "seeds": (0, 3), "base": "debug"}
+    return members_of(Path("runs/x"), **{**usual, **changed})
+
+
+def test_every_combination_has_a_run_of_its_own() -> None:
+    members = grid()
+    assert len({member.folder for member in members}) == 2 * 3 * 2
+    found = {(m.experiment.head.kind, m.experiment.backbone.name, m.experiment.seed) for m in members}
+    assert found == {(head, name, seed) for head in ("detr", "smca") for name in BACKBONES for seed in (0, 3)}
+    assert members[2].folder == Path("runs/x/detr-timm_convnext_atto-seed0")
+    # All cells of a seed before the next seed, so that an unfinished comparison can be judged.
+    assert [member.experiment.seed for member in members] == [0] * 6 + [3] * 6
+
+
+def test_under_one_head_only_the_backbone_differs() -> None:
+    for head in ("detr", "smca"):
+        settings = [settings_of(m.experiment) for m in grid() if m.experiment.head.kind == head]
+        for one in settings:
+            del one["backbone.name"]
+        assert len({json.dumps(one) for one in settings}) == 1
+
+
+def test_all_stages_are_trained_unless_settings_say_otherwise() -> None:
+    published = members_of(Path("x"), ("detr",), ("resnet50",), (0,))[0].experiment
+    assert named("detr_r50_50e").experiment.backbone.frozen_stages == 2
+    assert published.backbone.frozen_stages == 0
+    frozen = members_of(Path("x"), ("detr",), ("resnet50",), (0,), settings=("backbone.frozen_stages=2",))[0]
+    assert frozen.experiment == replace(named("detr_r50_50e").experiment)
+
+
+def test_without_a_base_each_head_has_its_published_experiment() -> None:
+    members = members_of(Path("x"), ("detr", "smca"), ("resnet50",), (0,))
+    for member, name in zip(members, ("detr_r50_50e", "smca_r50_50e"), strict=True):
+        assert member.experiment == on_backbone(named(name).experiment, "resnet50")
+
+
+def test_the_other_head_on_a_base_has_its_own_loss_and_nothing_else() -> None:
+    base, other = named("debug").experiment, with_head("debug", "detr")
+    assert with_head("debug", "smca") == base
+    assert other.loss == named("detr_r50_50e").experiment.loss
+    assert replace(other, head=base.head, loss=base.loss) == base
+    assert replace(other.head, kind="smca") == base.head
+
+
+def test_weights_are_named_with_the_backbone(tmp_path: Path) -> None:
+    members = grid(backbones=("resnet18", "container_light_tiny=tiny.pth"), base="debug")
+    weights = {member.experiment.backbone.name: member.experiment.backbone.weights for member in members}
+    assert weights == {"resnet18": "none", "container_light_tiny": "tiny.pth"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"heads": ()}, "at least one each of --heads, --backbones and --seeds"),
+        ({"seeds": (1, 1)}, r"--seeds 1 1: name each once"),
+        ({"backbones": ("resnet18", "resnet18")}, r"--backbones resnet18 resnet18: name each once"),
+        ({"base": "debgu"}, r"there is no experiment 'debgu': did you mean debug"),
+        ({"settings": ("seed=3",)}, r"--setting seed: the comparison sets it; use --heads, --backbones or --seeds"),
+        ({"settings": ("backbone.name=resnet50",)}, r"--setting backbone.name: the comparison sets it"),
+        ({"settings": ("train.lrr=1",)}, r"there is no setting 'train.lrr'"),
+        ({"settings": ("train.lr=-1",)}, r"train.lr=-1.0: it must be greater than 0"),
+        ({"settings": ("train.lr",)}, r"'train.lr': write setting=value"),
+        ({"base": "", "backbones": ("container_light",)}, r"--backbones container_light=container_light.pth"),
+    ],
+)
+def test_what_is_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        grid(**changed)
+
+
+# -- the same for all backbones ---------------------------------------------------------------------------------------
+
+
+def seen(experiment: Experiment, steps: int) -> list[Batch]:
+    """The micro batches of a run's first steps, as its trainer asks for them."""
+    data, train = open_data(experiment), experiment.train
+    model = build_detector(experiment, len(data.classes), weights=False)
+    sampler = StepBatches(
+        len(data.train),
+        seed=experiment.seed,
+        batch=train.batch,
+        micro_batch=train.micro_batch,
+        total_steps=steps,
+    )
+    loader = training_loader(data.train, sampler, multiple=model.backbone.size_multiple, canvas=0, workers=0)
+    supply = batches(loader)
+    return [next(supply) for _ in range(steps * train.batch // train.micro_batch)]
+
+
+def test_the_same_seed_shows_the_same_pictures_to_every_backbone(root: Path) -> None:
+    """Order, augmentation and the composition of batches; only the padding at their edges may differ."""
+    base = tiny(
+        root, data__augment="detr", data__scales=(48, 64), data__crop_range=(32, 60), data__crop_resize=(48, 64)
+    )
+    first, *others = [seen(on_backbone(base, name), steps=6) for name in BACKBONES]
+    assert len({tuple(batch.image_ids) for batch in first}) > 1
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            assert a.image_ids == b.image_ids
+            assert torch.equal(a.sizes, b.sizes)
+            assert torch.equal(a.targets.boxes, b.targets.boxes)
+            assert torch.equal(a.targets.labels, b.targets.labels)
+            for (height, width), one, same in zip(a.sizes.tolist(), a.images, b.images, strict=True):
+                assert torch.equal(one[:, :height, :width], same[:, :height, :width])
+
+
+def test_another_seed_shows_them_in_another_order(root: Path) -> None:
+    """That the test above could fail."""
+    base = tiny(root)
+    one, other = (seen(replace(base, seed=seed), steps=4) for seed in (0, 1))
+    assert [batch.image_ids for batch in one] != [batch.image_ids for batch in other]
+
+
+@pytest.mark.parametrize("head", ["detr", "smca"])
+def test_the_head_starts_the_same_over_every_backbone(head: Any, root: Path) -> None:
+    """All but the projection, whose weights take the backbone's channels and whose bias is drawn for as many."""
+    states = []
+    for name in BACKBONES:
+        experiment = on_backbone(with_head("debug", head), name)
+        state = build_detector(experiment, 3, weights=False).state_dict()
+        states.append({key: value for key, value in state.items() if not key.startswith(("backbone.", "input_proj."))})
+    assert len(states[0]) > 50
+    for other in states[1:]:
+        assert states[0].keys() == other.keys()
+        assert all(torch.equal(value, other[key]) for key, value in states[0].items())
