@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from torch import Tensor
 from detr_container.launch.lock import FolderLock
 from detr_container.launch.memory import keep_freed_memory
 from detr_container.launch.processes import ProcessInfo, current_process
+
+from .peak_memory import peak_memory
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +63,7 @@ class Session:
 
     def peak_memory(self) -> float:
         """Most memory that this process has had, in GiB: the GPU's where it computes on one."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return peak_memory(self.device)
 
     @contextmanager
     def alone_in(self, folder: Path) -> Iterator[None]:

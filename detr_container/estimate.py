@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import resource
 import signal
 import subprocess
 import sys
@@ -35,6 +33,7 @@ from .build import Data, open_data
 from .config import DataConfig, Experiment, TrainConfig
 from .distributed import Session, session
 from .files import write_json
+from .peak_memory import GIB
 from .probe import Probe
 
 Sides = NDArray[np.int64]
@@ -222,7 +221,7 @@ def step_memory(
 
 
 def _does_not_fit(room: float) -> DoesNotFitError:
-    return DoesNotFitError(f"more than the {room / 2**30:.2f} GiB that there are")
+    return DoesNotFitError(f"more than the {room / GIB:.2f} GiB that there are")
 
 
 def made_batch(largest: Largest, classes: int, seed: int = 0) -> Batch:
@@ -329,7 +328,7 @@ def main() -> int:
             if "allocate memory" not in str(error):
                 raise
             return _KILLED
-    sys.stdout.write(f"{_peak()}\n")
+    sys.stdout.write(f"{round(here.peak_memory() * GIB)}\n")
     return 0
 
 
@@ -342,16 +341,6 @@ def _first_to_go() -> None:
 def _end_with_parent() -> None:
     sys.stdin.read()
     os._exit(1)
-
-
-def _peak() -> int:
-    """Most memory in bytes that this process has had."""
-    with suppress(OSError):
-        # getrusage would count what the process had that started this one.
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        if found:
-            return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

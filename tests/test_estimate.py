@@ -156,7 +156,7 @@ with session("cpu") as here:
     for side in (64, 512):
         largest = estimate.Largest(side, side, (9, 2), True)
         estimate._take_step(experiment, open_data(experiment), largest, Path({str(tmp_path)!r}, str(side)), here)
-        print(estimate._peak())
+        print(round(here.peak_memory() * 2**30))
 """
     command = [sys.executable, "-c", program, request(root, tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)

@@ -1,0 +1,321 @@
+"""Every number of a report, computed again in the most literal way, from runs with several seeds and with one."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from made_runs import EPOCHS, comparison, read_json
+from scipy import stats
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from detr_container.build import build_detector
+from detr_container.compare.errors import KINDS
+from detr_container.compare.options import ReportOptions
+from detr_container.compare.report import write_report
+from detr_container.config import load
+from detr_container.files import read_jsonl, write_json
+from detr_container.scoring import score
+
+RESAMPLES = 12
+SIX = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "APs": "ap_small",
+    "APm": "ap_medium",
+    "APl": "ap_large",
+}
+LABELS = [f"{head}, {backbone}" for head in ("DETR", "SMCA-DETR") for backbone in ("container_light_tiny", "resnet18")]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Runs and their report."""
+
+    home: Path
+    seeds: int
+    report: dict[str, Any]
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        return next(section["tables"][name] for section in self.report["sections"] if name in section["tables"])
+
+    def runs(self, label: str) -> list[Path]:
+        head, backbone = label.split(", ")
+        kind = {"DETR": "detr", "SMCA-DETR": "smca"}[head]
+        return [self.home / "runs" / f"{kind}-{backbone}-seed{seed}" for seed in range(self.seeds)]
+
+    def row(self, name: str, label: str) -> dict[str, Any]:
+        head, backbone = label.split(", ")
+        return next(row for row in self.table(name) if (row["head"], row["backbone"]) == (head, backbone))
+
+    @property
+    def truth(self) -> Path:
+        return self.home / "data" / "annotations" / "instances_val2017.json"
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one seed", "three seeds"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    home = tmp_path_factory.mktemp("made")
+    comparison(home, request.param)
+    options = ReportOptions((str(home / "runs"),), output=home / "report", resamples=RESAMPLES)
+    page = write_report(options)
+    return Made(home, request.param, read_json(page.parent / "report.json"))
+
+
+def scores_of(run: Path, truth: Path, epoch: int = EPOCHS) -> dict[str, Any]:
+    """What pycocotools says of a run's detections."""
+    return score(truth, run / "detections" / f"epoch-{epoch:03d}" / "detections.json", "pycocotools").to_dict()
+
+
+def close(value: float | None) -> Any:
+    return None if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+def check_spread(row: dict[str, Any], name: str, values: list[float]) -> None:
+    assert row[name] == close(100 * statistics.fmean(values))
+    assert row[f"{name} sd"] == (close(100 * statistics.stdev(values)) if len(values) > 1 else None)
+    assert row[f"{name} seeds"] == len(values)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_headline_has_the_figures_of_pycocotools(label: str, made: Made) -> None:
+    row = made.row("results", label)
+    found = [scores_of(run, made.truth) for run in made.runs(label)]
+    for name, key in SIX.items():
+        check_spread(row, name, [one[key] for one in found])
+    assert row["seeds"] == str(made.seeds)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_the_best_epoch_stands_by_itself(label: str, made: Made) -> None:
+    best = [max(scores_of(run, made.truth, epoch)["ap"] for epoch in (1, 2, 3)) for run in made.runs(label)]
+    check_spread(made.row("results", label), "best-epoch AP", best)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_what_it_cost(label: str, made: Made) -> None:
+    row, logs = made.row("results", label), [read_jsonl(run / "metrics.jsonl") for run in made.runs(label)]
+    experiment = load(made.runs(label)[0] / "config.json")
+    model = build_detector(experiment, 3, weights=False).eval()
+    assert row["parameters, M"] == close(sum(p.numel() for p in model.parameters()) / 1e6)
+    # Every picture is 640 x 480, and comes out as 64 x 48.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(1, 3, 48, 64), torch.tensor([[48, 64]]))
+    assert row["GFLOPs"] == close(counter.get_total_flops() / 1e9)
+    assert row["images/s"] == close(
+        statistics.fmean(statistics.median(r["images_per_second"] for r in log) for log in logs)
+    )
+    assert row["memory, GiB"] == close(max(r["memory_gib"] for log in logs for r in log))
+    hours = []
+    for log in logs:
+        steps = np.diff([0, *(r["step"] for r in log)])
+        hours.append(sum(n * experiment.train.batch / r["images_per_second"] for n, r in zip(steps, log, strict=True)))
+    assert row["device-hours"] == close(statistics.fmean(hours) / 3600)
+
+
+def resampled(made: Made) -> dict[Path, list[dict[str, Any]]]:
+    """The figures of every run on data sets in which pictures are really repeated as often as they were drawn."""
+    content, rng = read_json(made.truth), np.random.default_rng(0)
+    ids = sorted(image["id"] for image in content["images"])
+    found: dict[Path, list[dict[str, Any]]] = {run: [] for label in LABELS for run in made.runs(label)}
+    target = made.home / "resampled.json"
+    for _ in range(RESAMPLES):
+        drawn = [ids[index] for index in rng.integers(0, len(ids), len(ids))]
+        new = {image_id: [1000 * image_id + n for n in range(drawn.count(image_id))] for image_id in ids}
+        rows = [{**row, "image_id": i} for row in content["annotations"] for i in new[row["image_id"]]]
+        images = [{**image, "id": i} for image in content["images"] for i in new[image["id"]]]
+        write_json(
+            target,
+            {**content, "images": images, "annotations": [{**row, "id": n} for n, row in enumerate(rows, start=1)]},
+        )
+        for run, figures in found.items():
+            results = read_json(run / "detections" / f"epoch-{EPOCHS:03d}" / "detections.json")
+            copies = [{**row, "image_id": i} for row in results for i in new[row["image_id"]]]
+            figures.append(score(target, copies, "pycocotools").to_dict())
+    return found
+
+
+def expected(made: Made, a: list[np.ndarray], b: list[np.ndarray] | None = None) -> dict[str, float]:
+    """An interval by its definition: of each seed the plain figure first, then those of the resamples."""
+    sides = [np.stack(side) for side in (a, b) if side is not None]
+    value = sides[0][:, 0].mean() - (sides[1][:, 0].mean() if len(sides) > 1 else 0)
+    together = sides[0][:, 1:].mean(axis=0) - (sides[1][:, 1:].mean(axis=0) if len(sides) > 1 else 0)
+    pictures = len(read_json(made.truth)["images"])
+    parts = [(statistics.variance(together) * pictures / (pictures - 1), pictures - 1)]
+    if made.seeds > 1:
+        parts += [(statistics.variance(side[:, 0]) / made.seeds, made.seeds - 1) for side in sides]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / count for part, count in parts)
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
+    p = 2 * stats.t.cdf(-abs(value) / math.sqrt(variance), freedom)
+    return {"value": 100 * value, "low": 100 * (value - reach), "high": 100 * (value + reach), "p": p}
+
+
+def figures_of(made: Made, drawn: dict[Path, list[dict[str, Any]]], label: str, key: str) -> list[np.ndarray]:
+    return [np.array([scores_of(run, made.truth)[key], *(one[key] for one in drawn[run])]) for run in made.runs(label)]
+
+
+def pairs() -> Iterator[tuple[str, str]]:
+    for a, b in combinations(LABELS, 2):
+        if a.split(", ")[0] == b.split(", ")[0] or a.split(", ")[1] == b.split(", ")[1]:
+            yield a, b
+
+
+def name_of(a: str, b: str) -> str:
+    (head, backbone), (other_head, other_backbone) = a.split(", "), b.split(", ")
+    if head == other_head:
+        return f"{head}: {backbone} \N{MINUS SIGN} {other_backbone}"
+    return f"{backbone}: {head} \N{MINUS SIGN} {other_head}"
+
+
+def test_differences_and_their_intervals(made: Made) -> None:
+    drawn = resampled(made)
+    rows = {row["difference"]: row for row in made.table("differences")}
+    assert len(rows) == len(list(pairs()))
+    p_values = {}
+    for a, b in pairs():
+        name = name_of(a, b)
+        a, b, name = (a, b, name) if name in rows else (b, a, name_of(b, a))
+        for column, key in (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75")):
+            wanted = expected(made, figures_of(made, drawn, a, key), figures_of(made, drawn, b, key))
+            assert rows[name][column] == close(wanted["value"])
+            assert rows[name][f"{column} low"] == close(wanted["low"])
+            assert rows[name][f"{column} high"] == close(wanted["high"])
+            if key == "ap":
+                assert wanted["value"] >= 0
+                assert rows[name]["p"] == close(wanted["p"])
+                p_values[name] = wanted["p"]
+    # Holm: the smallest p is compared with 5 % / 4, the next with 5 % / 3, until one is larger.
+    left, held = len(p_values), True
+    for name in sorted(p_values, key=lambda one: p_values[one]):
+        held = held and p_values[name] <= 0.05 / left
+        left -= 1
+        if not held:
+            assert rows[name]["AP is"] == "not distinguishable"
+        else:
+            assert rows[name]["AP is"].startswith("higher")
+            assert ("seeds not measured" in rows[name]["AP is"]) == (made.seeds == 1)
+    for label in LABELS:
+        row = made.row("sizes", label)
+        for word, key in (("small", "ap_small"), ("medium", "ap_medium"), ("large", "ap_large")):
+            wanted = expected(made, figures_of(made, drawn, label, key))
+            assert row[f"AP {word}"] == close(wanted["value"])
+            assert row[f"AP {word} low"] == close(wanted["low"])
+            assert row[f"AP {word} high"] == close(wanted["high"])
+    check_classes(made, drawn)
+
+
+def check_classes(made: Made, drawn: dict[Path, list[dict[str, Any]]]) -> None:
+    """Differences by class, for both heads."""
+    content = read_json(made.truth)
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    for number, head in enumerate(("DETR", "SMCA-DETR"), start=1):
+        rows = made.table(f"classes-{number}")
+        a, b = [key for key in rows[0] if key in ("container_light_tiny", "resnet18")]
+        assert len(rows) == len(names)
+        for row in rows:
+            sides = []
+            for backbone in (a, b):
+                runs = made.runs(f"{head}, {backbone}")
+                plain = [scores_of(run, made.truth) for run in runs]
+                sides.append(
+                    [
+                        np.array([of_class(one, row["class"]) for one in (first, *drawn[run])])
+                        for run, first in zip(runs, plain, strict=True)
+                    ]
+                )
+                assert row[backbone] == close(100 * statistics.fmean(side[0] for side in sides[-1]))
+            wanted = expected(made, *sides)
+            assert row["difference"] == close(wanted["value"])
+            assert row["difference low"] == close(wanted["low"])
+            assert row["difference high"] == close(wanted["high"])
+            count = sum(names[o["category_id"]] == row["class"] and not o["iscrowd"] for o in content["annotations"])
+            assert row["objects"] == count
+
+
+def of_class(scores: dict[str, Any], name: str) -> float:
+    return next(row["ap"] for row in scores["per_class"] if row["name"] == name)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_run_by_itself(label: str, made: Made) -> None:
+    rows = {row["run"]: row for row in made.table("runs")}
+    for seed, run in enumerate(made.runs(label)):
+        row, found = rows[str(run)], scores_of(run, made.truth)
+        assert row["seed"] == str(seed)
+        assert row["AP"] == close(100 * found["ap"])
+        assert (row["last epoch"], row["judged after epoch"]) == (str(EPOCHS), str(EPOCHS))
+        assert row["remarks"] == ""
+        data = made.report["runs"][str(run)]
+        assert data["ap"] == close(found["ap"])
+        assert data["ap_by_class"] == {one["name"]: close(one["ap"]) for one in found["per_class"]}
+        assert data["errors"]["ap50"] == close(found["ap50"])
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_tables_of_errors_and_calibration_are_means_over_seeds(label: str, made: Made) -> None:
+    row = made.row("errors", label)
+    for kind in KINDS:
+        costs = [made.report["runs"][str(run)]["errors"]["cost"][kind] for run in made.runs(label)]
+        assert row[kind] == close(100 * statistics.fmean(costs))
+    found = [len(read_json(run / "detections" / f"epoch-{EPOCHS:03d}" / "detections.json")) for run in made.runs(label)]
+    # Those on crowds do not count.
+    assert 0.9 * sum(found) <= made.row("calibration", label)["detections"] <= sum(found)
+
+
+def test_the_summary_ranks_only_what_can_be_told_apart(made: Made) -> None:
+    rows = {row["difference"]: row for row in made.table("differences")}
+    for head in ("DETR", "SMCA-DETR"):
+        row = next(row for name, row in rows.items() if name.startswith(f"{head}: "))
+        line = next(line for line in made.report["summary"] if line.startswith(f"{head}: "))
+        if row["AP is"] == "not distinguishable":
+            assert "not distinguishable" in line
+            assert "1.\N{EN DASH}2." in line
+        else:
+            assert " is above " in line
+            assert "1. " in line
+            assert "2. " in line
+
+
+def test_published_figures_have_columns_of_their_own(tmp_path: Path) -> None:
+    from made_runs import experiment_of, make_data, make_run
+
+    world = make_data(tmp_path / "data", pictures=6)
+    for head in ("detr", "smca"):
+        for backbone in ("resnet50", "container_light"):
+            make_run(
+                tmp_path / "runs" / f"{head}-{backbone}", experiment_of(tmp_path / "data", head, backbone), world, 1.0
+            )
+    page = write_report(ReportOptions((str(tmp_path / "runs"),), output=tmp_path / "report", resamples=5))
+    rows = read_json(page.parent / "report.json")["sections"][0]["tables"]["results"]
+    published = {(row["head"], row["backbone"]): row["published AP"] for row in rows}
+    assert published == {
+        ("DETR", "resnet50"): 34.9,
+        ("DETR", "container_light"): 38.9,
+        ("SMCA-DETR", "resnet50"): 41.0,
+        ("SMCA-DETR", "container_light"): 44.2,
+    }
+    for row in rows:
+        assert row["AP"] != row["published AP"]
+        assert "Gao et al. 2021" in row["source"] or "Conditional DETR" in row["source"]
+
+
+def test_csv_and_json_say_the_same(made: Made) -> None:
+    for section in made.report["sections"]:
+        for name, rows in section["tables"].items():
+            with (made.home / "report" / "tables" / f"{name}.csv").open(newline="") as file:
+                read = list(csv.DictReader(file))
+            assert len(read) == len(rows)
+            for one, other in zip(read, rows, strict=True):
+                assert {key: "" if value is None else str(value) for key, value in other.items()} == dict(one)
