@@ -9,15 +9,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst /,_,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo clean
+.PHONY: help install test lint format demo compare-demo clean
 
 help:
-	@echo "make test     check style and types, and run all tests"
-	@echo "make demo     make a small data set, train on it, evaluate, and draw what was found"
-	@echo "make lint     check style and types only"
-	@echo "make format   put the code into the project's format"
-	@echo "make install  only create .venv with everything in it"
-	@echo "make clean    remove .venv and caches (not runs/ or data/)"
+	@echo "make test          check style and types, and run all tests"
+	@echo "make demo          make a small data set, train on it, evaluate, and draw what was found"
+	@echo "make compare-demo  train two heads on two backbones with two seeds on made pictures, and report; 20 minutes"
+	@echo "make lint          check style and types only"
+	@echo "make format        put the code into the project's format"
+	@echo "make install       only create .venv with everything in it"
+	@echo "make clean         remove .venv and caches (not runs/ or data/)"
 
 install: $(STAMP)
 
@@ -35,6 +36,10 @@ format: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/detr-container demo
+
+compare-demo: $(STAMP)
+	$(BIN)/detr-container compare --base compare_demo --heads detr smca --backbones resnet18 container_light_small \
+	  --seeds 0 1 --name compare-demo --at-once 2
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

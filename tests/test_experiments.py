@@ -13,7 +13,7 @@ def of(name: str) -> Experiment:
 
 
 def test_the_list() -> None:
-    assert list(BUILDERS) == [*FIFTY, "demo", "debug"]
+    assert list(BUILDERS) == [*FIFTY, "demo", "compare_demo", "debug"]
     for name in BUILDERS:
         entry = named(name)
         assert entry.experiment.name == name
@@ -78,7 +78,7 @@ def test_only_what_is_published_is_claimed() -> None:
     assert "44.2" in claimed["smca_container_light_50e"]
     assert "41.0" in claimed["smca_r50_50e"]
     assert "34.9" in claimed["detr_r50_50e"]
-    assert [name for name, ap in claimed.items() if not ap] == ["detr_r50_dc5_50e", "demo", "debug"]
+    assert [name for name, ap in claimed.items() if not ap] == ["detr_r50_dc5_50e", "demo", "compare_demo", "debug"]
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,15 @@ def test_environment_names_the_same_packages_and_versions(repository: Path) -> N
     environment = yaml.safe_load((repository / "environment.yml").read_text())
     assert environment["channels"] == ["conda-forge", "nodefaults"]
     listed = {}
-    for entry in environment["dependencies"]:
+    entries = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    by_pip = [entry for group in environment["dependencies"] if isinstance(group, dict) for entry in group["pip"]]
+    for entry in entries + by_pip:
         name, _, version = entry.partition("==")
         listed[re.split(r"[<>=]", name)[0]] = version
     expected = {CONDA_NAMES.get(name, name): pins[name] for name in direct(repository)}
     assert {name: version for name, version in listed.items() if name not in CONDA_ONLY} == expected
     assert set(listed) >= CONDA_ONLY
-    python = next(entry for entry in environment["dependencies"] if entry.startswith("python"))
+    python = next(entry for entry in entries if entry.startswith("python"))
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(project["requires-python"])
 

@@ -245,6 +245,26 @@ def test_an_array_with_a_member_that_fails(slurm: Cluster, quiet: Path, root: Pa
         assert_same_run(a, b)
 
 
+def test_a_comparison_as_an_array_ends_with_its_report(slurm: Cluster, quiet: Path, root: Path) -> None:
+    """One member is preempted; whichever finishes last writes the report."""
+    grid = ["--base", "debug", "--heads", "smca", "--backbones", "container_light_tiny", "resnet18", "--seeds", "0"]
+    common = [f"data.root={root}", "data.make-shapes=0 0 0", "data.workers=0", "train.epochs=20", "train.eval-every=20"]
+    resources = ["--slurm.gpus-per-node", "0", "--slurm.time", "10m", "--at-once", "2"]
+    line = ["compare", "--name", "pair", "--submit", *grid, *resources, "--setting", *common, "device=cpu"]
+    done = command(quiet, *line)
+    assert done.returncode == 0, done.stderr
+    assert "submitted 2 of 2 runs" in done.stdout
+    home = quiet / "runs" / "pair"
+    disturbed, other = (home / f"smca-{name}-seed0" for name in ("resnet18", "container_light_tiny"))
+    wait_until(lambda: rows(disturbed) >= 2, "running", slurm)
+    subprocess.run(["scancel", "--signal=USR2", standing(disturbed).job], check=True)
+    for run in (disturbed, other):
+        assert end_of(run, slurm).state == "finished", said(run)
+    wait_until((home / "report" / "index.html").exists, "reported", slurm)
+    assert JobFolder(disturbed).history()[0].outcome == "stopped"
+    assert "all 2 runs are done" in command(quiet, *line).stdout
+
+
 def test_cancel_and_resubmit_for_longer(slurm: Cluster, quiet: Path, root: Path) -> None:
     run = quiet / "runs" / "cancelled"
     submit(quiet, root, run.name, epochs=400)

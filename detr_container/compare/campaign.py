@@ -192,7 +192,6 @@ class Campaign:
         write_json(self.home / PLAN, {"command": self.command, "members": names})
 
     def _report(self, display: AbstractContextManager[Tell]) -> Path:
-        # Latencies of another time are of other models, or of the same ones on this machine.
         measure = self.options.measure and not self.options.submit
         with display as tell:
             options = ReportOptions((str(self.home),), output=self.home / "report", measure=measure)

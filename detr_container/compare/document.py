@@ -34,6 +34,10 @@ UNKNOWN = "\N{EN DASH}"
 Value = str | float | int | bool | Spread | Range | None
 
 
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 @dataclass(frozen=True)
 class Column:
     """One column. form: how its numbers are written; signed: with their sign; published: not of these runs."""
@@ -46,7 +50,7 @@ class Column:
     def text(self, value: Value) -> str:
         """A value as a reader sees it; what is not known is a dash."""
         central = value.mean if isinstance(value, Spread) else value.value if isinstance(value, Range) else value
-        if value is None or (isinstance(central, float) and math.isnan(central)):
+        if value is None or _is_nan(central):
             return UNKNOWN
         if isinstance(value, bool):
             return "yes" if value else "no"
@@ -64,13 +68,20 @@ class Column:
     def _number(self, value: float) -> str:
         return format(value, ("+" if self.signed else "") + self.form).replace("-", "\N{MINUS SIGN}")
 
+    @property
+    def key(self) -> str:
+        """Its name where there are no headings: what others published is never taken for ours."""
+        return f"published {self.title}" if self.published and self.title != "source" else self.title
+
     def plain(self, value: Value) -> dict[str, Any]:
-        """A value as data: one or more entries by column name, numbers not rounded."""
+        """A value as data: one or more entries by column name, numbers not rounded; None is what is not known."""
         if isinstance(value, Spread):
-            return {self.title: value.mean, f"{self.title} sd": value.deviation, f"{self.title} seeds": value.seeds}
-        if isinstance(value, Range):
-            return {self.title: value.value, f"{self.title} low": value.low, f"{self.title} high": value.high}
-        return {self.title: value}
+            parts: dict[str, Any] = {"": value.mean, " sd": value.deviation, " seeds": value.seeds}
+        elif isinstance(value, Range):
+            parts = {"": value.value, " low": value.low, " high": value.high}
+        else:
+            parts = {"": value}
+        return {self.key + part: None if _is_nan(entry) else entry for part, entry in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -111,8 +122,8 @@ class Table:
         heads = [column.title + (" (published)" if column.published else "") for column in self.columns]
         marks = [":---", *["---:"] * (len(heads) - 1)]
         lines = [heads, marks, *self.texts()]
-        escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-        return "\n".join([f"*{self.caption}*", "", *(f"| {' | '.join(line)} |" for line in escaped), ""])
+        escaped = [[_marked_down(cell).replace("|", "\\|") for cell in line] for line in lines]
+        return "\n".join([f"*{_marked_down(self.caption)}*", "", *(f"| {' | '.join(line)} |" for line in escaped), ""])
 
 
 @dataclass(frozen=True)
@@ -163,14 +174,14 @@ class Document:
 
     def markdown(self) -> str:
         """The report as Markdown; figures are links to files in `figures/`."""
-        parts = [f"# {self.title}", "", *(f"{line}\n" for line in self.summary)]
-        parts += [f"- **Warning:** {warning}" for warning in self.warnings]
+        parts = [f"# {_marked_down(self.title)}", "", *(f"{_marked_down(line)}\n" for line in self.summary)]
+        parts += [f"- **Warning:** {_marked_down(warning)}" for warning in self.warnings]
         for section in self.sections:
             parts += ["", f"## {section.title}", ""]
-            parts += [f"{line}\n" for line in section.text]
-            parts += [f"- **Warning:** {warning}" for warning in section.warnings]
+            parts += [f"{_marked_down(line)}\n" for line in section.text]
+            parts += [f"- **Warning:** {_marked_down(warning)}" for warning in section.warnings]
             parts += [table.markdown() for table in section.tables]
-            parts += [f"![{figure.alt}](figures/{file_name(figure)})\n" for figure in section.figures]
+            parts += [f"![{_marked_down(figure.alt)}](figures/{file_name(figure)})\n" for figure in section.figures]
             if section.code:
                 parts += ["```sh", section.code, "```"]
         return "\n".join(parts) + "\n"
@@ -194,6 +205,11 @@ class Document:
             ],
             **self.data,
         }
+
+
+def _marked_down(text: str) -> str:
+    """Text for Markdown, in which names of folders and classes must not become tags or end a line."""
+    return " ".join(text.split()).replace("<", "&lt;")
 
 
 def file_name(figure: Figure) -> str:

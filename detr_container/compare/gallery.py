@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from detr_container.config import Experiment
 from detr_container.datasets.annotations import Annotations, read_annotations, resolve_split
 from detr_container.datasets.dataset import read_image
-from detr_container.pictures import draw_detections, row
+from detr_container.pictures import draw_detections, row, to_image
 
 from .analysis import Analysis, CellResult
 from .document import Figure
@@ -20,8 +21,8 @@ from .drawing import listed
 
 PICTURES = 6
 THRESHOLD = 0.4
-SIDE = 300
-"""Pixels of each picture's longer side in the page."""
+SIDE, LETTERS = 400, 14
+"""Pixels of each picture's longer side in the page, and of the names on it."""
 
 
 def disagreement(analysis: Analysis) -> NDArray[np.float64]:
@@ -63,24 +64,28 @@ def _sheet(analysis: Analysis, annotations: Annotations, index: int, apart: floa
     picture = analysis.ground.pictures[index]
     place = int(np.searchsorted(annotations.image_ids, picture))
     path: Path = annotations.image_dir / annotations.file_names[place]
-    image = read_image(path)
+    full = to_image(read_image(path))
+    scale = SIDE / max(full.size)
+    # Made small first, so that lines and names are of the size at which they are seen.
+    image = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))
     objects = slice(int(annotations.starts[place]), int(annotations.starts[place + 1]))
     boxes = annotations.boxes[objects].copy()
     boxes[:, 2:] += boxes[:, :2]
     names = [category.name for category in annotations.categories]
-    shown = [draw_detections(image, boxes, annotations.labels[objects], None, names, crowd=annotations.crowd[objects])]
+    drawn = partial(draw_detections, image, classes=names, threshold=THRESHOLD, legible=0, letters=LETTERS)
+    crowd = annotations.crowd[objects]
+    shown = [drawn(boxes=scale * boxes, labels=annotations.labels[objects], scores=None, crowd=crowd)]
     titles, said = ["ground truth"], []
     for cell in analysis.judged:
-        shown.append(draw_detections(image, *_found(cell, int(picture), analysis), names, threshold=THRESHOLD))
+        found, labels, scores = _found(cell, int(picture), analysis)
+        shown.append(drawn(boxes=scale * found, labels=labels, scores=scores))
         quality = float(np.mean([one.quality[index] for one in cell.results]))
         titles.append(f"{cell.cell.label}: {100 * quality:.0f}")
         said.append(f"{cell.cell.label} {100 * quality:.0f}")
-    scale = SIDE / max(shown[0].size)
-    small = [one.resize((round(one.width * scale), round(one.height * scale))) for one in shown]
-    caption = f"{path.name}: AP of the picture alone {listed(said)}."
+    caption = f"{path.name}, and the AP of this picture alone."
     alt = f"Picture {path.name} with its objects, and with what each model found; AP of the picture {listed(said)}."
-    panels = [(title, _jpeg(one)) for title, one in zip(titles, small, strict=True)]
-    return Figure(name, caption, alt, _jpeg(row(small, titles)), wide=True, panels=panels)
+    panels = [(title, _jpeg(one)) for title, one in zip(titles, shown, strict=True)]
+    return Figure(name, caption, alt, _jpeg(row(shown, titles)), wide=True, panels=panels)
 
 
 def _jpeg(image: Image.Image) -> bytes:

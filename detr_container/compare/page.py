@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from detr_container.files import atomic_write, write_json
 
 from .document import Document, Table, file_name
+from .drawing import standalone
 
 PAGE = "index.html"
 
@@ -23,6 +26,7 @@ def html(document: Document) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"breakable": _breakable, "prose": _prose}
     return environment.get_template("page.html").render(document=document, inline=_inline, words=_words)
 
 
@@ -31,7 +35,7 @@ def write(document: Document, folder: Path) -> Path:
     for table in document.tables():
         _text(folder / "tables" / f"{table.name}.csv", table.csv())
     for figure in document.figures():
-        content = figure.content.encode() if isinstance(figure.content, str) else figure.content
+        content = standalone(figure.content).encode() if isinstance(figure.content, str) else figure.content
         _bytes(folder / "figures" / file_name(figure), content)
     _text(folder / "report.md", document.markdown())
     write_json(folder / "report.json", document.as_data())
@@ -51,11 +55,29 @@ def _inline(picture: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
 
 
+def _breakable(text: str) -> Markup:
+    """Text whose long names may be broken where they have joints, rather than anywhere."""
+    words = re.split(r"(\S{16,})", text)
+    return Markup("").join(
+        Markup("<wbr>").join(map(escape, re.split(r"(?<=[_/=,])(?=\w)", word))) if place % 2 else escape(word)
+        for place, word in enumerate(words)
+    )
+
+
+def _prose(text: str) -> Markup:
+    """A sentence, with what stands between backticks as code."""
+    parts = text.split("`")
+    if not len(parts) % 2:
+        return _breakable(text)
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(part) if place % 2 else _breakable(part) for place, part in enumerate(parts))
+
+
 def _words(table: Table) -> set[int]:
     """The columns that hold words, which are set from the left."""
     columns = [[row[place] for row in table.rows] for place in range(len(table.columns))]
     return {
         place
         for place, column in enumerate(columns)
-        if any(column) and all(isinstance(value, str | bool | None) for value in column)
+        if any(value is not None for value in column) and all(isinstance(value, str | bool | None) for value in column)
     }

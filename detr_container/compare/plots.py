@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from detr_container.costs import Costs
 
 from .analysis import Analysis, CellResult
-from .document import Figure, Table
-from .drawing import HEIGHT, WIDTH, canvas, colour, finish, legend, listed, look, nothing
+from .document import Figure, Range, Table
+from .drawing import INK, WIDTH, canvas, colour, finish, hatch, legend, listed, look, lying, nothing
 from .errors import KINDS
-from .intervals import of_figure
+from .intervals import Interval, of_figure
 from .precision import RECALLS
 from .quality import BINS
 from .results import SIZES, Pair, by_head
@@ -23,24 +25,35 @@ LEAST_SHOWN = 10
 """A point of a calibration stands for at least so many detections."""
 
 
+def series(analysis: Analysis) -> dict[str, int]:
+    """The number of each backbone's series: the same in all drawings, whichever of the backbones they show."""
+    return {name: number for number, name in enumerate(dict.fromkeys(cell.cell.backbone for cell in analysis.cells))}
+
+
+def _seconds(analysis: Analysis) -> set[str]:
+    """Heads whose marks are open where several heads are in one drawing."""
+    return set(list(by_head(analysis.cells))[1::2])
+
+
 def learning_curves(analysis: Analysis) -> list[Figure]:
     """AP and loss over epochs, a drawing of each per head; thin lines are seeds, thick ones their mean."""
-    drawings = []
+    drawings, place = [], series(analysis)
     for number, (head, cells) in enumerate(by_head(analysis.cells).items(), start=1):
         for what, title in (("ap", "AP, %"), ("loss", "training loss")):
             with canvas(f"curves-{what}-{number}") as (figure, axes):
-                ends = [_curves(axes, index, cell, what) for index, cell in enumerate(cells)]
+                ends = [_curves(axes, place[cell.cell.backbone], cell, what) for cell in cells]
                 axes.set(xlabel="epoch", ylabel=title)
                 axes.set_xlim(left=0)
+                axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
                 if what == "ap":
                     axes.set_ylim(bottom=0)
                 if any(ends):
                     legend(figure, axes)
                 else:
                     nothing(axes, "nothing was recorded")
-                caption = (
-                    f"{head}: {title.removesuffix(', %')} over epochs. Thin lines are seeds, thick ones their mean."
-                )
+                caption = f"{head}: {title.removesuffix(', %')} over epochs."
+                if any(len(cell.cell.runs) > 1 for cell in cells):
+                    caption += " Thin lines are seeds, thick ones their mean."
                 alt = f"{head}, {title} over epochs. At the end: {listed([end for end in ends if end]) or 'nothing'}."
                 drawings.append(finish(figure, f"curves-{what}-{number}", caption, alt))
     return drawings
@@ -53,7 +66,7 @@ def _curves(axes: Axes, index: int, cell: CellResult, what: str) -> str:
     if not curves:
         return ""
     for curve in curves if len(curves) > 1 else ():
-        axes.plot(list(curve), list(curve.values()), color=colour(index), linewidth=0.7, alpha=0.6)
+        axes.plot(list(curve), list(curve.values()), color=colour(index), linewidth=0.7, alpha=0.7)
     common = sorted(set.intersection(*(set(curve) for curve in curves)))
     if not common:
         return ""
@@ -80,17 +93,13 @@ def _curve(rows: Sequence[Mapping[str, object]], key: str) -> dict[float, float]
 def against(analysis: Analysis, name: str, costs: Mapping[str, float], label: str, told: str) -> Figure:
     """AP with its interval against a cost. costs: by cell's label; told: the caption."""
     shown = [cell for cell in analysis.judged if cell.cell.label in costs]
-    names = list(dict.fromkeys(cell.cell.backbone for cell in shown))
-    said = []
+    place, seconds, said = series(analysis), _seconds(analysis), []
     with canvas(f"ap-against-{name}") as (figure, axes):
         for cell in shown:
-            index, heads = names.index(cell.cell.backbone), list(by_head(shown))
             interval = of_figure(cell.sample("ap"))
             x, y = costs[cell.cell.label], 100 * interval.value
-            reach = 0.0 if math.isnan(interval.low) else 100 * (interval.high - interval.value)
-            filled = "none" if heads.index(cell.cell.head) % 2 else colour(index)
-            style = {**look(index, line=False), "markerfacecolor": filled, "markersize": 8}
-            axes.errorbar([x], [y], yerr=[[min(reach, y)], [reach]], capsize=3, label=cell.cell.label, **style)
+            second = cell.cell.head in seconds
+            _standing(axes, x, interval, place[cell.cell.backbone], second, cell.cell.label)
             said.append(f"{cell.cell.label} {y:.1f} at {x:.3g}")
         axes.set(xlabel=label, ylabel="AP, %")
         axes.set_ylim(bottom=0)
@@ -109,49 +118,55 @@ def gflops(costs: Mapping[str, Costs]) -> dict[str, float]:
     return {label: cost.gflops.total for label, cost in costs.items()}
 
 
+def _standing(axes: Axes, x: float, interval: Interval, index: int, second: bool, label: str | None) -> None:
+    """A value and its interval in per cent, standing at x; second: an open mark on a broken line."""
+    if math.isnan(interval.value):
+        return
+    y = 100 * interval.value
+    if not math.isnan(interval.low):
+        reach = [[min(y - 100 * interval.low, y)], [100 * interval.high - y]]
+        bars = axes.errorbar([x], [y], yerr=reach, fmt="none", ecolor=colour(index), elinewidth=1.2, capsize=3)
+        bars[2][0].set_linestyle("--" if second else "-")
+        for cap in bars[1]:
+            cap.set_markerfacecolor(colour(index))
+    style = {**look(index, line=False, filled=not second), "markersize": 7, "zorder": 3}
+    # A mark on the frame is shown whole.
+    axes.plot([x], [y], label=label, clip_on=False, **style)
+
+
 def forest(pairs: Sequence[Pair]) -> Figure:
     """Differences of AP with their intervals; filled marks are real."""
-    with canvas("differences", 2 * WIDTH, 1.2 + 0.36 * len(pairs)) as (figure, axes):
-        for row, pair in enumerate(reversed(pairs)):
-            _range(axes, row, pair.ap.value, pair.ap.low, pair.ap.high, pair.real)
-        axes.set_yticks(range(len(pairs)), [pair.name for pair in reversed(pairs)])
-        axes.axvline(0, color="#101112", linewidth=1)
+    rows = [(pair.name, 100 * pair.ap.value, 100 * pair.ap.low, 100 * pair.ap.high, pair.real) for pair in pairs]
+    said = [f"{pair.name} {100 * pair.ap.value:+.1f}, {pair.verdict}" for pair in pairs]
+    caption = "Differences of AP with 95 % intervals. Filled: real also when all are looked at. Open: not."
+    return _differences("differences", rows, caption, f"Differences of AP: {'; '.join(said)}.")
+
+
+def _differences(name: str, rows: Sequence[tuple[str, float, float, float, bool]], caption: str, alt: str) -> Figure:
+    with canvas(name) as (figure, axes):
+        height = lying(axes, rows)
+        figure.set_size_inches(WIDTH, height + 0.6)
         axes.set_xlabel("difference of AP, points")
-        axes.set_ylim(-0.7, len(pairs) - 0.3)
-        axes.grid(axis="y", visible=False)
-        said = [f"{pair.name} {100 * pair.ap.value:+.1f}, {pair.verdict}" for pair in pairs]
-        caption = "Differences of AP with 95 % intervals. Filled: real also when all are looked at. Open: not."
-        return finish(figure, "differences", caption, f"Differences of AP: {'; '.join(said)}.", wide=True)
-
-
-def _range(axes: Axes, row: float, value: float, low: float, high: float, real: bool, index: int = 0) -> None:
-    """A value and its interval in per cent, lying."""
-    if not math.isnan(low):
-        axes.plot([100 * low, 100 * high], [row, row], color=colour(index), linewidth=2)
-    filled = colour(index) if real else "none"
-    axes.plot([100 * value], [row], **{**look(index, line=False), "markerfacecolor": filled}, markersize=8)
+        axes.margins(x=0.05)
+        return finish(figure, name, caption, alt)
 
 
 def sizes(analysis: Analysis) -> Figure:
     """AP of small, medium and large objects with intervals."""
-    cells = analysis.judged
-    names, said = list(dict.fromkeys(cell.cell.backbone for cell in cells)), []
+    cells, place, seconds, said = analysis.judged, series(analysis), _seconds(analysis), []
     with canvas("sizes") as (figure, axes):
-        for place, cell in enumerate(cells):
-            index = names.index(cell.cell.backbone)
-            second = list(by_head(cells)).index(cell.cell.head) % 2
-            offset = 0.7 * ((place + 0.5) / len(cells) - 0.5)
-            style = {**look(index, line=False), "markerfacecolor": "none" if second else colour(index)}
+        for number, cell in enumerate(cells):
+            offset = 0.8 * ((number + 0.5) / len(cells) - 0.5)
             values = [of_figure(cell.sample(name)) for name in SIZES]
+            label: str | None = cell.cell.label
             for x, one in enumerate(values):
-                if not math.isnan(one.value):
-                    reach = [[100 * min(one.value - one.low, one.value)], [100 * (one.high - one.value)]]
-                    label = cell.cell.label if not x else None
-                    axes.errorbar([x + offset], [100 * one.value], yerr=np.nan_to_num(reach), label=label, **style)
+                _standing(axes, x + offset, one, place[cell.cell.backbone], cell.cell.head in seconds, label)
+                label = None if not math.isnan(one.value) else label
             listed_values = ", ".join("none" if math.isnan(one.value) else f"{100 * one.value:.1f}" for one in values)
             said.append(f"{cell.cell.label} {listed_values}")
         axes.set_xticks(range(len(SIZES)), list(SIZES.values()))
         axes.set_ylim(bottom=0)
+        axes.set_xlim(-0.5, len(SIZES) - 0.5)
         axes.set_ylabel("AP, %")
         axes.grid(axis="x", visible=False)
         legend(figure, axes)
@@ -161,64 +176,56 @@ def sizes(analysis: Analysis) -> Figure:
 
 def class_differences(table: Table, pair: Pair, name: str) -> Figure:
     """The classes of a table of `results.by_class`, with their intervals."""
-    rows = list(reversed(table.rows))
-    with canvas(name, WIDTH, 1.1 + 0.3 * len(rows)) as (figure, axes):
-        for place, row in enumerate(rows):
-            apart = row[4]
-            _range(axes, place, apart.value / 100, apart.low / 100, apart.high / 100, bool(row[5]))  # type: ignore[union-attr]
-        axes.set_yticks(range(len(rows)), [str(row[0]) for row in rows])
-        axes.axvline(0, color="#101112", linewidth=1)
-        axes.set_xlabel("difference of AP, points")
-        axes.grid(axis="y", visible=False)
-        told = "; ".join(f"{row[0]} {row[4].value:+.1f}" for row in table.rows)  # type: ignore[union-attr]
-        caption = f"{pair.name}. Filled: real among all classes. Open: not."
-        return finish(figure, name, caption, f"{pair.name}, AP by class: {told}.")
+    rows = []
+    for row in table.rows:
+        apart = row[4]
+        assert isinstance(apart, Range), "results.by_class has the difference there"
+        rows.append((str(row[0]), apart.value, apart.low, apart.high, bool(row[5])))
+    told = "; ".join(f"{one[0]} {one[1]:+.1f}" for one in rows)
+    caption = f"{pair.name}, by class. Filled: real among all classes. Open: not."
+    return _differences(name, rows, caption, f"{pair.name}, difference of AP by class: {told}.")
 
 
-def errors(analysis: Analysis) -> Figure:
-    """What each kind of error costs, mean over seeds."""
-    cells = analysis.judged
-    names = list(dict.fromkeys(cell.cell.backbone for cell in cells))
-    height = 0.8 / max(1, len(cells))
-    said = []
-    with canvas("errors", 2 * WIDTH, 1.2 + 0.16 * len(KINDS) * (len(cells) + 1)) as (figure, axes):
-        for place, cell in enumerate(cells):
-            values = [100 * float(np.mean([one.errors.cost[kind] for one in cell.results])) for kind in KINDS]
-            second = list(by_head(cells)).index(cell.cell.head) % 2
-            index = names.index(cell.cell.backbone)
-            at = np.arange(len(KINDS)) + (place - (len(cells) - 1) / 2) * height
-            axes.barh(
-                at,
-                values,
-                0.9 * height,
-                label=cell.cell.label,
-                facecolor="none" if second else colour(index),
-                edgecolor=colour(index),
-                hatch=("////" if index % 2 else "....") if second else None,
-            )
-            said.append(f"{cell.cell.label}: " + ", ".join(f"{k} {v:.1f}" for k, v in zip(KINDS, values, strict=True)))
-        axes.set_yticks(range(len(KINDS)), list(KINDS))
-        axes.invert_yaxis()
-        axes.set_xlabel("points of AP50 that rise when only this kind is mended")
-        axes.grid(axis="y", visible=False)
-        legend(figure, axes)
-        caption = "What each kind of error costs (TIDE), mean over seeds."
-        return finish(
-            figure, "errors", caption, f"Points of AP50 lost to each kind of error. {'; '.join(said)}.", wide=True
-        )
+def errors(analysis: Analysis) -> list[Figure]:
+    """What each kind of error costs, mean over seeds, a drawing per head on one scale."""
+    drawings, place, values = [], series(analysis), {}
+    for cell in analysis.judged:
+        costs = [[one.errors.cost[kind] for kind in KINDS] for one in cell.results]
+        values[cell.cell.label] = 100 * np.mean(costs, axis=0)
+    most = max((float(one.max()) for one in values.values()), default=0.0)
+    for number, (head, cells) in enumerate(by_head(analysis.judged).items(), start=1):
+        height, said = 0.8 / len(cells), []
+        with canvas(f"errors-{number}", height=0.6 + len(KINDS) * (0.1 + 0.15 * len(cells))) as (figure, axes):
+            for row, cell in enumerate(cells):
+                lost, backbone = values[cell.cell.label], cell.cell.backbone
+                at = np.arange(len(KINDS)) + (row - (len(cells) - 1) / 2) * height
+                axes.barh(at, lost, 0.85 * height, label=backbone, **hatch(place[backbone]))
+                said.append(f"{backbone}: " + ", ".join(f"{k} {v:.1f}" for k, v in zip(KINDS, lost, strict=True)))
+            axes.set_yticks(range(len(KINDS)), list(KINDS))
+            axes.invert_yaxis()
+            axes.set(xlabel="points of AP50", xlim=(0, max(1.0, 1.05 * most)))
+            axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
+            legend(figure, axes)
+            caption = f"{head}: points of AP50 that each kind of error costs (TIDE), mean over seeds."
+            alt = f"{head}, points of AP50 lost to each kind of error. {'; '.join(said)}."
+            drawings.append(finish(figure, f"errors-{number}", caption, alt))
+    return drawings
 
 
 def precision_recall(analysis: Analysis) -> list[Figure]:
     """Precision against recall at IoU 0.5 and 0.75, a drawing per head."""
-    drawings = []
+    drawings, place = [], series(analysis)
     for number, (head, cells) in enumerate(by_head(analysis.judged).items(), start=1):
         with canvas(f"precision-{number}") as (figure, axes):
             said = []
-            for index, cell in enumerate(cells):
+            for cell in cells:
+                index = place[cell.cell.backbone]
                 curves = 100 * np.mean([one.precision for one in cell.results], axis=0)
-                style = look(index)
-                axes.plot(100 * RECALLS, curves[0], label=cell.cell.backbone, markevery=20, **style)
-                axes.plot(100 * RECALLS, curves[1], markevery=20, **{**style, "linewidth": 0.9, "markersize": 3.5})
+                # Marks of one curve stand between those of the others.
+                style = {**look(index), "markevery": (4 * index % 20, 20)}
+                axes.plot(100 * RECALLS, _until_zero(curves[0]), label=cell.cell.backbone, **style)
+                axes.plot(100 * RECALLS, _until_zero(curves[1]), **{**style, "linewidth": 0.7, "markersize": 3})
                 said.append(f"{cell.cell.backbone} {curves[0].mean():.1f} and {curves[1].mean():.1f}")
             axes.set(xlabel="recall, %", ylabel="precision, %", xlim=(0, 100), ylim=(0, 101))
             legend(figure, axes)
@@ -228,14 +235,20 @@ def precision_recall(analysis: Analysis) -> list[Figure]:
     return drawings
 
 
+def _until_zero(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A curve without the part where it stays zero, along which all lie on one another."""
+    known = np.flatnonzero(curve > 0)
+    return np.where(np.arange(len(curve)) <= (known[-1] + 1 if len(known) else 0), curve, np.nan)
+
+
 def reliability(analysis: Analysis) -> list[Figure]:
     """How often detections of a score are right, a drawing per head."""
-    drawings = []
+    drawings, place = [], series(analysis)
     for number, (head, cells) in enumerate(by_head(analysis.judged).items(), start=1):
-        with canvas(f"calibration-{number}", WIDTH, HEIGHT) as (figure, axes):
-            axes.plot([0, 1], [0, 1], color="#101112", linewidth=1)
+        with canvas(f"calibration-{number}") as (figure, axes):
+            axes.plot([0, 1], [0, 1], color=INK, linewidth=1)
             said = []
-            for index, cell in enumerate(cells):
+            for cell in cells:
                 rows = [one.calibration for one in cell.results]
                 count = np.sum([row.count for row in rows], axis=0)
                 shown = count >= LEAST_SHOWN
@@ -245,7 +258,8 @@ def reliability(analysis: Analysis) -> list[Figure]:
                         / count
                         for parts in ([row.score for row in rows], [row.right for row in rows])
                     )
-                axes.plot(x[shown], y[shown], label=cell.cell.backbone, **look(index))
+                style = look(place[cell.cell.backbone])
+                axes.plot(x[shown], y[shown], label=cell.cell.backbone, clip_on=False, zorder=3, **style)
                 said.append(f"{cell.cell.backbone} {np.mean([row.error for row in rows]):.3f}")
             axes.set(xlabel="mean score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
             legend(figure, axes)

@@ -109,7 +109,9 @@ def make_document(
         results.runs(analysis),
         sections.again(analysis, _command(options)),
     ]
-    title = options.title or f"Comparison of {len(analysis.cells)} detectors on {pictures} pictures"
+    count = len(analysis.cells)
+    compared = f"{count} detectors compared" if count > 1 else "One detector"
+    title = options.title or f"{compared} on {pictures} pictures"
     return Document(title, summary, warnings, parts, _data(analysis, known))
 
 

@@ -47,6 +47,8 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
                     member = waiting.pop(0)
                     running[member.folder] = _start(member, at_once)
                     tasks[member.folder] = bar.add_task(member.folder.name, total=None, said="")
+                    if not console.is_terminal:
+                        console.print(f"{member.folder}: started", highlight=False, soft_wrap=True, markup=False)
                 for folder, process in list(running.items()):
                     now = standing(folder)
                     bar.update(tasks[folder], completed=now.step, total=now.total, said=_told(now))

@@ -92,7 +92,7 @@ def error_kinds(analysis: Analysis) -> Section:
         "background below 0.1), mean over seeds."
     ]
     table = Table("errors", "Points of AP50 lost to each kind of error", columns, rows)
-    return Section("errors", "Kinds of errors", text, tables=[table], figures=[plots.errors(analysis)])
+    return Section("errors", "Kinds of errors", text, tables=[table], figures=plots.errors(analysis))
 
 
 def calibration(analysis: Analysis) -> Section:
@@ -127,7 +127,7 @@ def fairness(found: Sequence[Difference]) -> Section:
     if not found:
         return Section("fair", "Is it fair?", [*text, "Nothing: every other setting, version and device is the same."])
     labels = list(found[0].values)
-    columns = [Column("about"), Column("setting"), *(Column(label) for label in labels), Column("")]
+    columns = [Column("about"), Column("setting"), *(Column(label) for label in labels), Column("verdict")]
     rows: list[list[Value]] = [
         [one.topic, one.name, *one.values.values(), "belongs to the head" if one.expected else "WARNING"]
         for one in found
