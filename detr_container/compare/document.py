@@ -40,12 +40,16 @@ def _is_nan(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Column:
-    """One column. form: how its numbers are written; signed: with their sign; published: not of these runs."""
+    """One column. form: how its numbers are written; signed: with their sign; published: not of these runs.
+
+    least: what is below is written as such ("<0.001"), since it is not nothing.
+    """
 
     title: str
     form: str = ".1f"
     signed: bool = False
     published: bool = False
+    least: float = 0.0
 
     def text(self, value: Value) -> str:
         """A value as a reader sees it; what is not known is a dash."""
@@ -66,6 +70,8 @@ class Column:
         return self._number(value)
 
     def _number(self, value: float) -> str:
+        if 0 <= value < self.least:
+            return f"<{self.least:g}"
         return format(value, ("+" if self.signed else "") + self.form).replace("-", "\N{MINUS SIGN}")
 
     @property

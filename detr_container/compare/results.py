@@ -143,7 +143,7 @@ def differences(pairs: Sequence[Pair], pictures: int, resamples: int) -> Section
     if not pairs:
         return Section("differences", "Differences", [NO_PAIR])
     points = [Column(title, signed=True) for title in ("AP", "AP50", "AP75")]
-    columns = [Column("difference"), *points, Column("p", ".2g"), Column("AP is")]
+    columns = [Column("difference"), *points, Column("p", ".3f", least=0.001), Column("AP is")]
     rows: list[list[Value]] = []
     for pair in pairs:
         rows.append([pair.name, span(pair.ap), span(pair.ap50), span(pair.ap75), pair.ap.p, pair.verdict])

@@ -1,0 +1,118 @@
+"""Do intervals hold what they say? Simulated experiments, again and again, on pictures and seeds of a known population.
+
+The population's pictures are matched once; an experiment draws some of them, and seeds, and is judged as a report
+does. What its interval should contain is the difference between the mean figures of all seeds on all pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import simulated
+from coco_reference import Floats
+
+from detr_container.compare.intervals import LEVEL, Interval, Sample, of_difference, of_figure, resamples
+from detr_container.compare.matching import ClassMatches, match
+from detr_container.compare.precision import figures
+
+pytestmark = pytest.mark.slow
+CLASSES, PER_PICTURE, PICTURES, RESAMPLES = 2, 10, 100, 120
+
+
+@dataclass(frozen=True)
+class Population:
+    """runs: the matches of each seed on all pictures; truth: their mean AP."""
+
+    runs: list[list[ClassMatches]]
+    truth: float
+
+    @classmethod
+    def of(cls, world: simulated.Scene, skills: Floats, seed: int) -> Population:
+        found = [simulated.detect(world, skill, seed + i, PER_PICTURE) for i, skill in enumerate(skills)]
+        runs = [match(world.ground, one) for one in found]
+        every = np.ones((1, len(world.ground.pictures)))
+        return cls(runs, float(np.mean([figures(run, every).overall[0, 0] for run in runs])))
+
+    def draw(self, rng: np.random.Generator, seeds: int, pictures: list[int], weights: Floats) -> Sample:
+        """An experiment with some of the seeds on some of the pictures."""
+        chosen = rng.integers(0, len(self.runs), seeds)
+        rows = [figures([_only(one, pictures) for one in self.runs[i]], weights).overall[:, 0] for i in chosen]
+        judged = np.stack(rows)
+        return Sample(judged[:, 0], judged[:, 1:], len(pictures))
+
+
+def _only(one: ClassMatches, pictures: list[int]) -> ClassMatches:
+    """The matches in these pictures (rising), which are counted anew from 0."""
+    here, objects = np.isin(one.picture, pictures), np.isin(one.object_picture, pictures)
+    return replace(
+        one,
+        picture=np.searchsorted(pictures, one.picture[here]),
+        score=one.score[here],
+        outcome=one.outcome[:, :, here],
+        object_picture=np.searchsorted(pictures, one.object_picture[objects]),
+        counted=one.counted[:, objects],
+    )
+
+
+def experiments(a: Population, b: Population, total: int, seeds: int, trials: int) -> list[tuple[Sample, Sample]]:
+    told = []
+    for trial in range(trials):
+        rng = np.random.default_rng(trial)
+        pictures = np.sort(rng.choice(total, PICTURES, replace=False)).tolist()
+        weights = np.concatenate([np.ones((1, PICTURES)), resamples(PICTURES, RESAMPLES, trial)])
+        told.append((a.draw(rng, seeds, pictures, weights), b.draw(rng, seeds, pictures, weights)))
+    return told
+
+
+def coverage(intervals: list[Interval], truth: float) -> float:
+    return float(np.mean([one.low <= truth <= one.high for one in intervals]))
+
+
+def widths_over_spread(intervals: list[Interval]) -> float:
+    """The stated standard error over how much the figures really vary from one experiment to the next."""
+    stated = math.sqrt(np.mean([one.error**2 for one in intervals]))
+    return stated / float(np.std([one.value for one in intervals], ddof=1))
+
+
+def tolerance(trials: int) -> float:
+    """Three standard deviations of a share of so many trials."""
+    return 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+
+
+def test_intervals_over_pictures_cover_at_their_rate() -> None:
+    """One seed a side, and no more to a seed than the noise of single detections."""
+    total, trials = 4000, 150
+    world = simulated.scene(total, CLASSES, 0, objects=4)
+    a, b = (Population.of(world, np.array([skill]), 10 * place) for place, skill in enumerate((0.6, 0.2)))
+    told = experiments(a, b, total, 1, trials)
+    differences = [of_difference(one, other) for one, other in told]
+    truth = a.truth - b.truth
+    assert not any(one.seeds for one in differences)
+    assert abs(coverage(differences, truth) - LEVEL) <= tolerance(trials)
+    assert 0.8 < widths_over_spread(differences) < 1.25
+    of_one = [of_figure(one) for one, _ in told]
+    assert abs(coverage(of_one, a.truth) - LEVEL) <= tolerance(trials)
+
+
+def test_intervals_over_seeds_cover_at_their_rate_and_those_that_ignore_seeds_do_not() -> None:
+    """Three seeds a side, of which each draws its skill."""
+    total, trials, spread = 1000, 100, 0.4
+    world = simulated.scene(total, CLASSES, 0, objects=4)
+    rng = np.random.default_rng(0)
+    a, b = (Population.of(world, rng.normal(skill, spread, 8), 100 * place) for place, skill in enumerate((0.6, 0.2)))
+    told = experiments(a, b, total, 3, trials)
+    differences = [of_difference(one, other) for one, other in told]
+    truth = a.truth - b.truth
+    assert all(one.seeds for one in differences)
+    assert coverage(differences, truth) >= LEVEL - tolerance(trials)
+    assert 0.8 < widths_over_spread(differences) < 1.35
+
+    def careless(sample: Sample) -> Sample:
+        return Sample(sample.plain.mean(keepdims=True), sample.resampled.mean(axis=0, keepdims=True), sample.pictures)
+
+    ignorant = [of_difference(careless(one), careless(other)) for one, other in told]
+    assert [one.value for one in ignorant] == pytest.approx([one.value for one in differences])
+    assert coverage(ignorant, truth) < 0.75

@@ -1,0 +1,228 @@
+"""Intervals: their formula recomputed, what is certain, and what may be said when many differences are looked at."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from itertools import combinations
+
+import numpy as np
+import pytest
+import simulated
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+
+from detr_container.compare.intervals import (
+    LEVEL,
+    Interval,
+    Sample,
+    holm,
+    of_difference,
+    of_figure,
+    ranks,
+    resamples,
+)
+from detr_container.compare.matching import match
+from detr_container.compare.precision import figures
+
+PICTURES = 50
+
+
+def sample(seeds: int, seed: int, mean: float = 0.4, count: int = 40, pictures: int = PICTURES) -> Sample:
+    rng = np.random.default_rng(seed)
+    plain = mean + rng.normal(0, 0.02, seeds)
+    return Sample(plain, plain[:, None] + rng.normal(0, 0.01, (seeds, count)), pictures)
+
+
+def student_quantile(freedom: float) -> float:
+    """Where the two-sided probability of Student's t falls to 1 - LEVEL, from the incomplete beta function alone."""
+    share = special.betaincinv(freedom / 2, 0.5, 1 - LEVEL)
+    return math.sqrt(freedom * (1 - share) / share)
+
+
+def student_p(t: float, freedom: float) -> float:
+    return float(special.betainc(freedom / 2, 0.5, freedom / (freedom + t * t)))
+
+
+def by_hand(value: float, images: list[float], seeds: list[list[float]], pictures: int) -> Interval:
+    """images: the figure in each resample; seeds: the plain figures of each side, none when they do not count."""
+    parts = [(statistics.variance(images) * pictures / (pictures - 1), pictures - 1)]
+    parts += [(statistics.variance(side) / len(side), len(side) - 1) for side in seeds]
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / count for part, count in parts)
+    error = math.sqrt(variance)
+    reach = student_quantile(freedom) * error
+    return Interval(value, value - reach, value + reach, error, student_p(value / error, freedom), bool(seeds))
+
+
+def assert_same(one: Interval, other: Interval) -> None:
+    told, expected = ([i.value, i.low, i.high, i.error, i.p] for i in (one, other))
+    assert told == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert one.seeds is other.seeds
+
+
+@pytest.mark.parametrize(("left", "right"), [(1, 1), (2, 2), (5, 3), (1, 4), (3, 1)])
+@pytest.mark.parametrize("pictures", [2, 50])
+def test_the_formula_recomputed(left: int, right: int, pictures: int) -> None:
+    a, b = sample(left, 1, pictures=pictures), sample(right, 2, 0.39, pictures=pictures)
+    means = [[statistics.fmean(column) for column in s.resampled.T.tolist()] for s in (a, b)]
+    value = statistics.fmean(a.plain.tolist()) - statistics.fmean(b.plain.tolist())
+    both = [a.plain.tolist(), b.plain.tolist()] if left > 1 and right > 1 else []
+    assert_same(of_difference(a, b), by_hand(value, [x - y for x, y in zip(*means, strict=True)], both, pictures))
+    own = [a.plain.tolist()] if left > 1 else []
+    assert_same(of_figure(a), by_hand(statistics.fmean(a.plain.tolist()), means[0], own, pictures))
+    assert a.mean == pytest.approx(statistics.fmean(a.plain.tolist()))
+    assert a.deviation == (pytest.approx(statistics.stdev(a.plain.tolist())) if left > 1 else None)
+
+
+def test_a_difference_the_other_way_round_is_the_same_mirrored() -> None:
+    a, b = sample(3, 1), sample(2, 2, 0.3)
+    one, other = of_difference(a, b), of_difference(b, a)
+    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
+    assert (one.error, one.p) == pytest.approx((other.error, other.p))
+
+
+def test_zero_is_excluded_exactly_when_p_is_small() -> None:
+    intervals = [of_difference(sample(3, seed), sample(3, seed + 50, 0.43)) for seed in range(50)]
+    assert [one.excludes_zero for one in intervals] == [one.p < 1 - LEVEL for one in intervals]
+    assert {one.excludes_zero for one in intervals} == {True, False}
+    below = [of_difference(sample(3, seed + 50, 0.43), sample(3, seed)) for seed in range(50)]
+    assert [one.excludes_zero for one in below] == [one.excludes_zero for one in intervals]
+
+
+def test_what_is_always_the_same_is_certain() -> None:
+    one = sample(2, 0)
+    same = Sample(one.plain[:1], one.resampled[:1], PICTURES)
+    none = of_difference(same, same)
+    assert (none.value, none.low, none.high, none.error, none.p) == (0.0, 0.0, 0.0, 0.0, 1.0)
+    assert not none.excludes_zero
+    shifted = Sample(same.plain + 0.5, same.resampled + 0.5, PICTURES)
+    constant = of_difference(
+        Sample(np.array([0.75]), np.full((1, 5), 0.75), 9), Sample(np.array([0.5]), np.full((1, 5), 0.5), 9)
+    )
+    assert (constant.low, constant.high, constant.p) == (0.25, 0.25, 0.0)
+    assert constant.excludes_zero
+    assert of_difference(shifted, same).error < 1e-12
+
+
+def test_identical_detectors_differ_by_exactly_nothing() -> None:
+    world = simulated.scene(30, 3, 0)
+    found = simulated.detect(world, 0.5, 1, per_picture=10)
+    weights = np.concatenate([np.ones((1, 30)), resamples(30, 20)])
+    rows = [figures(match(world.ground, found), weights).overall[:, 0] for _ in range(2)]
+    a, b = (Sample(row[:1], row[None, 1:], 30) for row in rows)
+    none = of_difference(a, b)
+    assert (none.value, none.low, none.high, none.p) == (0.0, 0.0, 0.0, 1.0)
+    assert of_figure(a).error > 0.01
+
+
+def test_what_is_hard_for_both_cancels_from_their_difference() -> None:
+    world = simulated.scene(80, 3, 0)
+    weights = np.concatenate([np.ones((1, 80)), resamples(80, 100)])
+
+    def judged(skill: float, seed: int) -> Sample:
+        row = figures(match(world.ground, simulated.detect(world, skill, seed, 10)), weights).overall[:, 0]
+        return Sample(row[:1], row[None, 1:], 80)
+
+    a, b = judged(0.5, 1), judged(0.6, 2)
+    unpaired = math.hypot(of_figure(a).error, of_figure(b).error)
+    assert of_difference(a, b).error < 0.85 * unpaired
+
+
+@pytest.mark.filterwarnings("error")
+def test_figures_that_do_not_exist_are_not_compared() -> None:
+    a, b = sample(2, 1), sample(2, 2)
+    nothing = Sample(np.full(2, np.nan), np.full((2, 40), np.nan), PICTURES)
+    unknown = Sample(nothing.plain[:1], b.resampled[:1], PICTURES)
+    for interval in (of_difference(a, nothing), of_difference(nothing, b), of_figure(nothing), of_figure(unknown)):
+        assert all(math.isnan(x) for x in (interval.value, interval.low, interval.high, interval.error, interval.p))
+        assert not interval.excludes_zero
+    single = Sample(a.plain, a.resampled[:, :1], PICTURES)  # one resample has no spread
+    assert math.isnan(of_figure(single).error)
+    assert of_figure(single).value == a.mean
+    none = Sample(a.plain, np.full((2, 3), np.nan), PICTURES)
+    assert math.isnan(of_figure(none).error)
+
+
+def test_resamples_without_the_figure_are_left_out() -> None:
+    a, b = sample(2, 1), sample(2, 2)
+    gaps = np.arange(40) % 5 == 0
+    holes = Sample(a.plain, np.where(gaps, np.nan, a.resampled), PICTURES)
+    less = [Sample(s.plain, s.resampled[:, ~gaps], PICTURES) for s in (a, b)]
+    assert_same(of_difference(holes, b), of_difference(*less))
+    assert_same(of_difference(b, holes), of_difference(*less[::-1]))
+    assert_same(of_figure(holes), of_figure(less[0]))
+
+
+def test_resamples_draw_as_many_pictures_as_there_are() -> None:
+    drawn = resamples(30, 400)
+    assert drawn.shape == (400, 30)
+    assert (drawn.sum(axis=1) == 30).all()
+    assert (drawn == np.rint(drawn)).all()
+    assert (drawn >= 0).all()
+    np.testing.assert_array_equal(resamples(30, 400), drawn)
+    np.testing.assert_array_equal(resamples(30, 10), drawn[:10])
+    assert (resamples(30, 400, seed=1) != drawn).any(axis=1).all()
+    assert len(np.unique(drawn, axis=0)) == 400
+    # Each picture is drawn once on average, and is binomial: variance 1 - 1 / N, missing with (1 - 1 / N)^N.
+    assert np.abs(drawn.mean(axis=0) - 1).max() < 5 * math.sqrt(1 / 400)
+    assert drawn.var() == pytest.approx(1 - 1 / 30, rel=0.05)
+    assert (drawn == 0).mean() == pytest.approx((1 - 1 / 30) ** 30, abs=0.02)
+
+
+def naive_holm(p: list[float], level: float = LEVEL) -> list[bool]:
+    """By adjusted p: the largest of (how many are not smaller) x p among those that are not larger."""
+    there = sorted(x for x in p if not math.isnan(x))
+    adjusted = [max((len(there) - i) * there[i] for i in range(place + 1)) for place in range(len(there))]
+    return [not math.isnan(x) and adjusted[there.index(x)] <= 1 - level for x in p]
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan) | st.floats(0, 0.03), unique=True, max_size=8))
+def test_holm_is_its_definition(p: list[float]) -> None:
+    assert holm(p) == naive_holm(p)
+    assert holm(p, 0.8) == naive_holm(p, 0.8)
+
+
+def test_holm_by_hand() -> None:
+    # Limits: 0.05 / 4, / 3, / 2, / 1. The third fails, and what comes after it is not looked at any more.
+    assert holm([0.01, 0.03, 0.015, 0.031]) == [True, False, True, False]
+    assert holm([0.011, 0.02, 0.021, 0.022]) == [True, False, False, False]
+    assert holm([1 - LEVEL]) == [True]
+    assert holm([]) == []
+    assert holm([math.nan, 0.04, math.nan]) == [False, True, False]
+
+
+def test_holm_is_wrong_in_any_of_many_at_most_as_often_as_stated() -> None:
+    rng = np.random.default_rng(0)
+    trials, wrong, careless, found = 4000, 0, 0, 0
+    for _ in range(trials):
+        null = rng.random(8)
+        real = holm([*null, 1e-4, 1e-5])
+        wrong += any(real[:8])
+        careless += bool((null <= 1 - LEVEL).any())
+        found += all(real[8:])
+    tolerance = 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+    assert 0.03 < wrong / trials <= 1 - LEVEL + tolerance
+    assert careless / trials > 0.25
+    assert found == trials
+
+
+@settings(max_examples=60)
+@given(values=st.lists(st.integers(0, 5).map(float), min_size=1, max_size=6), data=st.data())
+def test_ranks_count_those_that_are_certainly_better_and_worse(values: list[float], data: st.DataObject) -> None:
+    count = len(values)
+    distinct = [[False] * count for _ in values]
+    for i, j in combinations(range(count), 2):
+        distinct[i][j] = distinct[j][i] = data.draw(st.booleans())
+    for i, (best, worst) in enumerate(ranks(values, distinct)):
+        others = [j for j in range(count) if distinct[i][j]]
+        assert best == 1 + len([j for j in others if values[j] > values[i]])
+        assert worst == count - len([j for j in others if values[j] < values[i]])
+
+
+def test_ranks_by_hand() -> None:
+    apart = [[False, False, True], [False, False, False], [True, False, False]]
+    assert ranks([0.3, 0.2, 0.1], apart) == [(1, 2), (1, 3), (2, 3)]
+    assert ranks([0.1, 0.3], [[False, True], [True, False]]) == [(2, 2), (1, 1)]
+    assert ranks([0.1, 0.3], [[False, False], [False, False]]) == [(1, 2), (1, 2)]

@@ -1,0 +1,211 @@
+"""Average precision from matches: COCO's own figures, plain, and of every resample as if its pictures were repeated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import coco_reference as reference
+import numpy as np
+import pytest
+import simulated
+from coco_reference import (
+    Detection,
+    Floats,
+    Object,
+    columns_of,
+    ground_of,
+    naive_precision,
+    oddities,
+    pycocotools_figures,
+    tiny_detections,
+    tiny_objects,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detr_container.compare import precision
+from detr_container.compare.intervals import resamples
+from detr_container.compare.matching import UNCOUNTED, Ground, match
+from detr_container.compare.precision import FIGURES, Figures, figures, interpolated, precision_at_recall
+from detr_container.scoring import Columns, Scores, detection_columns, read_results, read_truth, score
+
+PUBLISHED = (0.505, 0.697, 0.573, 0.586, 0.519, 0.501)
+CLOSE = 1e-9
+
+
+def plain(ground: Ground, found: Columns) -> Figures:
+    return figures(match(ground, found), np.ones((1, len(ground.pictures))))
+
+
+def assert_as_coco(ours: Figures, by_class: Floats, overall: Floats, place: int = 0) -> None:
+    np.testing.assert_allclose(ours.by_class[place], by_class, rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(ours.overall[place], overall, rtol=0, atol=CLOSE)
+
+
+def assert_as_scored(ours: Figures, scores: Scores) -> None:
+    """None there is NaN here."""
+    told = [getattr(scores, name) for name in FIGURES]
+    by_class = [[row.ap, row.ap50] for row in scores.per_class]
+    np.testing.assert_allclose(ours.overall[0], np.array(told, dtype=float), rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(ours.by_class[0, :, :2], np.array(by_class, dtype=float), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("skill", [-1.0, 1.5])
+@pytest.mark.parametrize(("classes", "objects", "crowds"), [(6, 7.0, 0.05), (1, 3.0, 0.3), (30, 1.0, 0.0)])
+def test_simulated_detectors_score_as_the_evaluator_of_a_run_says(
+    tmp_path: Path, skill: float, classes: int, objects: float, crowds: float
+) -> None:
+    world = simulated.scene(40, classes, 1, objects, crowds)
+    records = simulated.records(simulated.detect(world, skill, 2, per_picture=25))
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(simulated.annotation_file(world)))
+    truth = read_truth(path)
+    scores = score(path, records, "pycocotools")
+    assert_as_scored(plain(Ground.of(truth), detection_columns(records, truth, path)), scores)
+    assert 0 < (scores.ap or 0) < 0.9
+
+
+@pytest.mark.shared
+def test_the_published_figures(shared_data: Path) -> None:
+    fixture = shared_data / "cocoeval_fixture"
+    path, results = fixture / "instances_val2014_100.json", fixture / "instances_val2014_fakebbox100_results.json"
+    truth = read_truth(path)
+    ground, found = Ground.of(truth), detection_columns(read_results(results), truth, path)
+    ours = plain(ground, found)
+    assert ours.overall[0] == pytest.approx(PUBLISHED, abs=5.01e-4)
+    assert_as_scored(ours, score(path, results, "pycocotools"))
+    assert_as_coco(ours, *pycocotools_figures(ground, found))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_class_and_size_scores_as_in_coco_whatever_is_odd(seed: int) -> None:
+    ground, found = oddities(seed)
+    by_class, overall = pycocotools_figures(ground, found)
+    assert_as_coco(plain(ground, found), by_class, overall)
+    assert np.isnan(by_class[-1]).all()
+    assert (by_class[1, :3] == 0).all()
+    assert 0 < overall[0] < 0.9
+
+
+def test_no_detections_are_zeros_and_no_objects_are_nothing() -> None:
+    ground, _ = oddities(0)
+    nothing = columns_of(ground, [])
+    by_class, overall = pycocotools_figures(ground, nothing)
+    assert_as_coco(plain(ground, nothing), by_class, overall)
+    assert overall[0] == 0.0
+    empty = ground_of([], 3, 2)
+    ours = plain(empty, columns_of(empty, [(0, 0, [0, 0, 5, 5], 0.9)]))
+    assert np.isnan(ours.by_class).all()
+    assert np.isnan(ours.overall).all()
+    assert np.isnan(figures([], np.ones((2, 3))).overall).all()
+
+
+@settings(max_examples=100)
+@given(objects=tiny_objects(), detections=tiny_detections())
+def test_tiny_data_sets_score_as_in_coco(objects: list[Object], detections: list[Detection]) -> None:
+    ground = ground_of(objects, 2, 2)
+    found = columns_of(ground, detections)
+    assert_as_coco(plain(ground, found), *pycocotools_figures(ground, found))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_resamples_score_as_data_sets_in_which_pictures_are_repeated(seed: int) -> None:
+    ground, found = oddities(seed)
+    found = reference.distinct(found, seed)
+    times = resamples(len(ground.pictures), 6, seed).astype(int)
+    rare = ground.picture[ground.label == 2]
+    times[0, rare] = 0  # so that a class vanishes
+    times[1] = 0
+    times[1, 1] = 3  # a picture without objects, again and again
+    times[2] = 1
+    times[2, 2] = 40
+    ours = figures(match(ground, found), times.astype(float))
+    for place, row in enumerate(times):
+        assert_as_coco(ours, *pycocotools_figures(*reference.repeated(ground, found, row)), place)
+    assert np.isnan(ours.by_class[0, 2]).all()
+    assert not np.isnan(ours.overall[0, 0])
+    assert np.isnan(ours.overall[1]).all()
+    assert len(np.unique(ours.overall[2:, 0])) == 4
+
+
+def test_the_middle_of_a_bootstrap_is_the_plain_figure() -> None:
+    ground, found = oddities(3)
+    count = len(ground.pictures)
+    weights = np.concatenate([np.ones((1, count)), resamples(count, 5)])
+    matches = match(ground, found)
+    assert_as_coco(figures(matches, weights), *pycocotools_figures(ground, found))
+    # A data set that is there twice has the same AP as once, since both halves have the same scores.
+    twice = figures(matches, np.full((1, count), 2.0))
+    np.testing.assert_allclose(twice.overall[0], plain(ground, found).overall[0], rtol=0, atol=CLOSE)
+
+
+def test_neither_chunks_nor_threads_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ground, found = oddities(5)
+    matches, weights = match(ground, found), resamples(len(ground.pictures), 23)
+    whole = figures(matches, weights).by_class
+    assert len(np.unique(whole[:, 0, 0])) > 20
+    np.testing.assert_array_equal(figures(matches, weights, threads=1).by_class, whole)
+    for cells in (1, 7 * max(len(one.score) for one in matches)):
+        monkeypatch.setattr(precision, "_CELLS", cells)
+        np.testing.assert_array_equal(figures(matches, weights).by_class, whole)
+
+
+def test_memory_is_bounded_by_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ground, found = oddities(5)
+    sizes, few = [], precision._few
+    monkeypatch.setattr(precision, "_CELLS", 1000)
+    monkeypatch.setattr(
+        precision, "_few", lambda one, weights: sizes.append(len(weights) * len(one.score)) or few(one, weights)
+    )
+    figures(match(ground, found), resamples(len(ground.pictures), 50))
+    assert 500 < max(sizes) <= 1000
+
+
+def test_the_mean_over_classes_leaves_out_those_without_objects() -> None:
+    by_class = np.full((2, 3, 6), np.nan)
+    by_class[0, 0], by_class[0, 2] = 0.25, 0.75
+    overall = Figures(by_class).overall
+    assert overall[0].tolist() == [0.5] * 6
+    assert np.isnan(overall[1]).all()
+
+
+def test_precision_against_recall_is_cocos() -> None:
+    for seed in range(3):
+        ground, found = oddities(seed)
+        theirs = reference.pycocotools_precision(ground, found)
+        for label, one in enumerate(match(ground, found)):
+            for threshold in range(10):
+                ours = precision_at_recall(one, threshold)
+                if label == len(ground.names) - 1:
+                    assert ours is None
+                    assert (theirs[threshold, :, label, 0] == -1).all()
+                else:
+                    np.testing.assert_allclose(ours, theirs[threshold, :, label, 0], rtol=0, atol=CLOSE)
+
+
+@given(right=st.lists(st.booleans(), max_size=60), more=st.integers(0, 150))
+def test_precision_against_recall_is_that_of_its_definition(right: list[bool], more: int) -> None:
+    total = max(1, sum(right) + more)
+    ours = interpolated(np.array(right, dtype=bool), total)
+    np.testing.assert_allclose(ours, naive_precision(right, total), rtol=0, atol=CLOSE)
+
+
+def test_a_recall_that_is_just_reached_counts() -> None:
+    ground = ground_of([(number, 0, [0, 0, 40, 40], False) for number in range(100)], 100)
+    # 0.29 x 100 is less than 29 in floating point.
+    for hits in range(1, 101):
+        found = columns_of(ground, [(number, 0, [0, 0, 40, 40], 0.5) for number in range(hits)])
+        recalls = sum(recall <= hits / 100 for recall in np.linspace(0, 1, 101))
+        assert plain(ground, found).overall[0, 0] == pytest.approx(recalls / 101, abs=CLOSE)
+
+
+def test_what_does_not_count_changes_nothing() -> None:
+    ground, found = oddities(2)
+    matches = match(ground, found)
+    weights = resamples(len(ground.pictures), 4)
+    kept = [(one, (one.outcome != UNCOUNTED).any(axis=(0, 1))) for one in matches]
+    fewer = [replace(one, picture=one.picture[k], score=one.score[k], outcome=one.outcome[:, :, k]) for one, k in kept]
+    assert any((~k).any() for _, k in kept)
+    np.testing.assert_array_equal(figures(matches, weights).by_class, figures(fewer, weights).by_class)
