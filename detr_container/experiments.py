@@ -140,7 +140,7 @@ def compare_demo() -> tuple[Experiment, str]:
             lr=5e-4,
             lr_backbone=5e-4,
             warmup_steps=100,
-            eval_every=1,
+            eval_every=2,
         ),
     ), ""
 

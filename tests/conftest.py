@@ -20,7 +20,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_FOLDERS = ("coco_permissive", "bccd", "cocoeval_fixture")
 
-LONGEST = ("test_slurm_jobs.py", "test_jobs.py", "test_robustness.py", "test_parallel.py", "test_soak.py")
+LONGEST = (
+    "test_slurm_jobs.py",
+    "test_jobs.py",
+    "test_compare.py",
+    "test_robustness.py",
+    "test_parallel.py",
+    "test_benchmark.py",
+    "test_soak.py",
+    "test_report.py",
+    "test_page.py",
+)
 
 # The same examples at every run, whatever the machine's speed; `--hypothesis-profile=explore` draws new ones.
 settings.register_profile("fixed", deadline=None, derandomize=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import made_runs
+import pytest
 
 from detr_container.compare.analysis import Analysis, analyse
 from detr_container.compare.document import Document
@@ -15,6 +16,7 @@ from detr_container.compare.options import ReportOptions
 from detr_container.compare.page import write
 from detr_container.compare.report import make_document, write_report
 from detr_container.costs import Costs, Gflops, Parameters
+from detr_container.datasets.annotations import Category
 from detr_container.files import write_json
 
 ATTACK = "<script>alert(1)</script>"
@@ -74,7 +76,11 @@ def awkward_document(folder: Path) -> Document:
         (str(folder / "runs"),), output=folder / "report", title=f"{ATTACK} & friends " + 9 * "title "
     )
     trouble = [f"{labels[-1]}: {ATTACK} " + 60 * "a/very/long/path", 40 * "a warning that does not end, "]
-    return make_document(analysis, known, _latencies(labels), options, trouble)
+    with pytest.MonkeyPatch.context() as patch:
+        # As if something had been published on these data, which takes columns more.
+        names = [Category(number, name) for number, name in enumerate(analysis.ground.names)]
+        patch.setattr("detr_container.compare.published.COCO", names)
+        return make_document(analysis, known, _latencies(labels), options, trouble)
 
 
 def _spoil(path: Path) -> None:

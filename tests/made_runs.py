@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from detr_container.scoring import score, write_results
 EPOCHS = 3
 
 
-def make_data(root: Path, pictures: int = 24, classes: int = 3, seed: int = 7) -> simulated.Scene:
+def make_data(
+    root: Path, pictures: int = 24, classes: int = 3, seed: int = 7, names: Sequence[str] = ()
+) -> simulated.Scene:
     """A data set in COCO's layout with plain pictures, its training split of one of them; returns what is in it."""
-    world = simulated.scene(pictures, classes, seed)
+    world = simulated.scene(pictures, len(names) or classes, seed)
+    if names:
+        world = replace(world, ground=replace(world.ground, names=tuple(names)))
     content = simulated.annotation_file(world)
     for split, images in (("train", content["images"][:1]), ("val", content["images"])):
         kept = {image["id"] for image in images}

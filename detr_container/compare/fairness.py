@@ -51,7 +51,7 @@ class Difference:
         groups: dict[str, list[str]] = {}
         for label, value in self.values.items():
             groups.setdefault(value, []).append(label)
-        told = "; ".join(f"{value} ({', '.join(labels)})" for value, labels in groups.items())
+        told = "; ".join(f"{value} ({' and '.join(labels)})" for value, labels in groups.items())
         return f"{self.topic}: {self.name} differs: {told}"
 
 

@@ -20,7 +20,6 @@ from .document import Figure
 from .drawing import listed
 
 PICTURES = 6
-THRESHOLD = 0.4
 SIDE, LETTERS = 400, 14
 """Pixels of each picture's longer side in the page, and of the names on it."""
 
@@ -43,7 +42,7 @@ def draw(analysis: Analysis, count: int = PICTURES) -> tuple[list[Figure], str]:
     drawings = []
     for number, index in enumerate(order[:count], start=1):
         try:
-            drawings.append(_sheet(analysis, annotations, index, float(apart[index]), f"picture-{number}"))
+            drawings.append(_sheet(analysis, annotations, index, f"picture-{number}"))
         except (OSError, ValueError) as error:
             return drawings, f"The rest could not be drawn: {error}"
     return drawings, ""
@@ -60,7 +59,7 @@ def _pictures_of(analysis: Analysis) -> Annotations | str:
         return f"The pictures cannot be shown: {error}"
 
 
-def _sheet(analysis: Analysis, annotations: Annotations, index: int, apart: float, name: str) -> Figure:
+def _sheet(analysis: Analysis, annotations: Annotations, index: int, name: str) -> Figure:
     picture = analysis.ground.pictures[index]
     place = int(np.searchsorted(annotations.image_ids, picture))
     path: Path = annotations.image_dir / annotations.file_names[place]
@@ -72,12 +71,12 @@ def _sheet(analysis: Analysis, annotations: Annotations, index: int, apart: floa
     boxes = annotations.boxes[objects].copy()
     boxes[:, 2:] += boxes[:, :2]
     names = [category.name for category in annotations.categories]
-    drawn = partial(draw_detections, image, classes=names, threshold=THRESHOLD, legible=0, letters=LETTERS)
+    drawn = partial(draw_detections, image, classes=names, threshold=0.0, legible=0, letters=LETTERS)
     crowd = annotations.crowd[objects]
     shown = [drawn(boxes=scale * boxes, labels=annotations.labels[objects], scores=None, crowd=crowd)]
     titles, said = ["ground truth"], []
     for cell in analysis.judged:
-        found, labels, scores = _found(cell, int(picture), analysis)
+        found, labels, scores = _found(cell, int(picture), analysis, int((~crowd).sum()))
         shown.append(drawn(boxes=scale * found, labels=labels, scores=scores))
         quality = float(np.mean([one.quality[index] for one in cell.results]))
         titles.append(f"{cell.cell.label}: {100 * quality:.0f}")
@@ -95,11 +94,13 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _found(
-    cell: CellResult, picture: int, analysis: Analysis
+    cell: CellResult, picture: int, analysis: Analysis, count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Boxes as corners, labels and scores of the first seed's detections on one picture."""
+    """The surest detections of the first seed on one picture: boxes as corners, labels and scores."""
     found = cell.results[0].found
-    here = found.images == picture
+    here = np.flatnonzero(found.images == picture)
+    # So many, whatever their scores, which of different models need not mean the same.
+    here = here[np.argsort(-found.scores[here], kind="stable")][:count]
     boxes = found.boxes[here].copy()
     boxes[:, 2:] += boxes[:, :2]
     return boxes, np.searchsorted(analysis.ground.categories, found.categories[here]), found.scores[here]

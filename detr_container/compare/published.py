@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detr_container.config import Experiment
+from detr_container.datasets.coco_classes import COCO
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ PUBLISHED = {
 }
 
 
-def published(experiment: Experiment) -> Published | None:
-    """What was published of this head on this backbone; None where nothing was, or of another variant."""
-    if experiment.backbone.dilation:
+def published(experiment: Experiment, classes: Sequence[str]) -> Published | None:
+    """What was published of this head on this backbone; None where nothing was, or of another variant or data set."""
+    if experiment.backbone.dilation or set(classes) != {category.name for category in COCO}:
         return None
     return PUBLISHED.get((experiment.head.kind, experiment.backbone.name))

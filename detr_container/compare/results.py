@@ -74,7 +74,7 @@ def pairs_of(analysis: Analysis) -> list[Pair]:
 
 def headline(analysis: Analysis, costs: Mapping[str, Costs]) -> Section:
     """The table as papers print it, with what it cost, and what was published beside it."""
-    known = {cell.cell.label: published(cell.cell.experiment) for cell in analysis.cells}
+    known = {cell.cell.label: published(cell.cell.experiment, analysis.ground.names) for cell in analysis.cells}
     figures = [
         name for name in _SIX if any(one is not None and getattr(one, name) is not None for one in known.values())
     ]
@@ -99,7 +99,7 @@ def headline(analysis: Analysis, costs: Mapping[str, Costs]) -> Section:
     when = "the last epoch" if analysis.level_epoch is None else f"epoch {analysis.level_epoch} of each run"
     text = [
         f"Box AP in per cent after {when}, mean ± sample standard deviation over seeds. The best-epoch AP is the "
-        "highest of all evaluations, chosen on the same pictures and so a little too high: it stands by itself.",
+        "highest that the run logged, chosen on the same pictures and so a little too high: it stands by itself.",
         "GFLOPs are of a forward pass, a multiply-add counting as two, averaged over the first 100 validation pictures."
         " Images/s and memory (of one process) are what training logged, device-hours those of its steps, for one run.",
     ]

@@ -116,7 +116,7 @@ def pictures(analysis: Analysis) -> Section:
     drawings, trouble = draw(analysis)
     text = [
         "Pictures of the largest range of the picture's own AP between the models (mean over seeds; classes pooled). "
-        "Boxes are those of each model's first seed, of score 0.4 and above."
+        "Boxes are the surest of each model's first seed, as many as the picture has objects."
     ]
     return Section("pictures", "Where the models disagree", [*text, trouble] if trouble else text, figures=drawings)
 
