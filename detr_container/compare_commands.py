@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from .arguments import parse
 from .compare.options import CompareOptions, ReportOptions
@@ -34,19 +32,9 @@ def compare(arguments: Sequence[str]) -> int:
 def report(arguments: Sequence[str]) -> int:
     """One page on finished or running runs: tables, intervals, plots, what differs: `report RUN ...`."""
     options = parse(ReportOptions, arguments, "report", report.__doc__)
-    from .compare.report import write_report
+    from .compare.report import judging, write_report
 
     with judging() as tell:
         page = write_report(options, tell)
     sys.stdout.write(f"{page}\n{page.resolve().as_uri()}\n")
     return 0
-
-
-@contextmanager
-def judging() -> Iterator[Callable[[int, int, str], None]]:
-    """A display of how many runs have been judged."""
-    console = Console(stderr=True)
-    columns = (TextColumn("judging"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)

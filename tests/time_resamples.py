@@ -1,4 +1,4 @@
-"""How long 1,000 resamples of a data set of COCO's size take: python tests/time_resamples.py [RESAMPLES]."""
+"""How long resamples of a data set of COCO's size take: python tests/time_resamples.py [1000]."""
 
 from __future__ import annotations
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import statistics
 import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +15,9 @@ from detr_container.build import open_data
 from detr_container.clock import clock
 from detr_container.config import Experiment
 from detr_container.costs import costs, validation_sizes
-from detr_container.distributed import session
 from detr_container.files import write_json
 from detr_container.jobs import Member
 from detr_container.launch.interrupt import StopRequest
-from detr_container.probe import Probe
 from detr_container.standing import ACTIVE, Standing, standings
 
 from .grid import members_of
@@ -32,14 +25,13 @@ from .measured import measured
 from .member import run_member
 from .options import PLAN, CompareOptions, ReportOptions
 from .reading import backbone_of, head_of, read_runs
-from .report import write_report
+from .report import judging, write_report
 from .running import train_here
+from .trial import training_seconds
 
 _log = logging.getLogger(__name__)
-Tell = Callable[[int, int, str], None]
 BACKWARD = 2
 """A backward pass costs about twice what a forward pass does."""
-PROBE_STEPS, PROBE_SECONDS = 3, 10.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,8 @@ class Campaign:
 
     def plan(self) -> list[str]:
         """What there is to do and what it will cost, a line per run and one for all."""
-        seconds = self._seconds()
+        # First, since it finds what cannot be built, at once and in plain words.
+        amount, seconds = self._amount(), self._seconds()
         lines, total, known = [], 0.0, True
         for member in self.members:
             now = self.standing[member.folder]
@@ -89,7 +82,7 @@ class Campaign:
                     total += left * estimate
                     what += f", about {clock(left * estimate)}"
             lines.append(f"{member.folder}: {what}")
-        lines += self._amount()
+        lines += amount
         if self.todo:
             at_once = self._at_once
             told = (
@@ -132,10 +125,7 @@ class Campaign:
         if self.options.submit:
             return found
         wanted = {_label(member.experiment) for member in self.todo} - found.keys()
-        for label, experiment in self._cells().items():
-            if label in wanted:
-                found[label] = _tried(experiment)
-        return found
+        return found | training_seconds({label: one for label, one in self._cells().items() if label in wanted})
 
     # -- running it -----------------------------------------------------------------------------------------------
 
@@ -145,8 +135,6 @@ class Campaign:
 
     def run(self) -> int:
         """Train here what is left to train, then write the report. Returns the exit status."""
-        from detr_container.compare_commands import judging
-
         self._note()
         failed: dict[Path, str] = {}
         with StopRequest() as stop:
@@ -157,7 +145,7 @@ class Campaign:
                 return stop.exit_code
         for folder, why in failed.items():
             _log.warning("%s failed: %s", folder, why)
-        page = self._report(judging())
+        page = self._report()
         sys.stdout.write(f"{page}\n{page.resolve().as_uri()}\n")
         return 1 if failed else 0
 
@@ -191,9 +179,9 @@ class Campaign:
         names = [member.folder.name for member in self.members]
         write_json(self.home / PLAN, {"command": self.command, "members": names})
 
-    def _report(self, display: AbstractContextManager[Tell]) -> Path:
+    def _report(self) -> Path:
         measure = self.options.measure and not self.options.submit
-        with display as tell:
+        with judging() as tell:
             options = ReportOptions((str(self.home),), output=self.home / "report", measure=measure)
             return write_report(options, tell)
 
@@ -206,17 +194,3 @@ def _amount_of(gflops: float) -> str:
 
 def _label(experiment: Experiment) -> str:
     return f"{head_of(experiment)}, {backbone_of(experiment)}"
-
-
-def _tried(experiment: Experiment) -> float:
-    """Seconds that training will take, by a few steps of it."""
-    with tempfile.TemporaryDirectory(prefix="compare-") as folder, session(experiment.device) as here:
-        probe = Probe(experiment, Path(folder) / "probe", open_data(experiment), here)
-        steps, taken = probe.timed_steps(), list[float]()
-        # The first pays for what is set up once.
-        next(steps)
-        began = time.monotonic()
-        while len(taken) < PROBE_STEPS and (not taken or time.monotonic() - began < PROBE_SECONDS):
-            taken.append(next(steps)[1])
-        steps.close()
-        return statistics.median(taken) * probe.total

@@ -6,10 +6,14 @@ import glob
 import json
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from detr_container.costs import Costs, costs, validation_sizes
 from detr_container.datasets.annotations import Annotations, read_annotations
@@ -26,6 +30,16 @@ from .precision import FIGURES
 _log = logging.getLogger(__name__)
 BENCHMARK = "benchmark.json"
 """Beside the page: latencies that were measured for it."""
+
+
+@contextmanager
+def judging() -> Iterator[Callable[[int, int, str], None]]:
+    """A display of how many runs have been judged."""
+    console = Console(stderr=True)
+    columns = (TextColumn("judging"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
 def write_report(
