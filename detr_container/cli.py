@@ -96,9 +96,8 @@ def experiments(arguments: Sequence[str]) -> int:
         entry = named(name)
         x = entry.experiment
         drop = f"drop at {x.train.lr_drop}" if x.train.schedule == "step" else x.train.schedule
-        backbone = x.backbone.name + (" DC5" if x.backbone.dilation else "")
         lines = [
-            f"{x.head.kind}, {x.head.queries} queries, on {backbone}",
+            f"{x.head.kind}, {x.head.queries} queries, on {x.backbone.label}",
             f"{x.train.epochs} epochs, {drop}, batch {x.train.batch}",
             f"published box AP on COCO val2017: {entry.ap or 'none'}",
         ]

@@ -40,6 +40,11 @@ class BackboneConfig:
     stage: int = -1
     """Which feature map the head reads, counted from the end: -1 is the last, -2 has half its stride."""
 
+    @property
+    def label(self) -> str:
+        """The backbone as tables name it."""
+        return self.name + (" DC5" if self.dilation else "")
+
 
 @with_config(_STRICT)
 @dataclass(frozen=True)

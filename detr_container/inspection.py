@@ -43,8 +43,7 @@ class Model:
 
     def __str__(self) -> str:
         settings = self.trained.experiment
-        backbone = settings.backbone.name + (" DC5" if settings.backbone.dilation else "")
-        return f"{settings.head.kind} on {backbone}, step {self.trained.step}"
+        return f"{settings.head.kind} on {settings.backbone.label}, step {self.trained.step}"
 
     @property
     def stride(self) -> int:

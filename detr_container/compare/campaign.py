@@ -24,7 +24,7 @@ from .grid import members_of
 from .measured import measured
 from .member import run_member
 from .options import PLAN, CompareOptions, ReportOptions
-from .reading import backbone_of, head_of, read_runs
+from .reading import label_of, read_runs
 from .report import judging, write_report
 from .running import train_here
 from .trial import training_seconds
@@ -69,7 +69,7 @@ class Campaign:
         lines, total, known = [], 0.0, True
         for member in self.members:
             now = self.standing[member.folder]
-            label = _label(member.experiment)
+            label = label_of(member.experiment)
             estimate = seconds.get(label)
             left = 1.0 - now.epoch / member.experiment.train.epochs
             if member not in self.todo:
@@ -112,7 +112,7 @@ class Campaign:
         return lines
 
     def _cells(self) -> dict[str, Experiment]:
-        return {_label(member.experiment): member.experiment for member in reversed(self.members)}
+        return {label_of(member.experiment): member.experiment for member in reversed(self.members)}
 
     def _seconds(self) -> dict[str, float]:
         """Seconds that training takes, by cell: from what its runs logged, or, where they will run here, tried out."""
@@ -121,10 +121,10 @@ class Campaign:
             logged = measured(record)
             if record.experiment and logged.images_per_second and record.metrics:
                 steps = record.metrics[-1]["step"] / record.metrics[-1]["epoch"] * record.experiment.train.epochs
-                found[_label(record.experiment)] = steps * record.experiment.train.batch / logged.images_per_second
+                found[label_of(record.experiment)] = steps * record.experiment.train.batch / logged.images_per_second
         if self.options.submit:
             return found
-        wanted = {_label(member.experiment) for member in self.todo} - found.keys()
+        wanted = {label_of(member.experiment) for member in self.todo} - found.keys()
         return found | training_seconds({label: one for label, one in self._cells().items() if label in wanted})
 
     # -- running it -----------------------------------------------------------------------------------------------
@@ -190,7 +190,3 @@ def _amount_of(gflops: float) -> str:
     """Floating-point operations with three figures and a unit."""
     power = min(3, max(0, int(math.log10(max(gflops, 1)) // 3)))
     return f"{gflops / 1000**power:.3g} {'GTPE'[power]}FLOPs"
-
-
-def _label(experiment: Experiment) -> str:
-    return f"{head_of(experiment)}, {backbone_of(experiment)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from detr_container.config import Experiment
 
-from .reading import RunRecord, backbone_of, head_of, settings_of
+from .reading import RunRecord, head_of, label_of, settings_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def cells_of(records: Sequence[RunRecord]) -> tuple[list[Cell], dict[Path, str]]
 
 def _labels(experiments: Sequence[Experiment]) -> list[str]:
     """Head and backbone, and of those that share both, the settings in which they differ."""
-    short = [f"{head_of(experiment)}, {backbone_of(experiment)}" for experiment in experiments]
+    short = [label_of(experiment) for experiment in experiments]
     labels = []
     for name, experiment in zip(short, experiments, strict=True):
         same = [settings_of(other) for other_name, other in zip(short, experiments, strict=True) if other_name == name]

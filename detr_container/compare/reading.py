@@ -189,6 +189,6 @@ def head_of(experiment: Experiment) -> str:
     return HEADS[experiment.head.kind]
 
 
-def backbone_of(experiment: Experiment) -> str:
-    """The backbone as tables name it."""
-    return experiment.backbone.name + (" DC5" if experiment.backbone.dilation else "")
+def label_of(experiment: Experiment) -> str:
+    """Head and backbone as tables name them."""
+    return f"{head_of(experiment)}, {experiment.backbone.label}"
