@@ -6,8 +6,8 @@ a picture hard for all of them cancels from a difference. The second is told by 
 add, with the degrees of freedom of Welch (1947) and Satterthwaite (1946), and the interval is Student's. It is centred
 on the plain figure: resampled AP is a little too high on average, since repeated pictures agree with themselves.
 
-The spread over seeds was measured on one validation set, so a part of the first is in it too: intervals are rather too
-wide than too narrow. With one seed a side, nothing is known of the second, and an interval says so.
+The spread over seeds was measured on one validation set, so a part of the first is in it too, which makes intervals
+wider rather than narrower. With one seed a side, nothing is known of the second, and an interval says so.
 
 Shapes: S seeds, B resamples, N pictures.
 """

@@ -22,16 +22,13 @@ class Measured:
     images_per_second: float | None
     memory_gib: float | None
     hours: float | None
-    device: str
 
 
 def measured(record: RunRecord) -> Measured:
     """The costs of one run."""
     rates = [row["images_per_second"] for row in record.metrics if _positive(row.get("images_per_second"))]
     memory = [row["memory_gib"] for row in record.metrics if _positive(row.get("memory_gib"))]
-    return Measured(
-        statistics.median(rates) if rates else None, max(memory, default=None), _hours(record), _devices(record)
-    )
+    return Measured(statistics.median(rates) if rates else None, max(memory, default=None), _hours(record))
 
 
 def _hours(record: RunRecord) -> float | None:
@@ -51,11 +48,6 @@ def _processes(record: RunRecord, step: int) -> int:
     """How many processes, and so devices, took the step: of the newest start before it."""
     starts = [line for line in record.provenance if line.get("step", 0) < step]
     return int(starts[-1].get("world_size") or 1) if starts else 1
-
-
-def _devices(record: RunRecord) -> str:
-    kinds = {"GPU" if line.get("gpus") else "CPU" for line in record.provenance}
-    return " and ".join(sorted(kinds))
 
 
 def _positive(value: Any) -> bool:

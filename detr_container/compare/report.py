@@ -57,7 +57,7 @@ def write_report(
     path = options.output / BENCHMARK
     if options.measure:
         write_json(path, measure(analysis))
-    latencies = _latencies(path)
+    latencies = _latencies(path, [cell.cell.label for cell in analysis.cells])
     document = make_document(analysis, known, latencies, options, trouble)
     return write(document, options.output)
 
@@ -165,13 +165,14 @@ def _costs(analysis: Analysis) -> tuple[dict[str, Costs], list[str]]:
     return known, trouble
 
 
-def _latencies(path: Path) -> dict[str, Any]:
+def _latencies(path: Path, labels: Sequence[str]) -> dict[str, Any]:
+    """What was measured of these cells; a file of another time may be of others, too."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text())
-        return dict(content["experiments"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {label: one for label, one in content["experiments"].items() if label in labels}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("%s cannot be read (%s): latencies are left out", path, error)
         return {}
 
