@@ -19,8 +19,25 @@ from .detector import Detector
 from .layouts import from_container, from_hugging_face, from_published
 
 CONTAINER_SOURCE = "https://github.com/allenai/container (container_light, ImageNet-1k)"
+TORCHVISION = "IMAGENET1K_V1"
+"""Which of torchvision's weights a ResNet starts from."""
 # Rows of a class head, the only tensors that depend on the data set.
 CLASS_ROWS = ("class_embed.weight", "class_embed.bias")
+
+
+def origin(name: str, weights: str) -> str:
+    """What a backbone starts from, in words: of `imagenet`, which of the weights that were published.
+
+    They differ in data (ImageNet-1k, or 22k before it) and recipe, by which a detector gains or loses points.
+    """
+    if weights != "imagenet":
+        return weights
+    if name.startswith("timm/"):
+        import timm
+
+        config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+        return f"imagenet (timm's {config.tag})" if config is not None and config.tag else weights
+    return f"imagenet (torchvision's {TORCHVISION})" if name.startswith("resnet") else weights
 
 
 def load_imagenet(backbone: Backbone, name: str) -> None:
@@ -34,7 +51,7 @@ def load_imagenet(backbone: Backbone, name: str) -> None:
             f"{CONTAINER_SOURCE} and pass its path as backbone.weights, or start from random weights with "
             "backbone.weights=none"
         )
-    weights = get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.IMAGENET1K_V1")
+    weights = get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.{TORCHVISION}")
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:

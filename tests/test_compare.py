@@ -79,7 +79,7 @@ def test_all_cells_are_in_the_report_and_nothing_differs_but_the_backbone(
     }
     # So small a model, trained for eight steps, finds nothing; that is all there is to warn of.
     assert all("none of its detections is right" in warning for warning in report["warnings"])
-    assert not any("warning" in row.values() for s in report["sections"] for row in s["tables"].get("fair", []))
+    assert not any("WARNING" in row.values() for s in report["sections"] for row in s["tables"].get("fair", []))
     assert any("made pictures of coloured shapes" in line for line in report["summary"])
 
 

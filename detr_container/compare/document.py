@@ -116,7 +116,7 @@ class Table:
     def csv(self) -> str:
         """Comma-separated values, numbers not rounded."""
         records = self.records()
-        names = list(dict.fromkeys(name for record in records for name in record)) or [c.title for c in self.columns]
+        names = list(dict.fromkeys(name for record in records for name in record)) or [c.key for c in self.columns]
         file = io.StringIO()
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()

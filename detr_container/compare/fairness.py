@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detr_container.config import Experiment
+from detr_container.models.pretrained import origin
+
 from .cells import Cell
 from .reading import RunRecord, settings_of
 
@@ -80,7 +83,7 @@ def refuse_other_data(records: Sequence[RunRecord]) -> None:
 
 def _settings(cells: Sequence[Cell]) -> list[Difference]:
     found = []
-    settings = {cell.label: settings_of(cell.experiment) for cell in cells}
+    settings = {cell.label: _settings_of(cell.experiment) for cell in cells}
     for name in settings_of(cells[0].experiment) if cells else ():
         values = {label: _text(mine[name]) for label, mine in settings.items()}
         if name == "backbone.name" or len(set(values.values())) == 1:
@@ -92,6 +95,12 @@ def _settings(cells: Sequence[Cell]) -> list[Difference]:
         same_within_heads = all(len(group) == 1 for group in by_head.values())
         found.append(Difference(_topic(name), name, values, expected=belongs and same_within_heads))
     return found
+
+
+def _settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Settings with what they stand for: one word names other weights for every backbone."""
+    backbone = experiment.backbone
+    return {**settings_of(experiment), "backbone.weights": origin(backbone.name, backbone.weights)}
 
 
 def _facts(cells: Sequence[Cell]) -> list[Difference]:
@@ -108,11 +117,11 @@ def _facts(cells: Sequence[Cell]) -> list[Difference]:
     )
     found = []
     for topic, name, read in facts:
-        values = {}
-        for cell in cells:
-            told = {read(line) for run in cell.runs for line in run.provenance}
-            values[cell.label] = ", ".join(sorted(told)) or "unknown"
-        if len(set(values.values())) > 1 or any(", " in value for value in values.values() if name != "device"):
+        told = {cell.label: {read(line) for run in cell.runs for line in run.provenance} for cell in cells}
+        # Runs of one cell may share machines of two kinds, as those of the others do.
+        mixed = name != "device" and any(len(values) > 1 for values in told.values())
+        values = {label: ", ".join(sorted(values)) or "unknown" for label, values in told.items()}
+        if mixed or len(set(values.values())) > 1:
             found.append(Difference(topic, name, values))
     return found
 
@@ -123,11 +132,10 @@ def _evaluations(
     """What the evaluations themselves noted, where the settings do not say it already."""
     names = dict.fromkeys(name for one in pinned.values() for name in one if name != "annotations")
     for name in names:
-        values = {}
-        for cell in cells:
-            noted = {_text(pinned[run.folder].get(name)) for run in cell.runs if run.folder in pinned}
-            values[cell.label] = ", ".join(sorted(noted))
-        if len(set(values.values())) > 1 and not {f"data.{name}", f"train.{name}"} & told:
+        noted = {c.label: {_text(pinned[r.folder].get(name)) for r in c.runs if r.folder in pinned} for c in cells}
+        mixed = any(len(values) > 1 for values in noted.values())
+        values = {label: ", ".join(sorted(values)) for label, values in noted.items()}
+        if (mixed or len(set(values.values())) > 1) and not {f"data.{name}", f"train.{name}"} & told:
             yield Difference("evaluation", name, values)
 
 

@@ -83,10 +83,16 @@ def folders_of(names: Sequence[str]) -> list[Path]:
 
 def members_in(home: Path) -> list[Path]:
     """The members of a comparison, as they were planned; of any other folder none."""
+    names = _planned(home, "members")
+    return [home / str(name) for name in names] if isinstance(names, list) else []
+
+
+def _planned(home: Path, what: str) -> Any:
+    """One entry of a comparison's plan; None where there is no plan or no such entry."""
     try:
-        return [home / str(name) for name in json.loads((home / PLAN).read_text())["members"]]
+        return json.loads((home / PLAN).read_text())[what]
     except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return None
 
 
 def make_document(
@@ -121,7 +127,7 @@ def make_document(
         sections.pictures(analysis),
         sections.fairness(analysis.differences),
         results.runs(analysis),
-        sections.again(analysis, _command(options)),
+        sections.again(analysis, _commands(options)),
     ]
     count = len(analysis.cells)
     compared = f"{count} detectors compared" if count > 1 else "One detector"
@@ -129,8 +135,20 @@ def make_document(
     return Document(title, summary, warnings, parts, _data(analysis, known))
 
 
+def _commands(options: ReportOptions) -> str:
+    """What made the comparisons that were given as folders, and what makes the same report of them."""
+    noted = [_planned(Path(name), "command") for name in options.runs]
+    return "\n".join([*(command for command in noted if isinstance(command, str)), _command(options)])
+
+
 def _command(options: ReportOptions) -> str:
-    return shlex.join(["detr-container", "report", *options.runs, "--output", str(options.output)])
+    """`report` with every option that is not as it is by default."""
+    words = ["detr-container", "report", *options.runs, "--output", str(options.output)]
+    for name in ("annotations", "epoch", "resamples", "title"):
+        value = getattr(options, name)
+        if value != getattr(ReportOptions, name):
+            words += [f"--{name}", str(value)]
+    return shlex.join([*words, *(["--measure"] if options.measure else [])])
 
 
 def measure(analysis: Analysis) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def headline(analysis: Analysis, costs: Mapping[str, Costs]) -> Section:
         *(Column(title) for title in _SIX.values()),
         Column("best-epoch AP"),
         Column("parameters, M"),
-        Column("GFLOPs"),
+        Column("GFLOPs", ".2f"),
         Column("images/s"),
         Column("memory, GiB", ".2f"),
         Column("device-hours", ".2f"),

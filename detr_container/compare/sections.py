@@ -135,8 +135,8 @@ def fairness(found: Sequence[Difference]) -> Section:
     return Section("fair", "Is it fair?", text, tables=[Table("fair", "Differences of settings", columns, rows)])
 
 
-def again(analysis: Analysis, command: str) -> Section:
-    """Where every start of every run came from; command: what makes this report."""
+def again(analysis: Analysis, commands: str) -> Section:
+    """Where every start of every run came from; commands: what made the comparison, and what makes this report."""
     columns = [Column(name) for name in ("run", "commit", "torch", "device", "processes", "started", "command")]
     rows: list[list[Value]] = []
     for record in analysis.records:
@@ -158,6 +158,6 @@ def again(analysis: Analysis, command: str) -> Section:
     table = Table("provenance", "Every start of every run", columns, rows)
     text = [
         "Each run's config.json holds all of its settings; `train` with the same settings and commit gives the same "
-        "run, bit for bit on a CPU. This report:"
+        "run, bit for bit on a CPU. What made the comparison, if it was one, and this report:"
     ]
-    return Section("again", "How to make it again", text, tables=[table], code=command)
+    return Section("again", "How to make it again", text, tables=[table], code=commands)
