@@ -73,9 +73,9 @@ def make_run(
         del scores["per_class"]
         evaluations.append({"step": 10 * epoch, "epoch": epoch, **scores})
         for step in range(10 * epoch - 8, 10 * epoch + 1, 2):
-            losses = {"class": 1 / step, "l1": 2 / step, "giou": 1 / step}
-            row = {"step": step, "epoch": step / 10, "loss": 4 / step, "losses": losses, "lr": 1e-4, "grad_norm": 1.0}
-            metrics.append({**row, "images_per_second": 20.0 + draw, "memory_gib": 0.5 + 0.1 * draw})
+            losses = {name: (number + draw) / step for number, name in enumerate(("class", "l1", "giou"), start=1)}
+            row = {"step": step, "epoch": step / 10, "loss": (9 + draw) / step, "losses": losses, "lr": 1e-4}
+            metrics.append({**row, "grad_norm": 1.0, "images_per_second": 20.0 + draw, "memory_gib": 0.5 + 0.1 * draw})
     write_jsonl(folder / "evaluations.jsonl", evaluations)
     write_jsonl(folder / "metrics.jsonl", metrics)
     write_jsonl(folder / "provenance.jsonl", [provenance_line(experiment)])

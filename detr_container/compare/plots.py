@@ -21,6 +21,14 @@ from .precision import RECALLS
 from .quality import BINS
 from .results import SIZES, Pair, by_head
 
+CURVES = {
+    "ap": "AP, %",
+    "loss": "training loss",
+    "class": "classification loss",
+    "l1": "L1 loss of boxes",
+    "giou": "GIoU loss of boxes",
+}
+"""What learning curves are of: AP, the loss that is trained on, and its terms, those of the last decoder layer."""
 LEAST_SHOWN = 10
 """A point of a calibration stands for at least so many detections."""
 
@@ -36,10 +44,11 @@ def _seconds(analysis: Analysis) -> set[str]:
 
 
 def learning_curves(analysis: Analysis) -> list[Figure]:
-    """AP and loss over epochs, a drawing of each per head; thin lines are seeds, thick ones their mean."""
+    """CURVES over epochs, a drawing of each per head; thin lines are seeds, thick ones their mean."""
     drawings, place = [], series(analysis)
-    for number, (head, cells) in enumerate(by_head(analysis.cells).items(), start=1):
-        for what, title in (("ap", "AP, %"), ("loss", "training loss")):
+    # Heads innermost: two of them stand side by side.
+    for what, title in CURVES.items():
+        for number, (head, cells) in enumerate(by_head(analysis.cells).items(), start=1):
             with canvas(f"curves-{what}-{number}") as (figure, axes):
                 ends = [_curves(axes, place[cell.cell.backbone], cell, what) for cell in cells]
                 axes.set(xlabel="epoch", ylabel=title)
@@ -78,7 +87,7 @@ def _curves(axes: Axes, index: int, cell: CellResult, what: str) -> str:
 
 def _curve(rows: Sequence[Mapping[str, object]], key: str) -> dict[float, float]:
     """Value by epoch; losses are averaged over a hundredth of the curve, since they are of few pictures each."""
-    known = [(row.get("epoch"), row.get(key)) for row in rows]
+    known = [(row.get("epoch"), row.get(key, _term(row, key))) for row in rows]
     found = {float(x): float(y) for x, y in known if isinstance(x, int | float) and isinstance(y, int | float)}
     if key == "ap":
         return {epoch: 100 * value for epoch, value in found.items()}
@@ -88,6 +97,11 @@ def _curve(rows: Sequence[Mapping[str, object]], key: str) -> dict[float, float]
         epochs[min(start + group, len(epochs)) - 1]: float(np.mean(values[start : start + group]))
         for start in range(0, len(epochs), group)
     }
+
+
+def _term(row: Mapping[str, object], name: str) -> object:
+    terms = row.get("losses")
+    return terms.get(name) if isinstance(terms, Mapping) else None
 
 
 def against(analysis: Analysis, name: str, costs: Mapping[str, float], label: str, told: str) -> Figure:

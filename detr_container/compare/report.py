@@ -117,7 +117,7 @@ def make_document(
         replace(
             results.differences(pairs, pictures, analysis.resamples), figures=[plots.forest(pairs)] if pairs else []
         ),
-        Section("curves", "Learning curves", figures=plots.learning_curves(analysis)),
+        sections.curves(analysis),
         sections.costs(analysis, known, latencies),
         Section("sizes", "By object size", tables=[results.by_size(analysis)], figures=[plots.sizes(analysis)]),
         sections.classes(analysis, pairs),

@@ -16,6 +16,15 @@ from .gallery import draw
 from .results import Pair
 
 
+def curves(analysis: Analysis) -> Section:
+    """How the runs got where they are."""
+    text = [
+        "The training loss is summed over decoder layers, with the loss's weights; its terms are the last layer's, "
+        "without them. Totals and classification losses of different heads are not comparable."
+    ]
+    return Section("curves", "Learning curves", text, figures=plots.learning_curves(analysis))
+
+
 def costs(analysis: Analysis, known: Mapping[str, Costs], latencies: Mapping[str, Any]) -> Section:
     """What the accuracy costs: AP against GFLOPs, and against latency where it was measured."""
     told = "AP against GFLOPs of a forward pass, with 95 % intervals."

@@ -291,6 +291,23 @@ def test_the_summary_ranks_only_what_can_be_told_apart(made: Made) -> None:
             assert "2. " in line
 
 
+@pytest.mark.parametrize("what", ["ap", "loss", "class", "l1", "giou"])
+def test_learning_curves_end_where_the_logs_do(what: str, made: Made) -> None:
+    drawn = {name: alt for section in made.report["sections"] for name, alt in section["figures"].items()}
+    for number, head in enumerate(("DETR", "SMCA-DETR"), start=1):
+        alt = drawn[f"curves-{what}-{number}"]
+        assert alt.startswith(f"{head}, ")
+        for label in LABELS:
+            if not label.startswith(f"{head}, "):
+                continue
+            if what == "ap":
+                ends = [100 * read_jsonl(run / "evaluations.jsonl")[-1]["ap"] for run in made.runs(label)]
+            else:
+                rows = [read_jsonl(run / "metrics.jsonl")[-1] for run in made.runs(label)]
+                ends = [row["loss"] if what == "loss" else row["losses"][what] for row in rows]
+            assert f"{label.split(', ')[1]} {statistics.fmean(ends):.3g}" in alt
+
+
 def results_on(root: Path, names: list[str]) -> list[dict[str, Any]]:
     """The headline table of one run each of what was published, on a data set with these classes."""
     world = make_data(root / "data", pictures=6, names=names)
