@@ -125,9 +125,10 @@ def detector_weights(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
     state = weights_of(checkpoint)
     if any(name.startswith("transformer.") for name in state):
         return from_published(state), "published"
-    if any(name.startswith("model.encoder.") for name in state):
+    # Not by the encoder, which need not have a layer.
+    if any(name.startswith("model.decoder.") for name in state):
         return from_hugging_face(state), "hugging face"
-    if any(name.startswith("encoder.layers.") for name in state):
+    if any(name.startswith("decoder.layers.") for name in state):
         return state, "ours"
     raise ValueError(
         f"not a detector's weights (first names: {', '.join(list(state)[:4])}): a checkpoint of this program, of DETR, "

@@ -27,6 +27,8 @@ SMALL = Experiment(
     head=HeadConfig(queries=6, width=32, heads=8, encoder_layers=1, decoder_layers=2, feedforward=48),
 )
 SMCA = replace(SMALL, head=replace(SMALL.head, kind="smca"), loss=FOCAL)
+BARE = replace(SMALL, head=replace(SMALL.head, encoder_layers=0))
+BARE_SMCA = replace(SMCA, head=replace(SMCA.head, encoder_layers=0))
 CLASSES = (Category(1, "cat"), Category(3, "dog"), Category(7, "zebra"))
 
 
@@ -104,21 +106,24 @@ def test_a_hugging_face_file_opens(tmp_path: Path, form: str) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_our_own_checkpoint_opens_with_its_classes(tmp_path: Path) -> None:
-    model = model_of(SMCA, 3)
+@pytest.mark.parametrize("experiment", [SMCA, BARE, BARE_SMCA], ids=["smca", "no encoder", "smca, no encoder"])
+def test_our_own_checkpoint_opens_with_its_classes(experiment: Experiment, tmp_path: Path) -> None:
+    model = model_of(experiment, 3)
     classes = [[category.id, category.name] for category in CLASSES]
-    path = saved(tmp_path / "c.pt", model.state_dict(), experiment=to_dict(SMCA), classes=classes, step=12)
+    path = saved(tmp_path / "c.pt", model.state_dict(), experiment=to_dict(experiment), classes=classes, step=12)
     trained = open_trained(path, CPU)
-    assert (trained.classes, trained.step, trained.experiment) == (CLASSES, 12, SMCA)
+    assert (trained.classes, trained.step, trained.experiment) == (CLASSES, 12, experiment)
     for ours, theirs in zip(outputs(trained.model), outputs(model), strict=True):
         assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("layout", ["published", "hugging face"])
-@pytest.mark.parametrize("experiment", [SMALL, SMCA], ids=["detr", "smca"])
+@pytest.mark.parametrize(
+    "experiment", [SMALL, SMCA, BARE, BARE_SMCA], ids=["detr", "smca", "no encoder", "smca, no encoder"]
+)
 def test_an_exported_model_comes_back(tmp_path: Path, experiment: Experiment, layout: str) -> None:
     trained = Trained(model_of(experiment, 3), experiment, CLASSES, Path("run"), 0)
-    if layout == "hugging face" and experiment is SMCA:
+    if layout == "hugging face" and experiment.head.kind == "smca":
         with pytest.raises(ValueError, match=r"no smca head on resnet18: .*--layout published"):
             exported(trained, layout)
         return

@@ -195,7 +195,8 @@ def _level(cells: Sequence[Cell]) -> int | None:
 
 def _not_yet(record: RunRecord, level: int | None) -> str:
     if level is not None and record.ap(level) is None:
-        return f"it was not evaluated after epoch {level}" + (f": {'; '.join(record.faults)}" if record.faults else "")
+        why = "; ".join(record.faults) or f"its last evaluation was after epoch {record.last}"
+        return f"it was not evaluated after epoch {level}: {why}"
     if level is None and not record.finished:
         return "; ".join(record.faults) or "it is not finished"
     return ""

@@ -46,7 +46,7 @@ def cells_of(records: Sequence[RunRecord]) -> tuple[list[Cell], dict[Path, str]]
     left_out: dict[Path, str] = {}
     for record in records:
         if record.experiment is None:
-            left_out[record.folder] = "its settings cannot be read"
+            left_out[record.folder] = f"its settings cannot be read: {record.faults[0]}"
             continue
         group = groups.setdefault(json.dumps(settings_of(record.experiment)), {})
         other = group.setdefault(record.experiment.seed, record)

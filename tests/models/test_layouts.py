@@ -61,9 +61,9 @@ def test_a_detector_on_container_keeps_the_released_names_below_the_backbone() -
 
 @pytest.mark.parametrize("key", ["model", "state_dict", "ema", "model_state_dict"])
 def test_weights_are_found_wherever_a_file_keeps_them(key: str) -> None:
-    state = {"module.encoder.layers.0.norm1.weight": torch.ones(2)}
+    state = {"module.decoder.layers.0.norm1.weight": torch.ones(2)}
     found, layout = detector_weights({key: state, "epoch": 3})
-    assert list(found) == ["encoder.layers.0.norm1.weight"]
+    assert list(found) == ["decoder.layers.0.norm1.weight"]
     assert layout == "ours"
 
 
