@@ -172,7 +172,11 @@ def _judge_all(
 
 
 def _nothing(unjudged: dict[Path, str]) -> ValueError:
-    told = "; ".join(f"{folder}: {why}" for folder, why in unjudged.items())
+    reasons: dict[str, list[str]] = {}
+    for folder, why in unjudged.items():
+        reasons.setdefault(why, []).append(str(folder))
+    # Often all have the same one, which is said once.
+    told = "; ".join(f"{', '.join(folders)}: {why}" for why, folders in reasons.items())
     return ValueError(f"none of {len(unjudged)} runs can be judged: {told}")
 
 

@@ -185,6 +185,13 @@ def test_an_epoch_can_be_asked_for(home: Path) -> None:
         assert result.plain[0] == pytest.approx(result.record.ap(2))
 
 
+def test_why_none_can_be_judged_is_said_once(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"^none of 8 runs can be judged: \S+, .*: it was not evaluated") as raised:
+        look(home, epoch=99)
+    assert str(raised.value).count("it was not evaluated after epoch 99: its last evaluation was after epoch 3") == 1
+    assert all(run.name in str(raised.value) for run in (home / "runs").iterdir())
+
+
 def test_a_run_that_is_going_on_says_so(home: Path) -> None:
     """Its own lock, held by this process, is what tells."""
     from detr_container.launch.lock import FolderLock
