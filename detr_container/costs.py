@@ -54,10 +54,11 @@ class Gflops:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs. gflops: the mean over the pictures."""
+    """What a model costs. gflops: the mean over the pictures; stride: input pixels to a cell of what its head reads."""
 
     parameters: Parameters
     gflops: Gflops
+    stride: int
 
 
 def costs(experiment: Experiment, classes: int, sizes: Sequence[Size]) -> Costs:
@@ -75,7 +76,7 @@ def costs(experiment: Experiment, classes: int, sizes: Sequence[Size]) -> Costs:
         each = count_flops(model, size)
         total += each.total * pictures / len(sizes)
         backbone += each.backbone * pictures / len(sizes)
-    return Costs(count_parameters(model), Gflops(total, backbone, total - backbone))
+    return Costs(count_parameters(model), Gflops(total, backbone, total - backbone), model.backbone.strides[-1])
 
 
 def count_parameters(model: Detector) -> Parameters:

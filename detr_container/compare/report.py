@@ -23,6 +23,7 @@ from detr_container.standing import runs_in
 from . import plots, results, sections
 from .analysis import Analysis, analyse
 from .document import Document, Section
+from .fairness import of_strides
 from .options import PLAN, ReportOptions
 from .page import write
 from .precision import FIGURES
@@ -103,6 +104,10 @@ def make_document(
     trouble: Sequence[str] = (),
 ) -> Document:
     """All that the page says."""
+    strides = {
+        cell.cell.label: known[cell.cell.label].stride if cell.cell.label in known else None for cell in analysis.judged
+    }
+    analysis = replace(analysis, differences=(*of_strides(strides), *analysis.differences))
     pairs = results.pairs_of(analysis)
     warnings = [*results.warnings(analysis), *trouble]
     summary = results.findings(analysis, pairs) or [results.NO_PAIR]
