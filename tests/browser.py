@@ -7,12 +7,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 from playwright.sync_api import Browser, Page, sync_playwright
 
+Media = Literal["screen", "print"]
+Scheme = Literal["light", "dark"]
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 # Machado, Oliveira and Fernandes 2009, of severity 1, on linear RGB.
@@ -49,10 +52,10 @@ def browser() -> Iterator[Browser]:
             started.close()
 
 
-def settle(page: Page, width: int, media: str = "screen", scheme: str = "light") -> None:
+def settle(page: Page, width: int, media: Media = "screen", scheme: Scheme = "light") -> None:
     """Show a page on a screen of this width, or on paper, to someone who prefers light or dark."""
     page.set_viewport_size({"width": width, "height": 800})
-    page.emulate_media(media=media, color_scheme=scheme)  # type: ignore[arg-type]
+    page.emulate_media(media=media, color_scheme=scheme)
 
 
 def linear(colour: ArrayLike) -> NDArray[np.float64]:

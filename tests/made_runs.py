@@ -15,6 +15,7 @@ from detr_container.config import Experiment, to_dict
 from detr_container.experiments import named
 from detr_container.files import sha256, write_json, write_jsonl
 from detr_container.scoring import score, write_results
+from detr_container.sweep import with_settings
 
 EPOCHS = 3
 
@@ -42,11 +43,9 @@ def make_data(
 
 def experiment_of(root: Path, head: str, backbone: str, seed: int = 0, **train: Any) -> Experiment:
     """A small experiment on such a data set; train: other settings of its schedule."""
-    base = named("debug").experiment
+    base = with_settings(named("debug").experiment, [("head.kind", head), ("backbone.name", backbone)])
     return replace(
         base,
-        backbone=replace(base.backbone, name=backbone),
-        head=replace(base.head, kind=head),  # type: ignore[arg-type]
         data=replace(base.data, root=root, make_shapes=(0, 0, 0)),
         train=replace(base.train, **{"epochs": EPOCHS, "eval_every": 1, **train}),
         seed=seed,

@@ -12,7 +12,7 @@ from typing import Any
 
 import made_reports
 import pytest
-from browser import SIGHTS, apart, browser, contrast, settle
+from browser import SIGHTS, Media, Scheme, apart, browser, contrast, settle
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
@@ -173,7 +173,11 @@ def test_the_contents_lead_to_the_sections(page: Page) -> None:
         assert -1 <= box["y"] < 800
 
 
-SCHEMES = {"light": ("screen", "light"), "dark": ("screen", "dark"), "paper": ("print", "dark")}
+SCHEMES: dict[str, tuple[Media, Scheme]] = {
+    "light": ("screen", "light"),
+    "dark": ("screen", "dark"),
+    "paper": ("print", "dark"),
+}
 
 
 def _series(page: Page) -> list[list[float]]:
