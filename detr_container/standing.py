@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -125,12 +126,21 @@ def _local(folder: Path, facts: dict[str, Any]) -> Queued | None:
     try:
         process = psutil.Process(int(facts["job"]))
         # Within a line of the shell, as long as that sets things up.
-        if "detr_container.launch.local" not in " ".join(process.cmdline()) or process.status() == psutil.STATUS_ZOMBIE:
+        if "detr_container.launch.local" not in _command_line(process) or process.status() == psutil.STATUS_ZOMBIE:
             return None
     except (psutil.Error, ValueError):
         return None
     working = bool(process.children())
     return Queued("RUNNING", platform.node()) if working else Queued("PENDING", "", "waits for its turn")
+
+
+def _command_line(process: psutil.Process) -> str:
+    """A process's command; while one program takes the place of another, as a shell's `exec` has it, there is none."""
+    for _ in range(20):
+        if words := process.cmdline():
+            return " ".join(words)
+        time.sleep(0.01)
+    return ""
 
 
 def _progress(folder: Path) -> dict[str, Any]:

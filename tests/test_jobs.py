@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import platform
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from runs import REPOSITORY, assert_same_run, environment, settings_of, tiny
 
 from detr_container.config import difference
 from detr_container.experiments import named
-from detr_container.files import read_jsonl
+from detr_container.files import read_jsonl, write_json
 from detr_container.launch.attempts import JobFolder
 from detr_container.launch.lock import FolderLock
 from detr_container.standing import ACTIVE, Standing, standing
@@ -203,6 +204,20 @@ def test_an_edit_changes_no_queued_run(root: Path, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert end_of(run).state == "finished"
     assert steps(run) == 12
+
+
+def test_a_job_that_becomes_another_program_is_not_over(tmp_path: Path) -> None:
+    """As its shell does, but again and again: in between, the system knows no command line of it."""
+    script = tmp_path / "again.sh"
+    script.write_text('exec /bin/sh "$0" detr_container.launch.local\n')
+    process = subprocess.Popen(["/bin/sh", str(script), "detr_container.launch.local"])
+    try:
+        facts = {"submission": "", "where": "local", "index": 0, "job": str(process.pid), "host": platform.node()}
+        write_json(tmp_path / "run" / "job" / "job.json", facts)
+        assert {standing(tmp_path / "run").state for _ in range(100)} == {"queued"}
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_two_processes_in_one_folder(root: Path, tmp_path: Path) -> None:
