@@ -27,6 +27,7 @@ from detr_container.datasets.batch import Batch, Targets
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import steps_per_epoch
 from detr_container.datasets.transforms import LARGEST_ASPECT
+from detr_container.launch.interrupt import StopRequest
 
 from . import config
 from .build import Data, open_data
@@ -197,16 +198,23 @@ def run_parts(
 
 
 def step_memory(
-    experiment: Experiment, data: Data, largest: Largest, folder: Path, here: Session, limit: float = 0.0
+    experiment: Experiment,
+    data: Data,
+    largest: Largest,
+    folder: Path,
+    here: Session,
+    stop: StopRequest,
+    limit: float = 0.0,
 ) -> tuple[float, float]:
     """Bytes that a training step on the largest batch takes at most, and bytes that there are for it.
 
     limit: let it have so many bytes; 0: what is free. On a GPU the step is made here; on a CPU in a process of its own,
-    where what the interpreter and the annotations take counts as well. Raises DoesNotFitError.
+    where what the interpreter and the annotations take counts as well. Raises DoesNotFitError, and InterruptedError
+    when a stop was requested while that process was at work.
     """
     if here.device.type == "cpu":
         room = limit or min(psutil.virtual_memory().available, *cgroup_limits(), sys.maxsize)
-        return _in_process(experiment, largest, folder, room), room
+        return _in_process(experiment, largest, folder, room, stop), room
     free, whole = torch.cuda.mem_get_info()
     room = min(limit or free, free)
     torch.cuda.set_per_process_memory_fraction(room / whole)
@@ -277,8 +285,11 @@ def cgroup_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Pat
                 break
 
 
-def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: float) -> int:
-    """Take the step in another process, which is ended when it has more than `room` bytes. Returns its peak."""
+def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: float, stop: StopRequest) -> int:
+    """Take the step in another process, which is ended when it has more than `room` bytes. Returns its peak.
+
+    An interrupt must be a request: as an exception it could come between the start of the process and the care for it.
+    """
     folder.mkdir(parents=True)
     said = folder / "said"
     request = {"experiment": config.to_dict(experiment), "largest": asdict(largest), "folder": str(folder / "run")}
@@ -292,10 +303,12 @@ def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: fl
             with suppress(BrokenPipeError):
                 # Left open: that it closes tells the other process that this one is gone.
                 process.stdin.write(json.dumps(request).encode() + b"\n")
-            _wait(process, room)
+            _wait(process, room, stop)
         finally:
             process.kill()
             process.wait()
+    if stop.requested is not None:
+        raise InterruptedError(stop.requested)
     last = (said.read_text(errors="replace").splitlines() or [""])[-1]
     if process.returncode == 0 and last.isdigit():
         return int(last)
@@ -304,10 +317,10 @@ def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: fl
     raise RuntimeError(f"the process that tried a step ended with status {process.returncode}: {last}")
 
 
-def _wait(process: subprocess.Popen[bytes], room: float) -> None:
+def _wait(process: subprocess.Popen[bytes], room: float, stop: StopRequest) -> None:
     with suppress(psutil.NoSuchProcess):
         other = psutil.Process(process.pid)
-        while process.poll() is None:
+        while process.poll() is None and stop.requested is None:
             if other.memory_info().rss > room:
                 process.kill()
             with suppress(subprocess.TimeoutExpired):

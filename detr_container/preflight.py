@@ -109,10 +109,14 @@ def _ended_by_sigterm() -> Iterator[None]:
 @contextmanager
 def _between_steps() -> Iterator[StopRequest]:
     """Let signals wait for who looks at the request: the processes of a loader complain when they are cut off."""
-    with StopRequest() as stop, suppress(InterruptedError):
-        yield stop
-    if stop.requested:
-        raise KeyboardInterrupt if stop.requested == "SIGINT" else SystemExit(stop.exit_code)
+    stop = StopRequest()
+    try:
+        with stop, suppress(InterruptedError):
+            yield stop
+    finally:
+        # Whatever else went wrong meanwhile, whoever asked for a stop gets it.
+        if stop.requested:
+            raise KeyboardInterrupt if stop.requested == "SIGINT" else SystemExit(stop.exit_code)
 
 
 @contextmanager
@@ -245,7 +249,8 @@ class _Preflight:
         shape = f"{train.micro_batch} x {largest.height} x {largest.width} pixels, up to {max(largest.objects)} objects"
         try:
             limit, folder = self.options.memory * GIB, self.folder / "memory"
-            peak, room = step_memory(self._trial(), data, largest, folder, self.here, limit)
+            with _between_steps() as stop:
+                peak, room = step_memory(self._trial(), data, largest, folder, self.here, stop, limit)
         except DoesNotFitError as error:
             self.fits = False
             fewer = f"train.micro_batch={train.micro_batch}, " if train.micro_batch > 1 else ""

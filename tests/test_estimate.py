@@ -23,6 +23,7 @@ from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.transforms import Augmentation
 from detr_container.distributed import session
 from detr_container.estimate import DoesNotFitError, Largest, cgroup_limits, few_pictures, largest_batch, run_parts
+from detr_container.launch.interrupt import StopRequest
 
 
 def annotations(sizes: list[tuple[int, int]]) -> Annotations:
@@ -151,6 +152,7 @@ from pathlib import Path
 from detr_container import config, estimate
 from detr_container.build import open_data
 from detr_container.distributed import session
+from detr_container.launch.interrupt import StopRequest
 experiment = config.from_dict(json.loads(sys.argv[1])["experiment"])
 with session("cpu") as here:
     for side in (64, 512):
@@ -181,10 +183,10 @@ def test_a_process_that_does_not_come_back(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    experiment = tiny(root)
+    experiment, largest = tiny(root), Largest(64, 64, (1, 1), False)
     with session("cpu") as here, pytest.raises(error, match=why):
         estimate.step_memory(
-            experiment, open_data(experiment), Largest(64, 64, (1, 1), False), tmp_path / "x", here, float(2**30)
+            experiment, open_data(experiment), largest, tmp_path / "x", here, StopRequest(), float(2**30)
         )
 
 

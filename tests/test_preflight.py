@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -354,6 +355,35 @@ def test_interrupted_while_another_process_tries(
     watch.join()
     assert [path.name.startswith(".preflight-") for path in seen] == [True]
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+@pytest.mark.parametrize(("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_interrupted_in_the_instant_in_which_another_process_starts(
+    fly: Any, root: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, leaves: type[BaseException]
+) -> None:
+    """Where the call that starts it has not returned yet, so that nobody but Python knows of it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Signalled(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(subprocess, "Popen", Signalled)
+    with pytest.raises(leaves):
+        fly(tiny(root))
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
+
+
+def test_a_request_to_stop_is_not_lost_in_an_error() -> None:
+    def fail_when_told() -> None:
+        with preflight._between_steps() as stop:
+            stop.request(signal.SIGTERM)
+            raise ValueError("a step went wrong")
+
+    with pytest.raises(SystemExit, match="143"):
+        fail_when_told()
 
 
 @pytest.mark.parametrize(("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
