@@ -15,7 +15,7 @@ from detr_container.datasets.coco_classes import rows_by_id
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
 from detr_container.datasets.transforms import Augmentation
-from detr_container.models.backbone import Backbone, TimmBackbone
+from detr_container.models.backbone import Backbone, TimmBackbone, maps_up_to
 from detr_container.models.container import SIZES, ContainerLight
 from detr_container.models.criterion import Criterion
 from detr_container.models.detector import Detector
@@ -28,7 +28,7 @@ from detr_container.models.pretrained import (
     load_backbone,
     load_imagenet,
 )
-from detr_container.models.resnet import DEPTHS, ResNetBackbone
+from detr_container.models.resnet import DEPTHS, DILATED, STRIDES, ResNetBackbone
 from detr_container.models.smca import SmcaDetr
 
 from .checkpoint import load
@@ -44,13 +44,14 @@ def build_backbone(config: BackboneConfig, weights: bool = True) -> Backbone:
     pretrained = weights and config.weights == "imagenet"
     if config.name.startswith("timm/"):
         backbone: Backbone = TimmBackbone(
-            config.name.removeprefix("timm/"), config.stage, pretrained, frozen_norm, config.drop_path
+            config.name.removeprefix("timm/"), config.stage, config.stride, pretrained, frozen_norm, config.drop_path
         )
     elif config.name in DEPTHS:
-        backbone = ResNetBackbone(config.name, _outputs(4, config.stage), config.dilation, frozen_norm)
+        outputs = maps_up_to(DILATED if config.dilation else STRIDES, config.stage, config.stride)
+        backbone = ResNetBackbone(config.name, outputs, config.dilation, frozen_norm)
     elif config.name in SIZES:
         size = SIZES[config.name]
-        outputs = _outputs(len(size.channels), config.stage)
+        outputs = maps_up_to(size.strides, config.stage, config.stride)
         backbone = ContainerLight(size, outputs, frozen_norm, config.drop_path)
     else:
         raise ValueError(
@@ -66,13 +67,6 @@ def build_backbone(config: BackboneConfig, weights: bool = True) -> Backbone:
             )
         load_backbone(backbone, load(config.weights), config.weights)
     return backbone.freeze(config.frozen_stages)
-
-
-def _outputs(stages: int, stage: int) -> int:
-    """How many feature maps to compute so that map `stage`, counted from the end, is the last."""
-    if not -stages <= stage <= -1:
-        raise ValueError(f"backbone.stage={stage}: this backbone has {stages} feature maps, from -{stages} to -1")
-    return stages + 1 + stage
 
 
 def build_detector(experiment: Experiment, classes: int, weights: bool = True) -> Detector:

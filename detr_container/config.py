@@ -39,6 +39,8 @@ class BackboneConfig:
     """Stochastic depth: the largest drop probability, reached in the last block (CONTAINER and timm)."""
     stage: int = -1
     """Which feature map the head reads, counted from the end: -1 is the last, -2 has half its stride."""
+    stride: int = 0
+    """The feature map by its stride in pixels instead, the same one for every backbone; 0: as `stage` says."""
 
     @property
     def label(self) -> str:
@@ -291,6 +293,10 @@ def _check_together(experiment: Experiment) -> None:
         raise ValueError(f"head.width={head.width}: sine positions need a multiple of 4; or use head.position=learned")
     if backbone.dilation and not backbone.name.startswith("resnet"):
         raise ValueError(f"backbone.dilation=True: only a ResNet can be dilated, not {backbone.name}")
+    if backbone.stride and backbone.stage != -1:
+        raise ValueError(
+            f"backbone.stride={backbone.stride} and backbone.stage={backbone.stage} both choose a feature map: give one"
+        )
     if any(data.make_shapes) and data.root is None:
         raise ValueError(f"data.make_shapes={data.make_shapes}: data.root says in which folder to make them")
     for name in ("scales", "crop_resize"):
@@ -312,8 +318,8 @@ def _check_ranges(experiment: Experiment) -> None:
     natural = (
         "loss.class_weight loss.l1_weight loss.giou_weight loss.cost_class loss.cost_l1 loss.cost_giou "
         "loss.no_object_weight loss.focal_gamma head.encoder_layers train.lr_backbone train.weight_decay train.clip "
-        "train.lr_drop train.warmup_steps "
-        "train.checkpoint_minutes train.eval_every train.max_steps backbone.frozen_stages data.workers data.canvas seed"
+        "train.lr_drop train.warmup_steps train.checkpoint_minutes train.eval_every train.max_steps "
+        "backbone.frozen_stages backbone.stride data.workers data.canvas seed"
     )
     share = "loss.focal_alpha head.dropout backbone.drop_path train.ema_decay"
     rules = (

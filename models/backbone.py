@@ -82,6 +82,24 @@ class Backbone(nn.Module):
         return rows
 
 
+def maps_up_to(strides: Sequence[int], stage: int = -1, stride: int = 0) -> int:
+    """How many of a backbone's feature maps to compute so that the one that the head reads is the last.
+
+    strides: of all its maps, finest first; stage: which one, counted from the end; stride: the deepest of this stride
+    instead, 0 for the one that `stage` says. Raises ValueError when there is none.
+    """
+    if stride:
+        found = [count for count, each in enumerate(strides, start=1) if each == stride]
+        if not found:
+            there = ", ".join(map(str, dict.fromkeys(strides)))
+            raise ValueError(f"backbone.stride={stride}: this backbone has feature maps of the strides {there}")
+        return found[-1]
+    count = len(strides)
+    if not -count <= stage <= -1:
+        raise ValueError(f"backbone.stage={stage}: this backbone has {count} feature maps, from -{count} to -1")
+    return count + 1 + stage
+
+
 def freeze_norms(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm2d below `module` by one whose statistics, scale and shift are fixed.
 
@@ -103,9 +121,15 @@ class TimmBackbone(Backbone):
     """Any timm model that offers feature maps, by name."""
 
     def __init__(
-        self, name: str, stage: int = -1, pretrained: bool = False, frozen_norm: bool = False, drop_path: float = 0.0
+        self,
+        name: str,
+        stage: int = -1,
+        stride: int = 0,
+        pretrained: bool = False,
+        frozen_norm: bool = False,
+        drop_path: float = 0.0,
     ) -> None:
-        """Build up to feature map `stage`, counted from the end.
+        """Build up to one feature map; stage, stride: see `maps_up_to`.
 
         name: as timm spells it; pretrained: timm's weights, downloaded to its cache at first use.
         """
@@ -121,12 +145,10 @@ class TimmBackbone(Backbone):
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         try:
             body = _create(name, pretrained, options)
-            if stage != -1:
-                indices = tuple(body.feature_info.out_indices)
-                if not -len(indices) <= stage <= -1:
-                    count = len(indices)
-                    raise ValueError(f"backbone.stage={stage}: timm/{name} has {count} maps, from -{count} to -1")
-                body = _create(name, pretrained, options | {"out_indices": indices[: stage + 1]})
+            indices = tuple(body.feature_info.out_indices)
+            wanted = maps_up_to(body.feature_info.reduction(), stage, stride)
+            if wanted < len(indices):
+                body = _create(name, pretrained, options | {"out_indices": indices[:wanted]})
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"timm/{name} cannot be a backbone: {error}") from error
         except OSError as error:

@@ -29,6 +29,11 @@ class Size:
     ratios: tuple[int, ...]
     heads: int
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of each stage's feature map, in pixels."""
+        return tuple(4 << stage for stage in range(len(self.channels)))
+
 
 SIZES = {
     "container_light": Size((64, 128, 320, 512), (3, 4, 8, 3), (8, 8, 4, 4), heads=16),
@@ -89,7 +94,7 @@ class ContainerLight(Backbone):
         drop_path: the drop probability of the whole network's last block, rising linearly from 0 at the first.
         """
         channels = size.channels[:outputs]
-        strides = [4 << stage for stage in range(len(channels))]
+        strides = size.strides[:outputs]
         # The strided convolutions floor, so the map covers the picture only if the stride divides its sides.
         super().__init__(channels, strides, size_multiple=strides[-1])
         drops = torch.linspace(0, drop_path, sum(size.depths)).tolist()

@@ -100,6 +100,8 @@ DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet50": (_Bottleneck, [3, 4, 6, 3]),
     "resnet101": (_Bottleneck, [3, 4, 23, 3]),
 }
+STRIDES, DILATED = (4, 8, 16, 32), (4, 8, 16, 16)
+"""Of layer1 .. layer4, without and with dilation."""
 
 
 class ResNetBackbone(Backbone):
@@ -113,7 +115,7 @@ class ResNetBackbone(Backbone):
         block, depths = DEPTHS[name]
         if dilation and block is _Basic:
             raise ValueError(f"{name} cannot be dilated (its blocks have no dilation): use resnet50 or resnet101")
-        strides = (4, 8, 16, 16 if dilation else 32)
+        strides = DILATED if dilation else STRIDES
         channels = [width * block.expansion for width in (64, 128, 256, 512)]
         super().__init__(channels[:outputs], strides[:outputs])
         norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d

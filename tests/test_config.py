@@ -103,6 +103,8 @@ def test_a_setting_without_effect_is_told(changed: dict[str, Any], said: str) ->
         ({"head__width": 33}, r"head\.width=33 cannot be shared by head\.heads=2"),
         ({"head__width": 30}, r"head\.width=30: sine positions need a multiple of 4"),
         ({"backbone__dilation": True}, r"only a ResNet can be dilated, not container_light_tiny"),
+        ({"backbone__stride": 16, "backbone__stage": -2}, r"backbone\.stride=16 and backbone\.stage=-2 both choose"),
+        ({"backbone__stride": -8}, r"backbone\.stride=-8: it must be 0 or greater"),
         ({"data__root": None, "data__make_shapes": (1, 1, 64)}, r"data\.root says in which folder"),
         ({"data__scales": ()}, r"data\.scales=\(\): give one or more"),
         ({"data__crop_range": (60, 30)}, r"data\.crop_range=\(60, 30\)"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,10 @@ def resamples(pictures: int, count: int, seed: int = 0) -> Floats:
 
 
 def of_figure(sample: Sample) -> Interval:
-    """The interval of a figure itself."""
-    return _interval(sample.mean, _image_variance(sample.resampled.mean(axis=0)), [sample], sample.pictures)
+    """The interval of a figure itself, which is a share: it ends at 0 and at 1."""
+    whole = _interval(sample.mean, _image_variance(sample.resampled.mean(axis=0)), [sample], sample.pictures)
+    low, high = np.clip([whole.low, whole.high], 0.0, 1.0).tolist()
+    return replace(whole, low=low, high=high)
 
 
 def of_difference(a: Sample, b: Sample) -> Interval:

@@ -124,7 +124,7 @@ def make_document(
         ),
         sections.curves(analysis),
         sections.costs(analysis, known, latencies),
-        Section("sizes", "By object size", tables=[results.by_size(analysis)], figures=[plots.sizes(analysis)]),
+        Section("sizes", "By object size", tables=results.by_size(analysis, pairs), figures=[plots.sizes(analysis)]),
         sections.classes(analysis, pairs),
         sections.error_kinds(analysis),
         Section("precision", "Precision and recall", figures=plots.precision_recall(analysis)),

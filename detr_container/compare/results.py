@@ -204,15 +204,27 @@ def by_head(cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
     return groups
 
 
-def by_size(analysis: Analysis) -> Table:
-    """AP of small, medium and large objects with its interval."""
+def by_size(analysis: Analysis, pairs: Sequence[Pair]) -> list[Table]:
+    """AP of small, medium and large objects with its interval, and how it differs in each pair."""
     columns = [Column("backbone"), Column("head"), *(Column(f"AP {word}") for word in SIZES.values())]
     rows: list[list[Value]] = [
         [cell.cell.backbone, cell.cell.head, *(span(of_figure(cell.sample(name))) for name in SIZES)]
         for cell in analysis.judged
     ]
     caption = "AP by object size: below 32² pixels of area, up to 96², and above, with 95 % intervals"
-    return Table("sizes", caption, columns, rows)
+    return [Table("sizes", caption, columns, rows), *([_size_differences(pairs)] if pairs else [])]
+
+
+def _size_differences(pairs: Sequence[Pair]) -> Table:
+    found = [[of_difference(pair.a.sample(name), pair.b.sample(name)) for name in SIZES] for pair in pairs]
+    real = iter(holm([one.p for row in found for one in row]))
+    columns = [Column("difference"), *(Column(f"AP {word}", signed=True) for word in SIZES.values())]
+    rows: list[list[Value]] = []
+    for pair, row in zip(pairs, found, strict=True):
+        holds = [word for word in SIZES.values() if next(real)]
+        rows.append([pair.name, *map(span, row), ", ".join(holds) or "none"])
+    caption = "Differences by object size, with 95 % intervals; real: looking at the whole table (Holm)"
+    return Table("size-differences", caption, [*columns, Column("real")], rows)
 
 
 def by_class(analysis: Analysis, pairs: Sequence[Pair]) -> Iterator[Table]:

@@ -183,14 +183,15 @@ def test_warnings_are_at_the_top_of_the_page(home: Path, tmp_path: Path) -> None
 
 
 def test_maps_of_another_stride_are_a_warning(home: Path, tmp_path: Path) -> None:
-    """CONTAINER-LIGHT's tiny version ends at stride 16, a ResNet at 32 unless its third map is asked for."""
+    """CONTAINER-LIGHT's tiny version ends at stride 16, a ResNet at 32 unless one stride is asked for."""
     said = "feature map: stride differs: 16 pixels (SMCA-DETR, container_light_tiny); 32 pixels (SMCA-DETR, resnet18)"
     for number, warned in enumerate((True, False)):
         output = tmp_path / str(number)
         write_report(ReportOptions((str(home),), output=output, resamples=2))
-        assert (said in read_json(output / "report.json")["warnings"]) == warned
+        assert read_json(output / "report.json")["warnings"] == ([said] if warned else [])
         if warned:
-            change(of(home, "resnet18"), "backbone.stage", -2)
+            for backbone in BACKBONES:
+                change(of(home, backbone), "backbone.stride", 16)
 
 
 def test_the_page_says_how_to_make_it_again(home: Path, tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ def test_under_one_head_only_the_backbone_differs() -> None:
         assert len({json.dumps(one) for one in settings}) == 1
 
 
+def test_the_demo_gives_every_head_as_many_cells() -> None:
+    members = members_of(Path("x"), ("detr", "smca"), ("resnet18", "container_light_small"), (0,), "compare_demo")
+    strides = [build_detector(member.experiment, 3, weights=False).backbone.strides for member in members]
+    assert strides == [(4, 8, 16)] * 4
+
+
 def test_all_stages_are_trained_unless_settings_say_otherwise() -> None:
     published = members_of(Path("x"), ("detr",), ("resnet50",), (0,))[0].experiment
     assert named("detr_r50_50e").experiment.backbone.frozen_stages == 2

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ SIX = {
     "APm": "ap_medium",
     "APl": "ap_large",
 }
+BY_SIZE = (("AP small", "ap_small"), ("AP medium", "ap_medium"), ("AP large", "ap_large"))
 LABELS = [f"{head}, {backbone}" for head in ("DETR", "SMCA-DETR") for backbone in ("container_light_tiny", "resnet18")]
 
 
@@ -83,6 +84,11 @@ def scores_of(run: Path, truth: Path, epoch: int = EPOCHS) -> dict[str, Any]:
 
 def close(value: float | None) -> Any:
     return None if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+def check_range(row: dict[str, Any], name: str, wanted: dict[str, float]) -> None:
+    for part, key in (("", "value"), (" low", "low"), (" high", "high")):
+        assert row[name + part] == close(wanted[key])
 
 
 def check_spread(row: dict[str, Any], name: str, values: list[float]) -> None:
@@ -162,7 +168,10 @@ def expected(made: Made, a: list[np.ndarray], b: list[np.ndarray] | None = None)
     freedom = variance**2 / sum(part**2 / count for part, count in parts)
     reach = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
     p = 2 * stats.t.cdf(-abs(value) / math.sqrt(variance), freedom)
-    return {"value": 100 * value, "low": 100 * (value - reach), "high": 100 * (value + reach), "p": p}
+    low, high = value - reach, value + reach
+    if b is None:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return {"value": 100 * value, "low": 100 * low, "high": 100 * high, "p": p}
 
 
 def figures_of(made: Made, drawn: dict[Path, list[dict[str, Any]]], label: str, key: str) -> list[np.ndarray]:
@@ -170,7 +179,7 @@ def figures_of(made: Made, drawn: dict[Path, list[dict[str, Any]]], label: str, 
 
 
 def pairs() -> Iterator[tuple[str, str]]:
-    for a, b in combinations(LABELS, 2):
+    for a, b in itertools.combinations(LABELS, 2):
         if a.split(", ")[0] == b.split(", ")[0] or a.split(", ")[1] == b.split(", ")[1]:
             yield a, b
 
@@ -186,37 +195,43 @@ def test_differences_and_their_intervals(made: Made) -> None:
     drawn = resampled(made)
     rows = {row["difference"]: row for row in made.table("differences")}
     assert len(rows) == len(list(pairs()))
-    p_values = {}
+    by_size = {row["difference"]: row for row in made.table("size-differences")}
+    assert list(by_size) == list(rows)
+    p_values, p_by_size = dict[str, float](), dict[tuple[str, str], float]()
     for a, b in pairs():
         name = name_of(a, b)
         a, b, name = (a, b, name) if name in rows else (b, a, name_of(b, a))
-        for column, key in (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75")):
+        for column, key in (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), *BY_SIZE):
             wanted = expected(made, figures_of(made, drawn, a, key), figures_of(made, drawn, b, key))
-            assert rows[name][column] == close(wanted["value"])
-            assert rows[name][f"{column} low"] == close(wanted["low"])
-            assert rows[name][f"{column} high"] == close(wanted["high"])
+            check_range((by_size if (column, key) in BY_SIZE else rows)[name], column, wanted)
             if key == "ap":
                 assert wanted["value"] >= 0
                 assert rows[name]["p"] == close(wanted["p"])
                 p_values[name] = wanted["p"]
-    # Holm: the smallest p is compared with 5 % / 4, the next with 5 % / 3, until one is larger.
-    left, held = len(p_values), True
-    for name in sorted(p_values, key=lambda one: p_values[one]):
-        held = held and p_values[name] <= 0.05 / left
-        left -= 1
-        if not held:
+            elif (column, key) in BY_SIZE:
+                p_by_size[name, column.removeprefix("AP ")] = wanted["p"]
+    real = real_of(p_values)
+    for name in p_values:
+        if name not in real:
             assert rows[name]["AP is"] == "not distinguishable"
         else:
             assert rows[name]["AP is"].startswith("higher")
             assert ("seeds not measured" in rows[name]["AP is"]) == (made.seeds == 1)
+    real_sizes = real_of(p_by_size)
+    for name, row in by_size.items():
+        words = [word for pair, word in p_by_size if pair == name and (pair, word) in real_sizes]
+        assert row["real"] == (", ".join(words) or "none")
     for label in LABELS:
-        row = made.row("sizes", label)
-        for word, key in (("small", "ap_small"), ("medium", "ap_medium"), ("large", "ap_large")):
-            wanted = expected(made, figures_of(made, drawn, label, key))
-            assert row[f"AP {word}"] == close(wanted["value"])
-            assert row[f"AP {word} low"] == close(wanted["low"])
-            assert row[f"AP {word} high"] == close(wanted["high"])
+        for column, key in BY_SIZE:
+            check_range(made.row("sizes", label), column, expected(made, figures_of(made, drawn, label, key)))
     check_classes(made, drawn)
+
+
+def real_of(p_values: dict[Any, float]) -> set[Any]:
+    """Holm: the smallest p of four is compared with 5 % / 4, the next with 5 % / 3, until one is larger."""
+    order = sorted(p_values, key=lambda one: p_values[one])
+    kept = itertools.takewhile(lambda at: p_values[order[at]] <= 0.05 / (len(order) - at), range(len(order)))
+    return {order[at] for at in kept}
 
 
 def check_classes(made: Made, drawn: dict[Path, list[dict[str, Any]]]) -> None:
@@ -239,10 +254,7 @@ def check_classes(made: Made, drawn: dict[Path, list[dict[str, Any]]]) -> None:
                     ]
                 )
                 assert row[backbone] == close(100 * statistics.fmean(side[0] for side in sides[-1]))
-            wanted = expected(made, *sides)
-            assert row["difference"] == close(wanted["value"])
-            assert row["difference low"] == close(wanted["low"])
-            assert row["difference high"] == close(wanted["high"])
+            check_range(row, "difference", expected(made, *sides))
             count = sum(names[o["category_id"]] == row["class"] and not o["iscrowd"] for o in content["annotations"])
             assert row["objects"] == count
 

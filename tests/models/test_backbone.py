@@ -3,6 +3,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -73,6 +74,26 @@ def test_an_earlier_map_of_a_timm_model(name: str) -> None:
     image = pattern.image(96, 64)[None]
     for ours, theirs in zip(part.eval()(image), whole.eval()(image)[:-1], strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "strides"),
+    [
+        ("resnet18", {"stride": 16}, (4, 8, 16)),
+        ("resnet50", {"stride": 16, "dilation": True}, (4, 8, 16, 16)),
+        ("container_light", {"stride": 8}, (4, 8)),
+        ("container_light_small", {"stride": 16}, (4, 8, 16)),
+        ("timm/resnet10t", {"stride": 16}, (2, 4, 8, 16)),
+        ("timm/test_vit", {"stride": 16}, (16, 16, 16)),
+    ],
+)
+@torch.no_grad()
+def test_a_map_named_by_its_stride_is_the_deepest_of_it(
+    name: str, settings: dict[str, Any], strides: tuple[int, ...]
+) -> None:
+    backbone = backbone_of(name, **settings).eval()
+    assert backbone.strides == strides
+    assert backbone(torch.zeros(1, 3, 64, 96))[-1].shape[-2:] == (64 // strides[-1], 96 // strides[-1])
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "regnetx_002", "resnet10t"])
@@ -206,7 +227,9 @@ def test_dilation_keeps_the_stride_at_16() -> None:
         (BackboneConfig(name="timm/resnet51", weights="none"), r"timm has no model 'resnet51'"),
         (BackboneConfig(name="timm/convnext_ato", weights="none"), r"Near: .*convnext_atto"),
         (BackboneConfig(name="resnet18", weights="none", stage=-5), r"backbone\.stage=-5: .* 4 feature maps"),
-        (BackboneConfig(name="timm/resnet10t", weights="none", stage=-6), r"backbone\.stage=-6: .* 5 maps"),
+        (BackboneConfig(name="timm/resnet10t", weights="none", stage=-6), r"backbone\.stage=-6: .* 5 feature maps"),
+        (BackboneConfig(name="resnet18", weights="none", stride=12), r"backbone\.stride=12: .* strides 4, 8, 16, 32$"),
+        (BackboneConfig(name="timm/test_vit", weights="none", stride=32), r"backbone\.stride=32: .* the strides 16$"),
         (BackboneConfig(name="container_light", weights="imagenet"), r"https://\S+ .*backbone\.weights=none"),
     ],
 )
