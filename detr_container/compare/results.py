@@ -178,10 +178,10 @@ def _gap(pairs: Sequence[Pair], first: CellResult, second: CellResult) -> str:
     pair = next(pair for pair in pairs if {id(pair.a), id(pair.b)} == {id(first), id(second)})
     shown = Column("", signed=True).text(span(pair.ap))
     if not pair.real:
-        return (
-            f"The first two are not distinguishable: {shown} points of AP is within what other pictures"
-            f"{' and other seeds' if pair.ap.seeds else ''} would give."
-        )
+        why = f"is within what other pictures{' and other seeds' if pair.ap.seeds else ''} would give"
+        if pair.ap.excludes_zero:
+            why = f"would be a difference by itself, but one of {len(pairs)} pairs is as far apart by chance too often"
+        return f"The first two are not distinguishable: {shown} points of AP {why}."
     rest = (
         "" if pair.ap.seeds else " That is said of these runs on other pictures; with one seed, not of training again."
     )

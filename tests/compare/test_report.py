@@ -296,6 +296,9 @@ def test_the_summary_ranks_only_what_can_be_told_apart(made: Made) -> None:
         line = next(line for line in made.report["summary"] if line.startswith(f"{head}: "))
         if row["AP is"] == "not distinguishable":
             assert "not distinguishable" in line
+            # An interval without 0 in it is told apart from the judgement of all pairs together.
+            why = "by itself, but one of 4 pairs" if row["AP low"] > 0 else "within what other pictures"
+            assert why in line
             assert "1.\N{EN DASH}2." in line
         else:
             assert " is above " in line
