@@ -18,6 +18,9 @@ from runs import REPOSITORY, assert_same_run, environment, start, wait_for
 
 from detr_container.cli import main
 from detr_container.compare.options import PLAN
+from detr_container.compare.running import environment_of_member
+from detr_container.compare.trial import training_seconds
+from detr_container.experiments import named
 from detr_container.files import read_jsonl
 from detr_container.standing import standing
 
@@ -103,6 +106,20 @@ def test_again_there_is_nothing_left_to_train(done: tuple[Path, subprocess.Compl
     assert "all 4 runs are done or going on" in told.stdout
     assert told.stdout.count(": finished, AP ") == 4
     assert {path: path.stat().st_mtime_ns for path in home.glob("*/checkpoints/*.pt")} == before
+
+
+@pytest.mark.parametrize("said", ["", "3"])
+def test_time_is_estimated_with_the_threads_that_members_will_have(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program"
+    program.write_text('#!/bin/sh\necho "{\\"one\\": $OMP_NUM_THREADS}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    threads = training_seconds({"one": named("debug").experiment}, environment_of_member(2))["one"]
+    assert threads == int(said or 4)
 
 
 def test_a_dry_run_only_plans(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ from .member import run_member
 from .options import PLAN, CompareOptions, ReportOptions
 from .reading import label_of, read_runs
 from .report import judging, write_report
-from .running import train_here
+from .running import environment_of_member, train_here
 from .trial import training_seconds
 
 _log = logging.getLogger(__name__)
@@ -125,7 +125,8 @@ class Campaign:
         if self.options.submit:
             return found
         wanted = {label_of(member.experiment) for member in self.todo} - found.keys()
-        return found | training_seconds({label: one for label, one in self._cells().items() if label in wanted})
+        cells = {label: one for label, one in self._cells().items() if label in wanted}
+        return found | training_seconds(cells, environment_of_member(self._at_once))
 
     # -- running it -----------------------------------------------------------------------------------------------
 

@@ -66,12 +66,17 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
     return failed
 
 
-def _start(member: Member, at_once: int) -> subprocess.Popen[bytes]:
-    run = Run(member.folder)
-    write_json(run.config_path, config.to_dict(member.experiment))
+def environment_of_member(at_once: int) -> dict[str, str]:
+    """The environment of a process that trains, `at_once` of them together: each has its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Threads of several runs that wait for each other's cores are slower than fewer of them.
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // at_once))
+    return {**os.environ, "OMP_NUM_THREADS": threads}
+
+
+def _start(member: Member, at_once: int) -> subprocess.Popen[bytes]:
+    run = Run(member.folder)
+    write_json(run.config_path, config.to_dict(member.experiment))
     command = [sys.executable, "-m", "detr_container.compare.member", str(member.folder)]
     with (member.folder / LOG).open("ab") as log:
         return subprocess.Popen(
@@ -80,7 +85,7 @@ def _start(member: Member, at_once: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": threads},
+            env=environment_of_member(at_once),
             # Ctrl-C is for this process, which passes it on once.
             start_new_session=True,
         )

@@ -22,16 +22,17 @@ STEPS, SECONDS = 3, 10.0
 """Steps to measure after the first, and after how long to be content with fewer."""
 
 
-def training_seconds(experiments: Mapping[str, Experiment]) -> dict[str, float]:
+def training_seconds(experiments: Mapping[str, Experiment], environment: Mapping[str, str]) -> dict[str, float]:
     """Seconds that each experiment's training will take on this machine, evaluation not counted.
 
+    environment: of the processes that will train, which says how many threads they will have.
     Raises ValueError, in its own words, when one cannot be trained.
     """
     if not experiments:
         return {}
     request = json.dumps({name: config.to_dict(experiment) for name, experiment in experiments.items()})
     command = [sys.executable, "-m", __name__]
-    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
         raise ValueError(f"a first step of the comparison failed: {words[-1]}")
