@@ -124,7 +124,7 @@ def compare_demo() -> tuple[Experiment, str]:
     return replace(
         base,
         name="compare_demo",
-        # What the small CONTAINER-LIGHT has anyway; a ResNet's last map would be 3 x 3 cells of such a picture.
+        # The last map of the small CONTAINER-LIGHT; a ResNet's would be 3 x 3 cells of such a picture.
         backbone=replace(base.backbone, stride=16),
         head=replace(base.head, encoder_layers=0, decoder_layers=2),
         data=replace(
