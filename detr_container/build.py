@@ -47,11 +47,12 @@ def build_backbone(config: BackboneConfig, weights: bool = True) -> Backbone:
             config.name.removeprefix("timm/"), config.stage, config.stride, pretrained, frozen_norm, config.drop_path
         )
     elif config.name in DEPTHS:
-        outputs = maps_up_to(DILATED if config.dilation else STRIDES, config.stage, config.stride)
+        strides = DILATED if config.dilation else STRIDES
+        outputs = maps_up_to(config.name, strides, config.stage, config.stride)
         backbone = ResNetBackbone(config.name, outputs, config.dilation, frozen_norm)
     elif config.name in SIZES:
         size = SIZES[config.name]
-        outputs = maps_up_to(size.strides, config.stage, config.stride)
+        outputs = maps_up_to(config.name, size.strides, config.stage, config.stride)
         backbone = ContainerLight(size, outputs, frozen_norm, config.drop_path)
     else:
         raise ValueError(

@@ -82,21 +82,21 @@ class Backbone(nn.Module):
         return rows
 
 
-def maps_up_to(strides: Sequence[int], stage: int = -1, stride: int = 0) -> int:
+def maps_up_to(name: str, strides: Sequence[int], stage: int = -1, stride: int = 0) -> int:
     """How many of a backbone's feature maps to compute so that the one that the head reads is the last.
 
-    strides: of all its maps, finest first; stage: which one, counted from the end; stride: the deepest of this stride
-    instead, 0 for the one that `stage` says. Raises ValueError when there is none.
+    name: the backbone's; strides: of all its maps, finest first; stage: which one, counted from the end; stride: the
+    deepest of this stride instead, 0 for the one that `stage` says. Raises ValueError when there is none.
     """
     if stride:
         found = [count for count, each in enumerate(strides, start=1) if each == stride]
         if not found:
             there = ", ".join(map(str, dict.fromkeys(strides)))
-            raise ValueError(f"backbone.stride={stride}: this backbone has feature maps of the strides {there}")
+            raise ValueError(f"backbone.stride={stride}: {name} has feature maps of the strides {there}")
         return found[-1]
     count = len(strides)
     if not -count <= stage <= -1:
-        raise ValueError(f"backbone.stage={stage}: this backbone has {count} feature maps, from -{count} to -1")
+        raise ValueError(f"backbone.stage={stage}: {name} has {count} feature maps, from -{count} to -1")
     return count + 1 + stage
 
 
@@ -146,7 +146,7 @@ class TimmBackbone(Backbone):
         try:
             body = _create(name, pretrained, options)
             indices = tuple(body.feature_info.out_indices)
-            wanted = maps_up_to(body.feature_info.reduction(), stage, stride)
+            wanted = maps_up_to(f"timm/{name}", body.feature_info.reduction(), stage, stride)
             if wanted < len(indices):
                 body = _create(name, pretrained, options | {"out_indices": indices[:wanted]})
         except (RuntimeError, TypeError, AttributeError) as error:

@@ -207,7 +207,7 @@ def test_an_unreadable_image_in_evaluation(data: Path, tmp_path: Path) -> None:
         ({"train__batch": 32}, r"train\.batch=32 pictures per step, but the training set has 16"),
         ({"data__root": Path("/nowhere")}, r"missing: .*/nowhere/train2017"),
         ({"data__root": None}, r"no data set is given"),
-        ({"backbone__stage": -9}, r"backbone\.stage=-9: this backbone has 3 feature maps"),
+        ({"backbone__stage": -9}, r"backbone\.stage=-9: container_light_tiny has 3 feature maps"),
         ({"backbone__name": "resnet51"}, r"there is no backbone 'resnet51'"),
         ({"backbone__weights": "imagenett"}, r"backbone\.weights=imagenett: neither"),
         ({"backbone__frozen_stages": 9}, r"set backbone\.frozen_stages to 0 \.\. 3"),

@@ -226,10 +226,16 @@ def test_dilation_keeps_the_stride_at_16() -> None:
         (BackboneConfig(name="resnet19"), r"no backbone 'resnet19': backbone\.name is one of resnet18, .*timm/"),
         (BackboneConfig(name="timm/resnet51", weights="none"), r"timm has no model 'resnet51'"),
         (BackboneConfig(name="timm/convnext_ato", weights="none"), r"Near: .*convnext_atto"),
-        (BackboneConfig(name="resnet18", weights="none", stage=-5), r"backbone\.stage=-5: .* 4 feature maps"),
-        (BackboneConfig(name="timm/resnet10t", weights="none", stage=-6), r"backbone\.stage=-6: .* 5 feature maps"),
-        (BackboneConfig(name="resnet18", weights="none", stride=12), r"backbone\.stride=12: .* strides 4, 8, 16, 32$"),
-        (BackboneConfig(name="timm/test_vit", weights="none", stride=32), r"backbone\.stride=32: .* the strides 16$"),
+        (BackboneConfig(name="resnet18", weights="none", stage=-5), r"backbone\.stage=-5: resnet18 has 4 feature maps"),
+        (BackboneConfig(name="timm/resnet10t", weights="none", stage=-6), r"backbone\.stage=-6: timm/resnet10t has 5 "),
+        (
+            BackboneConfig(name="resnet18", weights="none", stride=12),
+            r"stride=12: resnet18 has .* strides 4, 8, 16, 32$",
+        ),
+        (
+            BackboneConfig(name="timm/test_vit", weights="none", stride=32),
+            r"stride=32: timm/test_vit has .* strides 16$",
+        ),
         (BackboneConfig(name="container_light", weights="imagenet"), r"https://\S+ .*backbone\.weights=none"),
     ],
 )
