@@ -228,7 +228,7 @@ def test_differences_and_their_intervals(made: Made) -> None:
 
 
 def real_of(p_values: dict[Any, float]) -> set[Any]:
-    """Holm: the smallest p of four is compared with 5 % / 4, the next with 5 % / 3, until one is larger."""
+    """Holm: the smallest of n p is compared with 5 % / n, the next with 5 % / (n - 1), until one is larger."""
     order = sorted(p_values, key=lambda one: p_values[one])
     kept = itertools.takewhile(lambda at: p_values[order[at]] <= 0.05 / (len(order) - at), range(len(order)))
     return {order[at] for at in kept}
