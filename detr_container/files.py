@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,14 @@ _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "the file is too large",
+}
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
 }
 
 
@@ -34,6 +43,29 @@ class _Sink(io.FileIO):
         except OSError as error:
             self.failure = error
             raise
+
+
+def open_regular(path: Path | str) -> io.BufferedReader:
+    """Open a regular file for reading, as bytes; links to one are followed.
+
+    Raises ValueError for a pipe, a device, a socket or a folder, which could be waited for, or read from, without end;
+    OSError for what the system refuses.
+    """
+    _refuse_unless_regular(path, os.stat(path).st_mode)
+    # Another file may have taken the name since; a pipe without a writer is then opened, not waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        _refuse_unless_regular(path, os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _refuse_unless_regular(path: Path | str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise ValueError(f"{path} is {kind}, and only regular files are read: name a file, or copy the content to one")
 
 
 def atomic_write(path: Path | str, writer: Callable[[BinaryIO], object], size: int | None = None) -> Path:
@@ -82,7 +114,7 @@ def write_jsonl(path: Path | str, records: Iterable[dict[str, Any]]) -> Path:
 
 def sha256(path: Path | str) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -91,7 +123,8 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
 
     Raises ValueError with the line's number when any other line is not a JSON object.
     """
-    data = Path(path).read_bytes()
+    with open_regular(path) as file:
+        data = file.read()
     records = []
     for number, line in enumerate(data[: _whole(data)].splitlines(), start=1):
         record = _record(line)

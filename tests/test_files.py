@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr_container.files import JsonLines, atomic_write, read_jsonl, write_json, write_jsonl
+from detr_container.files import JsonLines, atomic_write, open_regular, read_jsonl, sha256, write_json, write_jsonl
 
 
 def python(code: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
@@ -259,3 +260,35 @@ def test_a_log_on_a_full_disk_ends_with_a_whole_line(repository: Path, tmp_path:
     assert "ulimit -f" in out
     assert len(read_jsonl(path)) == 10_000 // len(json.dumps({"text": "x" * 300}) + "\n")
     assert path.read_bytes().endswith(b"}\n")
+
+
+@pytest.mark.parametrize("kind", ["a named pipe", "a folder", "a socket", "a character device"])
+def test_only_regular_files_are_opened(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "a named pipe":
+        os.mkfifo("it")
+    elif kind == "a folder":
+        Path("it").mkdir()
+    elif kind == "a character device":
+        Path("it").symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("it")
+    for read in (open_regular, sha256, read_jsonl):
+        with pytest.raises(ValueError, match=f"^it is {kind}, and only regular files are read"):
+            read("it")
+
+
+def test_a_pipe_that_took_the_name_of_a_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, regular = tmp_path / "it", os.stat(__file__)
+    os.mkfifo(path)
+    monkeypatch.setattr(os, "stat", lambda name: regular)
+    with pytest.raises(ValueError, match="is a named pipe"):
+        open_regular(path)
+
+
+def test_a_link_to_a_regular_file_is_read_through(tmp_path: Path) -> None:
+    (tmp_path / "it").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("it")
+    with open_regular(tmp_path / "link") as file:
+        assert file.read() == b"content"
