@@ -37,6 +37,7 @@ from .files import JsonLines
 from .gallery import draw_validation
 from .optim import clipped_step, lr_factor, make_optimiser, parameter_names, set_learning_rates
 from .progress import Progress
+from .randomness import seed_step
 from .run import Run
 
 _log = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ class Trainer:
         shared = self.here.sum(to_device(values, device, torch.float32))
         signals = torch.cat((shared[2:], self.bad[None]))
         # Dropout draws from the step, not from what was drawn before, so a resumed run draws the same.
-        torch.manual_seed((experiment.seed << 44 ^ self.step << 14 ^ self.here.process.rank) % 2**63)
+        seed_step(experiment.seed, self.step, self.here.process.rank, device)
         set_learning_rates(self.optimiser, lr_factor(self.step, self.epoch_steps, self.settings))
         told: list[float] = []
         for turn, host in enumerate(micro):
