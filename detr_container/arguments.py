@@ -6,14 +6,32 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from .config import Experiment
 from .experiments import BUILDERS, named
+from .limits import EMPTY, check
 
 T = TypeVar("T")
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """A path, of which an empty one is told from the current folder."""
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(words[0]) if words[0] else EMPTY,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 def start_logging() -> None:
@@ -25,11 +43,24 @@ def start_logging() -> None:
 
 
 def parse(kind: type[T], arguments: Sequence[str], command: str, doc: str | None, default: T | None = None) -> T:
-    """Options as a typed object; prints help or names the unknown option with its nearest neighbours, and exits."""
+    """Options as a typed object; prints help or names the unknown option with its nearest neighbours, and exits.
+
+    Raises ValueError for values beyond the limits at their fields.
+    """
     about, name = (doc or "").strip(), f"detr-container {command}"
-    if default is None:
-        return tyro.cli(kind, prog=name, description=about, args=list(arguments))
-    return tyro.cli(kind, prog=name, description=about, args=list(arguments), default=default)
+    with _REGISTRY:
+        if default is None:
+            options = tyro.cli(kind, prog=name, description=about, args=list(arguments))
+        else:
+            options = tyro.cli(kind, prog=name, description=about, args=list(arguments), default=default)
+    check(options)
+    return options
+
+
+def parse_settings(arguments: Sequence[str], default: Experiment) -> Experiment:
+    """Settings as a typed object, by the same rules. Raises SystemExit, without a word, for what does not fit."""
+    with _REGISTRY:
+        return tyro.cli(Experiment, args=list(arguments), default=default, console_outputs=False)
 
 
 def experiment_first(arguments: Sequence[str], command: str) -> tuple[Experiment, list[str]]:

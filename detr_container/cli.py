@@ -19,6 +19,8 @@ from .compare_commands import compare, report
 from .config import Experiment
 from .experiments import BUILDERS, named
 from .job_commands import cancel, logs, resubmit, status, submit, sweep
+from .limits import Many, Pictures, Seed, Workers, between, natural, positive
+from .names import place
 
 TRACEBACK = "DETR_CONTAINER_TRACEBACK"
 
@@ -119,7 +121,7 @@ class TrainOptions:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self.runs / (self.run or self.settings.name)
+        return place(self.runs, self.run or self.settings.name)
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -168,9 +170,9 @@ class EvaluateOptions:
     """Where detections.json and scores.json go; default: `evaluation` in the run, or beside the file."""
     evaluator: Literal["faster", "pycocotools"] = "faster"
     """faster-coco-eval or pycocotools; they give the same figures."""
-    eval_batch: int = 0
+    eval_batch: Annotated[int, natural(65_536)] = 0
     """Pictures per forward pass; 0: as in training."""
-    workers: int = -1
+    workers: Annotated[int, between(-1, 512)] = -1
     """Loader processes; -1: as in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
@@ -218,7 +220,7 @@ class PredictOptions:
     """Pictures, or folders of pictures."""
     output: Path = Path("predictions")
     """Where predictions.json and the pictures go."""
-    threshold: float = 0.5
+    threshold: Annotated[float, between(0.0, 1.0)] = 0.5
     """Leave out detections with a lower score."""
     maps: bool = False
     """Also draw the decoder's attention, and SMCA's Gaussians, over each picture."""
@@ -256,9 +258,9 @@ class InspectOptions:
     """Pictures, or folders of pictures; those of a run's validation set are shown with their ground truth."""
     output: Path = Path("inspection")
     """Where inspection.json and the sheets go."""
-    threshold: float = 0.5
+    threshold: Annotated[float, between(0.0, 1.0)] = 0.5
     """Leave out detections with a lower score."""
-    objects: int = 6
+    objects: Annotated[int, positive(1000)] = 6
     """How many objects of a picture get a line of maps, the surest first; inspection.json has all of them."""
     experiment: tuple[str, ...] = ()
     """The named experiments of published checkpoints: one per model in their order, "" where it is known or guessed."""
@@ -320,15 +322,15 @@ class ShapesOptions:
 
     root: tyro.conf.Positional[Path]
     """The folder to make."""
-    train: int = 2000
+    train: Pictures = 2000
     """Training pictures."""
-    val: int = 200
+    val: Pictures = 200
     """Validation pictures."""
-    size: int = 128
+    size: Annotated[int, positive(4096)] = 128
     """Side of the square pictures in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed makes other pictures."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that draw."""
 
 
@@ -363,9 +365,9 @@ class CheckOptions:
     """Validation pictures, where they are not in the root."""
     val_annotations: Path | None = None
     """Validation annotations in COCO's format, where they are not in the root."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that read pictures."""
-    examples: int = 5
+    examples: Many = 5
     """How many findings of one kind to list."""
 
 

@@ -7,7 +7,6 @@ and a checkpoint carries it, so the three can never disagree. Nothing here impor
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+from .limits import Many, Pictures, Rate, Seed, Share, Side, Weight, Workers, between, check, natural, positive, told
 
 _STRICT = ConfigDict(extra="forbid")
 COCO_SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -31,15 +32,15 @@ class BackboneConfig:
     """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file."""
     dilation: bool = False
     """ResNet only: stride 1 and dilation 2 in the last stage (DC5), so that its features have stride 16."""
-    frozen_stages: int = 2
+    frozen_stages: Annotated[int, natural(1000)] = 2
     """How many leading stages keep their weights. A ResNet's stages are stem, layer1 .. layer4; CONTAINER has four."""
     norm: Literal["frozen", "batch"] = "frozen"
     """BatchNorm layers: `frozen` keeps statistics and scales fixed, `batch` trains them."""
-    drop_path: float = 0.0
+    drop_path: Share = 0.0
     """Stochastic depth: the largest drop probability, reached in the last block (CONTAINER and timm)."""
-    stage: int = -1
+    stage: Annotated[int, between(-1000, 1000)] = -1
     """Which feature map the head reads, counted from the end: -1 is the last, -2 has half its stride."""
-    stride: int = 0
+    stride: Annotated[int, natural(1024)] = 0
     """The feature map by its stride in pixels instead, the same one for every backbone; 0: as `stage` says."""
 
     @property
@@ -55,19 +56,19 @@ class HeadConfig:
 
     kind: Literal["detr", "smca"] = "detr"
     """DETR (Carion et al. 2020) or single-scale SMCA-DETR (Gao et al. 2021)."""
-    queries: int = 100
+    queries: Annotated[int, positive(10_000)] = 100
     """Detections per picture: more than any picture has objects."""
-    width: int = 256
+    width: Annotated[int, positive(8192)] = 256
     """Features per query and position, a multiple of `heads`."""
-    heads: int = 8
+    heads: Annotated[int, positive(1024)] = 8
     """Attention heads."""
-    encoder_layers: int = 6
+    encoder_layers: Annotated[int, natural(100)] = 6
     """Self-attention layers over the feature map; 0: none."""
-    decoder_layers: int = 6
+    decoder_layers: Annotated[int, positive(100)] = 6
     """Layers that turn queries into objects, each supervised."""
-    feedforward: int = 2048
+    feedforward: Annotated[int, positive(65_536)] = 2048
     """Hidden features of every layer's two-layer network."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Drop probability within the transformer."""
     pre_norm: bool = False
     """DETR only: LayerNorm before each block rather than after it."""
@@ -75,7 +76,7 @@ class HeadConfig:
     """Position encoding of the feature map: fixed sine waves, or learned rows and columns."""
     gaussian: Literal["type1", "type2", "type3", "type4"] = "type3"
     """SMCA only: no scale, one per head, one per head and axis (published), and that with a cross term."""
-    smooth: float = 8.0
+    smooth: Annotated[float, positive(1e6)] = 8.0
     """SMCA only: the Gaussian's constant beta."""
 
 
@@ -86,23 +87,23 @@ class LossConfig:
 
     classification: Literal["softmax", "focal"] = "softmax"
     """Softmax cross-entropy with a no-object class (DETR) or sigmoid focal loss (SMCA)."""
-    class_weight: float = 1.0
+    class_weight: Weight = 1.0
     """Weight of the classification loss."""
-    l1_weight: float = 5.0
+    l1_weight: Weight = 5.0
     """Weight of the L1 distance between boxes (cx, cy, w, h in [0, 1])."""
-    giou_weight: float = 2.0
+    giou_weight: Weight = 2.0
     """Weight of 1 - generalised IoU."""
-    cost_class: float = 1.0
+    cost_class: Weight = 1.0
     """Weight of the class in the matching cost."""
-    cost_l1: float = 5.0
+    cost_l1: Weight = 5.0
     """Weight of the L1 distance in the matching cost."""
-    cost_giou: float = 2.0
+    cost_giou: Weight = 2.0
     """Weight of the generalised IoU in the matching cost."""
-    no_object_weight: float = 0.1
+    no_object_weight: Weight = 0.1
     """Softmax only: the weight of the no-object class."""
-    focal_alpha: float = 0.25
+    focal_alpha: Share = 0.25
     """Focal only: weight of an object against 1 minus it for the background."""
-    focal_gamma: float = 2.0
+    focal_gamma: Weight = 2.0
     """Focal only: how strongly what is already right is discounted."""
     auxiliary: bool = True
     """Supervise every decoder layer, not only the last."""
@@ -123,27 +124,27 @@ class DataConfig:
     """Validation pictures, where they are not in `root`."""
     val_annotations: Path | None = None
     """Validation annotations in COCO's format, where they are not in `root`."""
-    make_shapes: tuple[int, int, int] = (0, 0, 0)
+    make_shapes: tuple[Pictures, Pictures, Annotated[int, natural(4096)]] = (0, 0, 0)
     """Make the shapes data set in `root` when nothing is there: training and validation pictures, and their side."""
     augment: Literal["detr", "flip", "none"] = "detr"
     """`detr`: flip, resize, and half the time a random crop; `flip`: flip and resize; `none`: resize."""
     resize: Literal["shortest", "square"] = "shortest"
     """Scale the shorter side to the drawn size, or make every picture a square of that size."""
-    scales: tuple[int, ...] = COCO_SCALES
+    scales: tuple[Side, ...] = COCO_SCALES
     """Sizes in pixels of which one is drawn for every training picture."""
-    max_size: int = 1333
+    max_size: Side = 1333
     """The longer side's limit in pixels."""
-    crop_resize: tuple[int, ...] = (400, 500, 600)
+    crop_resize: tuple[Side, ...] = (400, 500, 600)
     """Sizes of the shorter side before a crop."""
-    crop_range: tuple[int, int] = (384, 600)
+    crop_range: tuple[Side, Side] = (384, 600)
     """Least and largest side of a crop in pixels."""
-    eval_size: int = 800
+    eval_size: Side = 800
     """The shorter side (or the square's) in pixels at evaluation and prediction."""
-    canvas: int = 0
+    canvas: Annotated[int, natural(16_384)] = 0
     """Pad every batch to a square of so many pixels, so that no output depends on a picture's neighbours; 0: do not."""
-    eval_batch: int = 2
+    eval_batch: Annotated[int, positive(65_536)] = 2
     """Pictures per process and forward at evaluation; recorded with the result, since outputs depend on padding."""
-    workers: int = 2
+    workers: Workers = 2
     """Loader processes per training process; 0 loads in the training process."""
 
 
@@ -152,39 +153,39 @@ class DataConfig:
 class TrainConfig:
     """The schedule, the optimiser and what is kept."""
 
-    epochs: int = 50
+    epochs: Annotated[int, positive(1_000_000)] = 50
     """Passes over the training set."""
-    batch: int = 16
+    batch: Annotated[int, positive(65_536)] = 16
     """Pictures per optimiser step, over all processes."""
-    micro_batch: int = 2
+    micro_batch: Annotated[int, positive(65_536)] = 2
     """Pictures per process in one forward pass; gradients accumulate until `batch` is reached."""
-    lr: float = 1e-4
+    lr: Annotated[float, positive(1000.0)] = 1e-4
     """Learning rate of everything but the backbone."""
-    lr_backbone: float = 1e-5
+    lr_backbone: Rate = 1e-5
     """Learning rate of the backbone's stages that are trained."""
-    weight_decay: float = 1e-4
+    weight_decay: Rate = 1e-4
     """AdamW's decoupled weight decay, of every weight."""
-    clip: float = 0.1
+    clip: Annotated[float, natural(1e9)] = 0.1
     """Largest L2 norm of the gradient; 0 turns clipping off."""
     schedule: Literal["step", "cosine"] = "step"
     """Learning rates fall once by a factor of ten, or along half a cosine to zero."""
-    lr_drop: int = 40
+    lr_drop: Many = 40
     """`step` only: the epoch after which every learning rate is divided by ten."""
-    warmup_steps: int = 0
+    warmup_steps: Many = 0
     """Steps over which the learning rates rise linearly from zero."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the backbone and transformer; boxes, matching and losses are always float32."""
-    ema_decay: float = 0.0
+    ema_decay: Share = 0.0
     """Decay of an exponential moving average of the weights, which is then what is evaluated; 0: none."""
-    log_every: int = 50
+    log_every: Annotated[int, positive(2**31)] = 50
     """Steps between two lines of metrics."""
-    checkpoint_minutes: float = 15.0
+    checkpoint_minutes: Annotated[float, natural(1e6)] = 15.0
     """Minutes between two checkpoints within an epoch; one is always written at an epoch's end."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, positive(1_000_000)] = 2
     """How many of the newest checkpoints stay; with 1 there is none to fall back on."""
-    eval_every: int = 1
+    eval_every: Many = 1
     """Epochs between two evaluations; the last epoch is always evaluated. 0: never."""
-    max_steps: int = 0
+    max_steps: Many = 0
     """Stop after this many steps, as if interrupted (a few steps of a long schedule); 0: run the whole schedule."""
 
 
@@ -200,7 +201,7 @@ class Experiment:
     train: TrainConfig = field(default_factory=TrainConfig)
     name: Annotated[str, tyro.conf.Suppress] = "detr_r50_50e"
     """The named experiment this one derives from."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes the data order and augmentation whatever the model, and the model's initial weights."""
     init: str = ""
     """A detector's checkpoint, ours or a published one, to start (fine-tune) from."""
@@ -221,9 +222,8 @@ def from_dict(values: dict[str, Any]) -> Experiment:
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ValueError(
-            f"not a configuration of this version: {faults}. Use the version that wrote it "
+            f"not a configuration of this version: {told(error)}. Use the version that wrote it "
             "(provenance.jsonl says which), or correct the file"
         ) from error
 
@@ -252,7 +252,7 @@ def difference(a: Experiment, b: Experiment) -> dict[str, tuple[Any, Any]]:
 
 def validate(experiment: Experiment) -> list[str]:
     """Warnings about settings that have no effect. Raises ValueError for values that no run can have."""
-    _check_ranges(experiment)
+    check(experiment)
     _check_together(experiment)
     train = experiment.train
     flat, usual = flatten(experiment), flatten(Experiment())
@@ -301,33 +301,7 @@ def _check_together(experiment: Experiment) -> None:
         raise ValueError(f"data.make_shapes={data.make_shapes}: data.root says in which folder to make them")
     for name in ("scales", "crop_resize"):
         sizes = getattr(data, name)
-        if not sizes or min(sizes) < 1:
-            raise ValueError(f"data.{name}={sizes}: give one or more sizes in pixels, each 1 or more")
-    if not 1 <= data.crop_range[0] <= data.crop_range[1]:
+        if not 0 < len(sizes) <= 1000:
+            raise ValueError(f"data.{name}={sizes[:10]}: give one or more sizes in pixels, 1,000 at most")
+    if data.crop_range[0] > data.crop_range[1]:
         raise ValueError(f"data.crop_range={data.crop_range}: give the least side of a crop, then the largest")
-
-
-def _check_ranges(experiment: Experiment) -> None:
-    """Numbers that must be positive, not negative, or probabilities."""
-    flat = flatten(experiment)
-    positive = (
-        "head.queries head.width head.heads head.feedforward head.decoder_layers train.epochs train.batch "
-        "train.micro_batch train.lr train.log_every train.keep_checkpoints data.eval_batch data.eval_size "
-        "data.max_size head.smooth"
-    )
-    natural = (
-        "loss.class_weight loss.l1_weight loss.giou_weight loss.cost_class loss.cost_l1 loss.cost_giou "
-        "loss.no_object_weight loss.focal_gamma head.encoder_layers train.lr_backbone train.weight_decay train.clip "
-        "train.lr_drop train.warmup_steps train.checkpoint_minutes train.eval_every train.max_steps "
-        "backbone.frozen_stages backbone.stride data.workers data.canvas seed"
-    )
-    share = "loss.focal_alpha head.dropout backbone.drop_path train.ema_decay"
-    rules = (
-        (positive, "greater than 0", lambda value: value > 0),
-        (natural, "0 or greater", lambda value: value >= 0),
-        (share, "at least 0 and less than 1", lambda value: 0 <= value < 1),
-    )
-    for names, rule, holds in rules:
-        for name in names.split():
-            if not (math.isfinite(flat[name]) and holds(flat[name])):
-                raise ValueError(f"{name}={flat[name]}: it must be {rule}")

@@ -22,6 +22,8 @@ from detr_container.launch.resources import Resources
 
 from .arguments import experiment_first, parse
 from .config import Experiment
+from .limits import AtOnce, Many, Seed
+from .names import place, place_of_many
 
 Where = Literal["slurm", "local", "debug"]
 
@@ -49,7 +51,7 @@ def submit(arguments: Sequence[str]) -> int:
     experiment, rest = experiment_first(arguments, "submit")
     default = SubmitOptions(experiment, jobs.usual_resources())
     options = parse(SubmitOptions, rest, "submit", submit.__doc__, default)
-    member = jobs.Member(options.runs / (options.run or options.settings.name), options.settings)
+    member = jobs.Member(place(options.runs, options.run or options.settings.name), options.settings)
     home = member.folder / "job" / "submissions"
     if options.dry_run:
         sys.stdout.write(jobs.dry_run([member], home, options.slurm) + "\n")
@@ -137,7 +139,7 @@ class LogsOptions:
 
     run: tyro.conf.Positional[Path]
     """A run's folder."""
-    rank: int = 0
+    rank: Many = 0
     """Which process's."""
     follow: bool = False
     """Go on printing until the job has ended; Ctrl-C leaves the job alone."""
@@ -271,11 +273,11 @@ class SweepOptions:
     """Named experiments."""
     grid: tuple[str, ...] = ()
     """Settings with the values to try, as train.lr=1e-4,3e-4; every combination is a run."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Seeds; every combination is run with each."""
     set: tuple[str, ...] = ()
     """Settings of all runs: data.root=/data/coco."""
-    at_once: int = 0
+    at_once: AtOnce = 0
     """How many may run at a time; 0: as many as the cluster lets (with --cluster local: one)."""
     slurm: Resources = field(default_factory=Resources)
     runs: Path = Path("runs")
@@ -296,7 +298,7 @@ def sweep(arguments: Sequence[str]) -> int:
     options = parse(SweepOptions, arguments, "sweep", sweep.__doc__, default)
     if not options.name:
         raise ValueError("name the sweep: detr-container sweep NAME --experiments EXPERIMENT ...")
-    home = options.runs / options.name
+    home = place_of_many(options.runs, options.name, "the sweep's name")
     members = members_of(home, options.experiments, options.grid, options.seeds, options.set)
     rows = standings([member.folder for member in members])
     todo = [member for member, row in zip(members, rows, strict=True) if row.state not in (*ACTIVE, "finished")]

@@ -211,4 +211,5 @@ def take_copy(target: Path) -> Path:
 
 
 def _job_name(members: Sequence[Member]) -> str:
-    return members[0].folder.name if len(members) == 1 else members[0].folder.parent.name
+    folder = members[0].folder.absolute()
+    return folder.name if len(members) == 1 else folder.parent.name

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from .limits import between, check, natural
+
 PARTS = ("data", "forward", "matching", "loss", "backward", "optimiser")
 """Of a training step."""
 
@@ -18,6 +20,8 @@ def parse_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not found:
         raise ValueError(f"{text!r} is no size: write HEIGHTxWIDTH in pixels, such as 800x1333")
+    if max(len(found[1]), len(found[2])) > 5 or max(int(found[1]), int(found[2])) > 16_384:
+        raise ValueError(f"{text[:40]!r}: a side has at most 16,384 pixels")
     return int(found[1]), int(found[2])
 
 
@@ -44,27 +48,24 @@ class MeasureOptions:
 
     sizes: tuple[Size, ...] = ((480, 640), (800, 1066), (800, 1333))
     """Pixels of the pictures of a forward pass. Training steps get pictures of the largest."""
-    batch: int = 2
+    batch: Annotated[int, between(1, 65_536)] = 2
     """Pictures of a training step. Forward passes are measured with one picture and with so many."""
     training: bool = True
     """Measure training steps too."""
     source: Literal["made", "data"] = "made"
     """Training pictures. `made`: random ones in memory; `data`: the experiment's own, loaded as in training."""
-    classes: int = 80
+    classes: Annotated[int, between(1, 100_000)] = 80
     """Classes to tell apart; with `data` those of the data set."""
-    objects: int = 7
+    objects: Annotated[int, natural(10_000)] = 7
     """Objects on each made picture (COCO has 7.3 on average)."""
-    rounds: int = 5
+    rounds: Annotated[int, between(1, 10_000)] = 5
     """Measurements of each kind; their median is reported."""
-    seconds: float = 0.3
+    seconds: Annotated[float, natural(3600.0)] = 0.3
     """Each measurement repeats what it measures for so long, once at least, and takes the median."""
 
     def check(self) -> None:
         """Raise ValueError for what cannot be measured."""
-        least = {"batch": 1, "classes": 1, "objects": 0, "rounds": 1, "seconds": 0}
-        for name, limit in least.items():
-            if not getattr(self, name) >= limit:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be {limit} or more")
+        check(self)
         if not self.sizes:
             raise ValueError("sizes=(): give one or more, such as 800x1333")
 

@@ -36,6 +36,7 @@ from .config import Experiment, validate
 from .distributed import Session, session
 from .estimate import DoesNotFitError, few_pictures, largest_batch, run_parts, step_memory
 from .evaluate import evaluate_to
+from .limits import Many, between, check, natural
 from .optim import make_optimiser
 from .probe import Probe, compare
 from .scoring import FIGURES
@@ -61,13 +62,13 @@ class PreflightOptions:
     settings: Annotated[Experiment, tyro.conf.arg(name="")]
     runs: Path = Path("runs")
     """The folder that will hold the run; checkpoints are tried on its disk."""
-    pictures: int = 2000
+    pictures: Many = 2000
     """How many pictures of each split to read, always the same ones; 0: all."""
-    val_pictures: int = 8
+    val_pictures: Annotated[int, between(1, 2**31)] = 8
     """How many validation pictures to evaluate, one batch of them at least."""
-    memory: float = 0.0
+    memory: Annotated[float, natural(1e6)] = 0.0
     """GiB that the job will have, of its GPU or, without one, of the machine; 0: what is free here."""
-    processes: int = 1
+    processes: Annotated[int, between(1, 100_000)] = 1
     """Estimate the time for so many processes, each as fast as this one, that share the batch."""
     time: str = ""
     """The job's time limit (45m, 12h, 1d12h): also tell how often the run will meet it."""
@@ -79,9 +80,8 @@ class _SkippedError(Exception):
 
 def run(options: PreflightOptions) -> int:
     """Make all checks. Returns 1 when any is red, else 0."""
-    for name, least in (("pictures", 0), ("val_pictures", 1), ("memory", 0), ("processes", 1)):
-        if getattr(options, name) < least:
-            raise ValueError(f"{name.replace('_', '-')}={getattr(options, name)}: give {least} or more")
+    # The experiment's own settings are the first check.
+    check(replace(options, settings=Experiment()))
     limit = 60.0 * minutes(options.time) if options.time else 0.0
     if current_process(os.environ).world > 1:
         raise ValueError("preflight is one process: start it without torchrun, and say --processes N")
@@ -155,8 +155,8 @@ class _Preflight:
             "evaluation": self.evaluation,
             "time": self.time,  # last, for it adds up what the others have measured
         }
-        for name, check in checks.items():
-            self._attempt(name, check)
+        for name, attempt in checks.items():
+            self._attempt(name, attempt)
         return int(bool(self.told))
 
     def _attempt(self, name: str, check: Callable[[], str]) -> None:

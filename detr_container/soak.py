@@ -24,6 +24,7 @@ from detr_container.launch.resources import Resources
 from . import jobs
 from .clock import clock
 from .config import Experiment
+from .limits import Seed, natural
 from .same import run_differences
 from .standing import ACTIVE, Standing, standing
 
@@ -39,11 +40,11 @@ class SoakOptions:
     slurm: Resources = field(default_factory=Resources)
     cluster: Literal["slurm", "local"] = "local"
     """Where to run."""
-    times: int = 20
+    times: Annotated[int, natural(10_000)] = 20
     """Interruptions."""
-    within: float = 12.0
+    within: Annotated[float, natural(86_400.0)] = 12.0
     """Each comes so many seconds, at most, after the job has started; the moment is drawn."""
-    draw: int = 0
+    draw: Seed = 0
     """Seed of the moments and kinds of interruption."""
     folder: Path = Path("runs/soak")
     """Where the two runs go."""

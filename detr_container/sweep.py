@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import tyro
-
+from .arguments import parse_settings
 from .config import Experiment, flatten
 from .experiments import named
 from .jobs import Member
+from .limits import check
+
+MOST_RUNS = 1000
+"""What Slurm takes as one array unless it is set up otherwise."""
 
 
 def members_of(
@@ -26,6 +30,7 @@ def members_of(
     if not experiments or not seeds:
         raise ValueError("a sweep needs --experiments NAME ... and at least one of --seeds")
     axes = [(name, values.split(",")) for name, values in (pair(entry) for entry in grid)]
+    limit_runs(math.prod([len(experiments), len(seeds), *(len(values) for _, values in axes)]), "--grid or --seeds")
     members: dict[Path, Member] = {}
     for name in experiments:
         base = with_settings(named(name).experiment, [pair(entry) for entry in common])
@@ -41,6 +46,12 @@ def members_of(
     return list(members.values())
 
 
+def limit_runs(count: int, options: str) -> None:
+    """Raise ValueError for more runs than are submitted together. options: what gives fewer."""
+    if count > MOST_RUNS:
+        raise ValueError(f"{count:,} runs: at most {MOST_RUNS:,} go together; give fewer values of {options}")
+
+
 def with_settings(experiment: Experiment, settings: Sequence[tuple[str, str]]) -> Experiment:
     """An experiment with settings given as text, read as the command line reads them."""
     known = flatten(experiment)
@@ -52,10 +63,12 @@ def with_settings(experiment: Experiment, settings: Sequence[tuple[str, str]]) -
             raise ValueError(f"there is no setting {name!r}: {hint}")
         options += [f"--{name.replace('_', '-')}", *value.split()]
     try:
-        return tyro.cli(Experiment, args=options, default=experiment, console_outputs=False)
+        changed = parse_settings(options, experiment)
     except SystemExit as error:
         listed = ", ".join(f"{name}={value}" for name, value in settings)
         raise ValueError(f"{listed}: a value does not fit its setting; see `train EXPERIMENT --help`") from error
+    check(changed)
+    return changed
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -57,7 +57,8 @@ class LocalExecutor(submitit.LocalExecutor):
             _AT_ONCE: str(self._at_once),
         }
         start = shlex.join([sys.executable, "-m", "detr_container.launch.local", str(self.folder)])
-        shell = " && ".join([*submission.resources.setup, f"exec {start}"])
+        # Each on lines of its own, so that a remark at the end of one hides no other.
+        shell = "\n".join([*(f"{{ {line}\n}} || exit" for line in submission.resources.setup), f"exec {start}"])
         log = self.folder / f"controller-{self._started}.log"
         with log.open("ab") as said:
             process = subprocess.Popen(

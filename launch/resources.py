@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import unicodedata
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,15 @@ from tyro.conf import arg
 
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _UNITS = re.compile(r"(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?")
+
+
+# More nodes, cores or seconds than any cluster has to give, and what a time limit can be: ten years.
+_MOST, _LONGEST = 1_000_000, 10 * 366 * 1440
+
+
+def unprintable(text: str) -> bool:
+    """Whether a text holds control characters, line separators, or bytes that are no text."""
+    return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -61,7 +71,8 @@ class Resources:
         return {name: value if equals else True for name, equals, value in pairs}
 
     def validate(self) -> None:
-        """Raise ValueError for what no cluster can give."""
+        """Raise ValueError for what no cluster can give, or no batch script hold."""
+        self._check_words()
         if self.nodes < 1:
             raise ValueError(f"slurm.nodes={self.nodes}: at least 1 is needed")
         for name in ("gpus_per_node", "tasks_per_node", "cpus_per_task"):
@@ -79,13 +90,33 @@ class Resources:
             if not re.fullmatch(r"(--)?[a-zA-Z][a-zA-Z-]*(=.*)?", entry):
                 raise ValueError(f"slurm.extra {entry!r}: give an option of sbatch as name=value, or its bare name")
 
+    def _check_words(self) -> None:
+        """Raise ValueError for what no line of a batch script can hold, and for numbers beyond all clusters."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and unprintable(text):
+                    name = field.name.replace("_", "-")
+                    raise ValueError(
+                        f"slurm.{name}={text!r}: a line break, or another control character, has no place in it; "
+                        "give several values where it takes several"
+                    )
+                if isinstance(text, int) and abs(text) > _MOST:
+                    raise ValueError(f"slurm.{field.name.replace('_', '-')}: it must be at most {_MOST:,}")
+
 
 def minutes(text: str) -> int:
     """A length of time in whole minutes, rounded up: `45m`, `12h`, `1d12h`, or Slurm's `90`, `H:M:S` and `D-H:M:S`.
 
     Raises ValueError for anything else.
     """
-    text = text.strip().lower()
+    found = _minutes(text.strip().lower()) if len(text) <= 40 else _LONGEST + 1
+    if found > _LONGEST:
+        raise ValueError(f"a time of {text[:40]!r}: ten years is the longest")
+    return found
+
+
+def _minutes(text: str) -> int:
     named = _UNITS.fullmatch(text)
     if named and any(named.groups()):
         days, hours, rest = (int(part or 0) for part in named.groups())

@@ -20,6 +20,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from .attempts import Attempt, JobFolder
 from .local import LocalExecutor
+from .resources import unprintable
 from .settle import Circumstances, settle
 from .submission import ATTEMPT, Submission, Work
 from .task import HELD_BACK, Task
@@ -65,6 +66,7 @@ def script(submission: Submission, name: str, jobs: int = 1, at_once: int = 0) -
 def slurm_parameters(submission: Submission, name: str, at_once: int) -> dict[str, Any]:
     """A submission's request, and what surrounds it, in submitit's terms."""
     wanted = submission.resources
+    _check_script(submission, name)
     code, python = shlex.quote(submission.code), shlex.quote(sys.executable)
     parameters: dict[str, Any] = {
         "job_name": name,
@@ -99,6 +101,26 @@ def slurm_parameters(submission: Submission, name: str, at_once: int) -> dict[st
         # srun has not taken this from the job since Slurm 22.05.
         parameters["srun_args"].append(f"--cpus-per-task={wanted.cpus_per_task}")
     return parameters
+
+
+def _check_script(submission: Submission, name: str) -> None:
+    """Raise ValueError for names that a batch script cannot hold: it has a line for each, and Slurm replaces signs."""
+    submission.resources.validate()
+    paths = {
+        "the folder that the job runs in": submission.workdir,
+        "the folder of the submission": str(submission.folder),
+        "the folder of the code": submission.code,
+        "the path of Python": sys.executable,
+    }
+    for what, text in {"the job's name": name, **paths}.items():
+        if unprintable(text):
+            raise ValueError(
+                f"{what} is {text!r}: a line break, or another control character, cannot stand in a batch script. "
+                "Rename it"
+            )
+    for what, text in list(paths.items())[:2]:
+        if "%" in text or "\\" in text:
+            raise ValueError(f"{what} is {text}: Slurm gives % and \\ in a path a meaning of its own. Rename it")
 
 
 def _executor(submission: Submission, name: str, at_once: int) -> submitit.core.core.Executor:

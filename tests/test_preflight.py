@@ -110,7 +110,7 @@ def test_what_is_well_is_told_with_its_figures(fly: Any, root: Path) -> None:
 def test_settings_that_no_run_can_have_stop_what_needs_them(fly: Any, root: Path) -> None:
     status, said, _ = fly(tiny(root, train__lr=0.0))
     assert status == 1
-    assert said.pop("settings") == ("FAIL", "train.lr=0.0: it must be greater than 0")
+    assert said.pop("settings") == ("FAIL", "train.lr=0.0: it must be greater than 0 and at most 1,000.0")
     assert said.pop("data")[0] == "ok"
     assert {word for word, _ in said.values()} == {"--"}
     assert all(text.startswith("skipped: ") for _, text in said.values())
@@ -311,8 +311,8 @@ def test_time_counts_requeues_and_refuses_a_limit_that_is_too_short(flight: Any)
     ("options", "why"),
     [
         ({"time": "soon"}, "a time of 'soon'"),
-        ({"processes": 0}, "processes=0: give 1 or more"),
-        ({"val_pictures": 0}, "val-pictures=0"),
+        ({"processes": 0}, "processes=0: it must be 1 or more"),
+        ({"val_pictures": 0}, "val_pictures=0"),
         ({"memory": -1.0}, "memory=-1.0"),
     ],
 )

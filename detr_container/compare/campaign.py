@@ -18,6 +18,7 @@ from detr_container.costs import costs, validation_sizes
 from detr_container.files import write_json
 from detr_container.jobs import Member
 from detr_container.launch.interrupt import StopRequest
+from detr_container.names import place_of_many
 from detr_container.standing import ACTIVE, Standing, standings
 
 from .grid import members_of
@@ -47,7 +48,7 @@ class Campaign:
     @classmethod
     def of(cls, options: CompareOptions, command: str) -> Campaign:
         """What the options describe. Raises ValueError when a member cannot be, or is another run already."""
-        home = options.runs / options.name
+        home = place_of_many(options.runs, options.name, "--name")
         members = members_of(home, options.heads, options.backbones, options.seeds, options.base, options.setting)
         now = dict(zip((m.folder for m in members), standings([m.folder for m in members]), strict=True))
         campaign = cls(options, home, members, now, command)

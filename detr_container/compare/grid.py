@@ -12,7 +12,7 @@ from detr_container.config import Experiment, LossConfig, validate
 from detr_container.experiments import FOCAL, named
 from detr_container.jobs import Member
 from detr_container.models.container import SIZES
-from detr_container.sweep import pair, with_settings
+from detr_container.sweep import limit_runs, pair, with_settings
 
 Head = Literal["detr", "smca"]
 PUBLISHED = {"detr": "detr_r50_50e", "smca": "smca_r50_50e"}
@@ -38,6 +38,7 @@ def members_of(
     for name, values in (("heads", heads), ("backbones", backbones), ("seeds", seeds)):
         if len(set(values)) < len(values):
             raise ValueError(f"--{name} {' '.join(map(str, values))}: name each once")
+    limit_runs(len(heads) * len(backbones) * len(seeds), "--backbones or --seeds")
     pairs = [pair(entry) for entry in settings]
     for name, _ in pairs:
         if name.replace("-", "_") in ("backbone.name", "head.kind", "seed"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from detr_container.launch.resources import Resources
+from detr_container.limits import AtOnce, Many, Seed, positive
 
 PLAN = "compare.json"
 """In a comparison's folder: which runs belong to it."""
@@ -23,7 +24,7 @@ class CompareOptions:
     """Heads: each gets every backbone."""
     backbones: tuple[str, ...] = ("resnet50", "container_light")
     """Backbones, as backbone.name has them; with =FILE where the pretrained weights are a file."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds: every head on every backbone is trained with each. The same seed shows the same pictures to all."""
     base: str = ""
     """The experiment that all derive from; default: each head's published one on ResNet-50."""
@@ -33,7 +34,7 @@ class CompareOptions:
     """Name of the comparison; its runs and its report are in runs/NAME/."""
     runs: Path = Path("runs")
     """The folder that holds the comparison."""
-    at_once: int = 0
+    at_once: AtOnce = 0
     """How many runs at a time; 0: one here, as many as the cluster lets with --submit."""
     submit: bool = False
     """Submit the runs as a Slurm job array; the run that finishes last writes the report."""
@@ -56,9 +57,9 @@ class ReportOptions:
     """The folder that the report is written to."""
     annotations: Path | None = None
     """The annotation file of the evaluations, where it is not where they name it; it must be the same file."""
-    epoch: int = 0
+    epoch: Many = 0
     """Judge all runs after this epoch; 0: after their last, and if none is finished after the latest they share."""
-    resamples: int = RESAMPLES
+    resamples: Annotated[int, positive(100_000)] = RESAMPLES
     """How often the validation pictures are drawn again for the intervals."""
     title: str = ""
     """The page's title."""
