@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from .files import atomic_write
+from .files import atomic_write, open_regular
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d{8,})\.pt")
@@ -147,10 +147,10 @@ def load(path: Path | str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
+    with open_regular(path) as file:
+        start = file.read(4)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    with path.open("rb") as file:
-        start = file.read(4)
     if not start:
         raise ValueError(f"{path} is empty: its writing was interrupted. Use another copy")
     if start == b"PK\x03\x04":

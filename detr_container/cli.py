@@ -182,12 +182,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     """COCO AP of a run or checkpoint, overall, by size and by class: `evaluate RUN|CHECKPOINT`."""
     options = parse(EvaluateOptions, arguments, "evaluate", evaluate.__doc__)
     from .distributed import session
-    from .evaluate import evaluate_to, open_validation, with_data
+    from .evaluate import evaluate_to, with_data
     from .scoring import table
+    from .together import trained_on_all, validation_on_all
     from .trained import open_trained
 
     with session(options.device) as here:
-        trained = open_trained(options.model, here.device, options.experiment)
+        trained = trained_on_all(here, options.model, lambda path: open_trained(path, here.device, options.experiment))
         experiment = with_data(trained.experiment, options.data_root, options.images, options.annotations)
         data = experiment.data
         changed = replace(
@@ -197,7 +198,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         )
         experiment = replace(experiment, data=changed)
         folder = options.output or (options.model if options.model.is_dir() else options.model.parent) / "evaluation"
-        dataset = open_validation(experiment)
+        dataset = validation_on_all(here, experiment)
         scores = evaluate_to(folder, trained.model, dataset, trained.classes, experiment, here, options.evaluator)
         if scores is not None:
             console = Console()

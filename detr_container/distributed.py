@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import platform
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,15 +17,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from detr_container.launch.lock import FolderLock
 from detr_container.launch.memory import keep_freed_memory
-from detr_container.launch.processes import ProcessInfo, current_process
+from detr_container.launch.processes import ProcessInfo, count, current_process
 
 from .peak_memory import peak_memory
 
 _log = logging.getLogger(__name__)
+RENDEZVOUS = timedelta(minutes=10)
+"""How long the processes of a job wait for each other at its start."""
+GRACE = 20.0
+"""Seconds for ending by itself after another process has failed; a GPU may wait for that one for ever."""
+_FAILED = "failed"
+# What may go wrong on one process alone; a fault of the program ends it at once, which the others notice.
+_ALONE = (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
+# gloo has no exceptions of its own; these are what a connection to a process that has ended gives.
+_GLOO = ("by peer", "Broken pipe", "gloo/transport", "Application timeout caused pair closure")
 
 
 @dataclass(frozen=True)
@@ -55,11 +71,61 @@ class Session:
         dist.all_gather_object(values, value)
         return values
 
+    def of_main(self, value: Any) -> Any:
+        """The main process's value, on all; what the others give is of no account."""
+        return self.gather(value)[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Do what every process does alone, without exchanging anything: it succeeds on all or fails on all.
+
+        Raises what went wrong on this process; where it went well, ConnectionError with what went wrong on another.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except _ALONE as error:
+            failure = error
+        said = "" if failure is None else f"rank {self.process.rank} on {_host()} cannot go on: {_told(failure)}"
+        told = next(filter(None, self.gather(said)), "")
+        if failure is not None:
+            raise failure
+        if told:
+            raise ConnectionError(f"another process of this job has ended: {told}")
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Raise ValueError, on all processes, unless they all have the same facts: names, and values to show."""
+        everyone = self.gather((_host(), dict(facts)))
+        for rank, (host, theirs) in enumerate(everyone):
+            for name, value in everyone[0][1].items():
+                if theirs.get(name) != value:
+                    raise ValueError(
+                        f"the processes of this job do not agree on {name}: rank 0 on {everyone[0][0]} has {value}, "
+                        f"rank {rank} on {host} has {theirs.get(name)}. Give all of them the same settings and files"
+                    )
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """The model with gradients that are averaged over all processes."""
+        if self.world == 1:
+            return model
+        ids = [self.device] if self.device.type == "cuda" else None
+        # Said once per process, of convolutions in channels_last: a remark on speed that nobody can act on.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        with warnings.catch_warnings():
+            # The name that replaces broadcast_buffers is not in every version of PyTorch that we run on.
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.* is deprecated", FutureWarning)
+            # Forward passes in training do not read batch statistics; evaluation shares them first.
+            return DistributedDataParallel(model, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
     def share(self, tensors: list[Tensor]) -> None:
         """Overwrite every process's tensors with the main process's."""
         if self.world > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                # gloo sends memory as it lies, so what lies in another order (channels last) goes through a copy.
+                plain = tensor.detach().contiguous()
+                dist.broadcast(plain, 0)
+                if plain.data_ptr() != tensor.data_ptr():
+                    tensor.detach().copy_(plain)
 
     def peak_memory(self) -> float:
         """Most memory that this process has had, in GiB: the GPU's where it computes on one."""
@@ -67,17 +133,11 @@ class Session:
 
     @contextmanager
     def alone_in(self, folder: Path) -> Iterator[None]:
-        """Keep other jobs out of a run's folder. Raises ValueError, on every process, when one is in it already."""
+        """Keep other jobs out of a run's folder. Raises as `together` when one is in it already."""
         with ExitStack() as held:
-            refusal = ""
-            if self.main:
-                try:
+            with self.together():
+                if self.main:
                     held.enter_context(FolderLock(folder, os.environ.get("SLURM_JOB_ID", "")))
-                except ValueError as error:
-                    refusal = str(error)
-            refusal = self.gather(refusal)[0]
-            if refusal:
-                raise ValueError(refusal)
             yield
 
     def barrier(self) -> None:
@@ -99,23 +159,103 @@ def session(device: str = "auto") -> Iterator[Session]:
     else:
         keep_freed_memory()
         if process.world > 1 and "OMP_NUM_THREADS" not in os.environ:
-            local = int(os.environ.get("LOCAL_WORLD_SIZE", process.world))
-            mine = int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) or (os.cpu_count() or 1) // local
+            local = count(os.environ, "LOCAL_WORLD_SIZE") or process.world
+            mine = count(os.environ, "SLURM_CPUS_PER_TASK") or (os.cpu_count() or 1) // local
             torch.set_num_threads(max(1, mine))
     if process.world == 1:
         yield Session(process, chosen)
         return
-    backend = "nccl" if chosen.type == "cuda" else "gloo"
-    identity = chosen if chosen.type == "cuda" else None
-    dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=identity)
+    store = _join(process, chosen)
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(store, over), daemon=True)
+    watcher.start()
     try:
         yield Session(process, chosen)
-    except RuntimeError as error:
-        if "by peer" not in str(error):
+    except BaseException as error:
+        if not isinstance(error, ConnectionError) and not is_lost(error):
+            _tell_others(store, f"rank {process.rank} on {_host()} has ended: {_told(error)}")
+        if not is_lost(error):
             raise
-        raise ConnectionError("another process of this job has ended: its own message says why") from error
+        why = _failure(store) or "its own message says why"
+        raise ConnectionError(f"another process of this job has ended: {why} ({_told(error)})") from error
     finally:
+        over.set()
+        watcher.join()
         dist.destroy_process_group()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error means that another process cannot be reached: it ended, or the network between them did."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _GLOO)
+
+
+def _join(process: ProcessInfo, device: torch.device) -> Store:
+    """Meet the other processes. Raises ConnectionError when one does not come, ValueError when devices differ."""
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    mine = f"{device.type}, PyTorch {torch.__version__}"
+    try:
+        store, _, _ = next(rendezvous("env://", process.rank, process.world, timeout=RENDEZVOUS))
+        store.set(f"device/{process.rank}", f"{_host()}\n{mine}")
+        everyone = [store.get(f"device/{rank}").decode().split("\n") for rank in range(process.world)]
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConnectionError(
+            f"rank {process.rank} on {_host()} could not meet the other {process.world - 1} processes of this job at "
+            f"{place} within {RENDEZVOUS.total_seconds() / 60:g} minutes ({_told(error)}). See whether all were "
+            "started, and whether MASTER_ADDR and MASTER_PORT are the first one's and its port is free"
+        ) from error
+    for rank, (host, theirs) in enumerate(everyone):
+        if theirs != everyone[0][1]:
+            raise ValueError(
+                f"the processes of this job cannot work together: rank 0 on {everyone[0][0]} has {everyone[0][1]}, "
+                f"rank {rank} on {host} has {theirs}. Say device=cpu or device=cuda, and install the same everywhere"
+            )
+    identity = device if device.type == "cuda" else None
+    dist.init_process_group(
+        "nccl" if identity is not None else "gloo",
+        store=store,
+        rank=process.rank,
+        world_size=process.world,
+        timeout=timedelta(minutes=30),
+        device_id=identity,
+    )
+    return store
+
+
+def _watch(store: Store, over: threading.Event) -> None:
+    """End this process when another has failed and this one, which waits for it perhaps, does not notice."""
+    why = ""
+    while not why and not over.wait(1.0):
+        why = _failure(store)
+    if why and not over.wait(GRACE):
+        rank = os.environ.get("RANK", "0")
+        sys.stderr.write(f"[rank {rank}] error: another process of this job has ended: {why}\n")
+        sys.stderr.flush()
+        os._exit(2)
+
+
+def _failure(store: Store) -> str:
+    """What a process that failed has told the others; empty when none has, or when it took the store along."""
+    try:
+        return store.get(_FAILED).decode() if store.check([_FAILED]) else ""
+    except RuntimeError:
+        return ""
+
+
+def _tell_others(store: Store, text: str) -> None:
+    # Whoever keeps the store may be gone.
+    with suppress(RuntimeError):
+        store.set(_FAILED, text)
+
+
+def _host() -> str:
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def _told(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -74,3 +75,25 @@ def parameter_names(model: nn.Module, optimiser: AdamW) -> list[str]:
     """Names in the order of `clipped_step`'s norms."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(p)] for group in optimiser.param_groups for p in group["params"]]
+
+
+def parameter_counts(model: Detector) -> str:
+    """How many parameters are trained and frozen, stage by stage, in words."""
+    rows = [
+        f"{name} {trained:,} trained, {frozen:,} frozen" for name, trained, frozen in model.backbone.count_parameters()
+    ]
+    head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone."))
+    return f"parameters: head {head:,} trained; backbone: {'; '.join(rows)}"
+
+
+def circumstances(model: nn.Module, optimiser: AdamW, norm: float, checkpoint: Path | None) -> str:
+    """What to know when something is not finite. norm: of the last gradient; checkpoint: the last good one."""
+    wrong = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    weights = f"first parameter that is not finite: {wrong[0]}" if wrong else "all parameters are finite"
+    rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in optimiser.param_groups)
+    newest = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
+    return (
+        f"{weights}; learning rates: {rates}; last gradient norm {norm:.4g}; {newest}. "
+        "A lower train.lr, train.clip, or train.precision=fp32 usually helps; "
+        "the same command goes on from the checkpoint"
+    )

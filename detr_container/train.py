@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,17 +27,28 @@ from detr_container.models.detector import Detector
 from detr_container.models.matcher import NonFiniteError, to_device
 
 from . import config as configuration
-from .build import Data, build_criterion, build_detector, build_matcher, open_data, start_from
+from . import optim
+from .build import Data, build_criterion, build_detector, build_matcher, start_from
 from .config import Experiment
 from .curves import plot_curves
 from .distributed import Session, session
 from .evaluate import autocast, evaluate_to
 from .files import JsonLines
 from .gallery import draw_validation
-from .optim import clipped_step, lr_factor, make_optimiser, parameter_names, set_learning_rates
 from .progress import Progress
 from .randomness import seed_step
+from .resume import (
+    FORMAT,
+    check_head,
+    check_tensors,
+    data_changes,
+    my_meters,
+    newest_on_all,
+    restore_optimiser,
+)
 from .run import Run
+from .scoring import Scores
+from .together import data_on_all, versions_on_all
 
 _log = logging.getLogger(__name__)
 
@@ -56,16 +66,7 @@ def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None)
         nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop,
         session(experiment.device) as here,
     ):
-        for warning in configuration.validate(experiment) if here.main else ():
-            _log.warning("%s", warning)
-        if not here.main:
-            here.barrier()
-        try:
-            data = open_data(experiment)
-        finally:
-            # Also where it fails, so that the others find the same fault rather than a lost connection.
-            if here.main:
-                here.barrier()
+        data = data_on_all(here, experiment)
         with here.alone_in(folder):
             return Trainer(experiment, Run(folder), data, here, stop).run_to_end()
 
@@ -81,19 +82,23 @@ class Trainer:
         self.step = 0
         self.saved = -1
         self.checkpoints = run.checkpoints(self.settings.keep_checkpoints)
-        found = self.checkpoints.newest()
-        if found:
-            self._announce(run.check_resumable(experiment, *found, self.epoch_steps))
-            self.step = self.saved = found[1]["step"]
-        # Before anything is built or written, since it raises where the batch cannot be divided.
-        self.sampler = self._sampler()
-        self.model = build_detector(experiment, len(data.classes), weights=found is None)
-        if found is None and experiment.init:
-            self._say(str(start_from(self.model, experiment, data.classes, Path(experiment.init))))
-        self.model.to(here.device)
-        self.model.train()
-        self.optimiser = make_optimiser(self.model, self.settings)
-        self.names = parameter_names(self.model, self.optimiser)
+        self.versions = versions_on_all(here, data)
+        found = newest_on_all(self.checkpoints, here)
+        with here.together():
+            changed = self._open(*found) if found else []
+            # Before anything is built or written, since it raises where the batch cannot be divided.
+            self.sampler = self._sampler()
+            # Weights from elsewhere are read by the main process alone, and shared.
+            self.model = build_detector(experiment, len(data.classes), weights=found is None and here.main)
+            if found is None and experiment.init and here.main:
+                self._say(str(start_from(self.model, experiment, data.classes, Path(experiment.init))))
+            self.model.to(here.device)
+            self.model.train()
+            self.optimiser = optim.make_optimiser(self.model, self.settings)
+            self.names = optim.parameter_names(self.model, self.optimiser)
+            if found:
+                check_tensors(*found, self.model, self.optimiser, self.names, bool(self.settings.ema_decay))
+        here.share([*self.model.parameters(), *self.model.buffers()])
         decay = self.settings.ema_decay
         self.ema = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
@@ -104,17 +109,21 @@ class Trainer:
         self.norms = torch.zeros(len(self.names), device=here.device)
         self.last_norm = torch.zeros((), device=here.device)
         self.last_images: list[int] = []
-        if found:
-            self._restore(*found)
-        here.barrier()
-        self.parallel = self._parallel()
+        with here.together():
+            if found:
+                self._restore(*found)
+            if here.main:
+                facts = {"step": self.step, "data": self.versions} | ({"changed": changed} if changed else {})
+                run.describe(experiment, data.classes, facts)
+                run.rewind(self.step)
+        self.parallel = here.spread(self.model)
         if here.main:
-            run.describe(experiment, data.classes, {"step": self.step, "data": data.versions()})
-            run.rewind(self.step)
+            for line in changed:
+                _log.warning("%s", line)
             pictures = f"{len(data.train)} training and {len(data.val)} validation pictures"
             place = f"{here.world} x {here.device.type}"
             self._say(f"{run.folder}: {pictures}, {self.total} steps of {self.settings.batch} on {place}")
-            self._say(self._counts())
+            self._say(optim.parameter_counts(self.model))
 
     # -- the whole run ------------------------------------------------------------------------------------------
 
@@ -194,7 +203,7 @@ class Trainer:
         signals = torch.cat((shared[2:], self.bad[None]))
         # Dropout draws from the step, not from what was drawn before, so a resumed run draws the same.
         seed_step(experiment.seed, self.step, self.here.process.rank, device)
-        set_learning_rates(self.optimiser, lr_factor(self.step, self.epoch_steps, self.settings))
+        optim.set_learning_rates(self.optimiser, optim.lr_factor(self.step, self.epoch_steps, self.settings))
         told: list[float] = []
         for turn, host in enumerate(micro):
             batch = host.to(device)
@@ -214,7 +223,7 @@ class Trainer:
             extra = diagnostics(output, batch.targets, matches, experiment.loss.classification == "softmax")
             self._measure(losses.total.detach(), losses.terms, extra, len(micro))
         self.last_images = [image_id for host in micro for image_id in host.image_ids]
-        self.last_norm, self.norms = clipped_step(self.optimiser, self.settings.clip)
+        self.last_norm, self.norms = optim.clipped_step(self.optimiser, self.settings.clip)
         self.bad = (~self.last_norm.isfinite()).float()
         self.meters[-1] += self.last_norm / self.here.world
         if self.ema is not None:
@@ -254,16 +263,8 @@ class Trainer:
         )
 
     def _circumstances(self) -> str:
-        wrong = [name for name, p in self.model.named_parameters() if not bool(p.isfinite().all())]
-        weights = f"first parameter that is not finite: {wrong[0]}" if wrong else "all parameters are finite"
-        rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in self.optimiser.param_groups)
         kept = self.checkpoints.paths()
-        newest = f"the last good checkpoint is {kept[0]}" if kept else "no checkpoint was written yet"
-        return (
-            f"{weights}; learning rates: {rates}; last gradient norm {self.last_norm.item():.4g}; {newest}. "
-            "A lower train.lr, train.clip, or train.precision=fp32 usually helps; "
-            "the same command goes on from the checkpoint"
-        )
+        return optim.circumstances(self.model, self.optimiser, float(self.last_norm), kept[0] if kept else None)
 
     # -- what is kept -------------------------------------------------------------------------------------------
 
@@ -273,38 +274,48 @@ class Trainer:
             return
         self._check_last_step(float(self.bad))
         meters = self.here.gather(self.meters.tolist())
-        if self.here.main:
-            state = {
-                "format": 1,
-                "experiment": configuration.to_dict(self.experiment),
-                "classes": [[category.id, category.name] for category in self.data.classes],
-                "step": self.step,
-                "steps_per_epoch": self.epoch_steps,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimiser.state_dict()["state"],
-                "meters": meters,
-            }
-            if self.ema is not None:
-                state |= {"ema": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
-            self.checkpoints.save(state, self.step)
+        with self.here.together():
+            if self.here.main:
+                self.checkpoints.save(self._state(meters), self.step)
         self.saved = self.step
-        self.here.barrier()
+
+    def _state(self, meters: list[list[float]]) -> dict[str, Any]:
+        """What a checkpoint holds. meters: of every process."""
+        moments = self.optimiser.state_dict()["state"]
+        state = {
+            "format": FORMAT,
+            "experiment": configuration.to_dict(self.experiment),
+            "classes": [[category.id, category.name] for category in self.data.classes],
+            "step": self.step,
+            "steps_per_epoch": self.epoch_steps,
+            "model": self.model.state_dict(),
+            "optimizer": moments,
+            "trained": [self.names[index] for index in moments],
+            "meters": meters,
+            "data": {split: version["sha256"] for split, version in self.versions.items()},
+        }
+        if self.ema is not None:
+            state |= {"ema": self.ema.module.state_dict(), "ema_updates": int(self.ema.n_averaged)}
+        return state
+
+    def _open(self, path: Path, state: dict[str, Any]) -> list[str]:
+        """Check a checkpoint's settings and set this run to its step. Returns what has changed of the data."""
+        changed = self.run.check_resumable(self.experiment, path, state, self.epoch_steps)
+        check_head(path, state, len(METERS), self.data.classes)
+        self.step = self.saved = state["step"]
+        for name, (old, new) in changed.items():
+            self._say(f"changed since this run was started: {name} from {old!r} to {new!r}")
+        return data_changes(state, self.run.folder, self.versions)
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ValueError(
-                f"{path} is a checkpoint of another model: {str(error).splitlines()[1].strip()}"
-            ) from error
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        """Take over a checked state."""
+        self.model.load_state_dict(state["model"])
+        restore_optimiser(self.optimiser, state["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["ema_updates"])
-        kept, rank = state["meters"], self.here.process.rank
-        mine = kept[rank] if len(kept) == self.here.world else [sum(column) for column in zip(*kept, strict=True)]
-        if len(kept) == self.here.world or rank == 0:
+        mine = my_meters(state["meters"], self.here.process.rank, self.here.world)
+        if mine is not None:
             self.meters.copy_(torch.tensor(mine))
         self._say(f"resuming from {path}: step {self.step} of {self.total}")
 
@@ -327,7 +338,11 @@ class Trainer:
         """Evaluate after an epoch where it is due and not done yet. Returns False when somebody said stop."""
         epoch, every = self.step // self.epoch_steps, self.settings.eval_every
         due = every and (epoch % every == 0 or self.step == self.total)
-        done = self.here.gather(any(row["epoch"] == epoch for row in self.run.evaluations()))[0]
+        done = False
+        with self.here.together():
+            if self.here.main:
+                done = any(row["epoch"] == epoch for row in self.run.evaluations())
+        done = self.here.of_main(done)
         if not due or done:
             return True
         model: nn.Module = self.model if self.ema is None else self.ema.module
@@ -347,17 +362,21 @@ class Trainer:
             )
         except InterruptedError:
             return False
-        if scores is not None:
-            figures = {name: value for name, value in scores.to_dict().items() if name != "per_class"}
-            progress.evaluated({"step": self.step, "epoch": epoch, **figures}, scores)
-            with JsonLines(self.run.evaluations_path) as lines:
-                lines.append({"step": self.step, "epoch": epoch, **figures})
-            plot_curves(self.run.metrics(), self.run.evaluations(), self.run.folder / "curves.png")
-            draw_validation(
-                self.data.val, folder / "detections.json", self.data.classes, self.run.folder / "predictions.png"
-            )
-        self.here.barrier()
+        with self.here.together():
+            if scores is not None:
+                self._keep(scores, folder, epoch, progress)
         return True
+
+    def _keep(self, scores: Scores, folder: Path, epoch: int, progress: Progress) -> None:
+        """Write and show an evaluation."""
+        figures = {name: value for name, value in scores.to_dict().items() if name != "per_class"}
+        progress.evaluated({"step": self.step, "epoch": epoch, **figures}, scores)
+        with JsonLines(self.run.evaluations_path) as lines:
+            lines.append({"step": self.step, "epoch": epoch, **figures})
+        plot_curves(self.run.metrics(), self.run.evaluations(), self.run.folder / "curves.png")
+        draw_validation(
+            self.data.val, folder / "detections.json", self.data.classes, self.run.folder / "predictions.png"
+        )
 
     def _tell(self, progress: Progress) -> Any:
         def after_batch(done: int, total: int) -> None:
@@ -374,30 +393,6 @@ class Trainer:
             "The same command goes on from here"
         )
         return self.stop.exit_code or 143
-
-    def _parallel(self) -> nn.Module:
-        if self.here.world == 1:
-            return self.model
-        ids = [self.here.device] if self.here.device.type == "cuda" else None
-        # Said once per process, of convolutions in channels_last: a remark on speed that nobody can act on.
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        with warnings.catch_warnings():
-            # The name that replaces broadcast_buffers is not in every version of PyTorch that we run on.
-            warnings.filterwarnings("ignore", ".*broadcast_buffers.* is deprecated", FutureWarning)
-            # Forward passes in training do not read batch statistics; evaluation shares them first (_evaluate).
-            return DistributedDataParallel(self.model, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    def _counts(self) -> str:
-        rows = [
-            f"{name} {trained:,} trained, {frozen:,} frozen"
-            for name, trained, frozen in self.model.backbone.count_parameters()
-        ]
-        head = sum(p.numel() for name, p in self.model.named_parameters() if not name.startswith("backbone."))
-        return f"parameters: head {head:,} trained; backbone: {'; '.join(rows)}"
-
-    def _announce(self, changed: dict[str, tuple[Any, Any]]) -> None:
-        for name, (old, new) in changed.items():
-            self._say(f"changed since this run was started: {name} from {old!r} to {new!r}")
 
     def _say(self, text: str) -> None:
         if self.here.main:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 _log = logging.getLogger(__name__)
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _MASTER = ("MASTER_ADDR", "MASTER_PORT")
+_COUNTS = ("LOCAL_WORLD_SIZE", "SLURM_CPUS_PER_TASK")
 _REMEDY = (
     "Start with `torchrun --nproc-per-node N -m -- detr_container ...`, which sets "
     f"{', '.join(_RANKS + _MASTER)}, or unset them all to run one process"
@@ -37,7 +38,8 @@ def current_process(environ: Mapping[str, str]) -> ProcessInfo:
 
     Slurm's own variables do not make a job distributed: an interactive allocation sets them too, and joining a group
     on their account would wait for processes that were never started.
-    Raises ValueError when only some of torchrun's variables are set, or when they contradict each other.
+    Raises ValueError when only some of torchrun's variables are set, when they contradict each other, or when a count
+    that goes with them is none: before anything waits for the other processes.
     """
     if not any(environ.get(name) for name in _RANKS):
         _warn_of_lonely_tasks(environ)
@@ -48,6 +50,8 @@ def current_process(environ: Mapping[str, str]) -> ProcessInfo:
         raise ValueError(f"{present} set without {', '.join(missing)}: all five belong together. {_REMEDY}")
     rank, local_rank, world = (_whole_number(environ, name) for name in _RANKS)
     port = _whole_number(environ, "MASTER_PORT")
+    for name in _COUNTS:
+        count(environ, name)
     if world < 1 or rank >= world:
         raise ValueError(f"RANK={rank} and WORLD_SIZE={world}: ranks go from 0 to WORLD_SIZE - 1. {_REMEDY}")
     if local_rank > rank:
@@ -59,9 +63,19 @@ def current_process(environ: Mapping[str, str]) -> ProcessInfo:
     return ProcessInfo(rank, local_rank, world)
 
 
+def count(environ: Mapping[str, str], name: str) -> int:
+    """The number in a variable that may be absent; 0 where it is. Raises ValueError when it holds something else."""
+    if not environ.get(name):
+        return 0
+    text = environ[name].strip()
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9):
+        raise ValueError(f"{name}={environ[name]!r}: a whole number from 1 is needed. Correct it, or unset it")
+    return int(text)
+
+
 def _whole_number(environ: Mapping[str, str], name: str) -> int:
     text = environ[name].strip()
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise ValueError(f"{name}={environ[name]!r}: a whole number from 0 is needed. {_REMEDY}")
     return int(text)
 

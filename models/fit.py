@@ -16,10 +16,11 @@ _LISTED = 4
 """How many faults a message spells out."""
 
 
-def tensor_fault(found: object, shape: Iterable[int], dtype: torch.dtype) -> str:
+def tensor_fault(found: object, shape: Iterable[int], dtype: torch.dtype, exact: bool = False) -> str:
     """What stands in the way of copying `found` into a tensor of this shape and kind; empty when nothing does.
 
-    Any of the usual floating-point types is taken for any other, a whole number only for a whole number.
+    Any of the usual floating-point types is taken for any other, a whole number only for a whole number;
+    exact: only the very same type will do.
     """
     if not isinstance(found, Tensor):
         return f"is a {type(found).__name__}, not a tensor"
@@ -29,22 +30,27 @@ def tensor_fault(found: object, shape: Iterable[int], dtype: torch.dtype) -> str
         return "is an empty shell without values (device meta)"
     if found.shape != torch.Size(shape):
         return f"is {list(found.shape)}, not {list(shape)}"
+    if exact and found.dtype != dtype:
+        return f"holds {_name(found.dtype)}, not {_name(dtype)}"
     whole, wanted_whole = (_is_whole(each) for each in (found.dtype, dtype))
     fits = (found.dtype in _FLOATS and dtype in _FLOATS) or (whole and wanted_whole) or found.dtype == dtype
     return "" if fits else f"holds {_name(found.dtype)}, not {_name(dtype)}"
 
 
-def state_faults(own: Mapping[str, Tensor], found: object, optional: Iterable[str] = ()) -> list[str]:
+def state_faults(
+    own: Mapping[str, Tensor], found: object, optional: Iterable[str] = (), exact: bool = False
+) -> list[str]:
     """Everything by which `found` is no state of a module whose own is `own`.
 
-    optional: endings of names that may be absent. Names that only `found` has are a fault, too.
+    optional: endings of names that may be absent; exact: as for `tensor_fault`. Names that only `found` has are
+    faults, too.
     """
     if not isinstance(found, Mapping):
         return [f"the weights are a {type(found).__name__}, not a dict of tensors"]
     endings, faults = tuple(optional), []
     for name, value in own.items():
         if name in found:
-            fault = tensor_fault(found[name], value.shape, value.dtype)
+            fault = tensor_fault(found[name], value.shape, value.dtype, exact)
             faults += [f"{name} {fault}"] if fault else []
         elif not name.endswith(endings):
             faults.append(f"{name} is missing")

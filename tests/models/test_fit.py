@@ -42,6 +42,10 @@ def test_every_kind_of_tensor(found: object, fault: str) -> None:
 def test_whole_numbers_and_quantized_ones() -> None:
     assert tensor_fault(torch.zeros((), dtype=torch.int32), (), torch.int64) == ""
     assert tensor_fault(torch.zeros(()), (), torch.int64) == "holds float32, not int64"
+    assert (
+        tensor_fault(torch.zeros((), dtype=torch.float64), (), torch.float32, exact=True)
+        == "holds float64, not float32"
+    )
     assert tensor_fault(quantized(), (2, 3), torch.float32) == "is not a plain tensor (quantized, qint8)"
 
 
