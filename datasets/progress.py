@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from detr_container.terminal import column, console
 
 T = TypeVar("T")
 
 
 def track(items: Iterable[T], total: int, description: str, show: bool) -> Iterator[T]:
     """Yield the items under a bar on standard error; without `show`, or where that is no terminal, nothing is drawn."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
+    screen = console(stderr=True)
+    columns = (column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, disable=not (show and screen.is_terminal)) as bar:
         task = bar.add_task(description, total=total)
         for item in items:
             yield item

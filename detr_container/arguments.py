@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +10,7 @@ from typing import TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from . import terminal
 from .config import Experiment
 from .experiments import BUILDERS, named
 from .limits import EMPTY, check
@@ -38,8 +37,7 @@ def start_logging() -> None:
     """Send messages to stderr, those of other processes than the first with their rank."""
     rank = os.environ.get("RANK", "0")
     prefix = "" if rank == "0" else f"[rank {rank}] "
-    logging.basicConfig(level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("detr_container").setLevel(logging.INFO)
+    terminal.start_logging(prefix)
 
 
 def parse(kind: type[T], arguments: Sequence[str], command: str, doc: str | None, default: T | None = None) -> T:

@@ -12,14 +12,13 @@ from typing import Annotated, Any
 
 import tyro
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from .config import Experiment, validate
 from .files import write_json
 from .measure_options import PARTS, MeasureOptions, size_text
 from .side_by_side import side_by_side
+from .terminal import console
 
 _log = logging.getLogger(__name__)
 _NAMES, _FIGURE, _RATIO = 32, 9, 18
@@ -56,8 +55,8 @@ def run(options: Sequence[BenchmarkOptions]) -> int:
     failures = {label: each["failure"] for label, each in found.items() if each["failure"]}
     if not any(each["figures"] for each in found.values()) and all(each["refused"] for each in found.values()):
         raise ValueError("; ".join(dict.fromkeys(failures.values())))
-    console = Console()
-    console.print(*tables(result, console.width))
+    screen = console()
+    screen.print(*tables(result, screen.width))
     for label, failure in failures.items():
         sys.stderr.write(f"error: {label}: {failure}\n")
     return 1 if failures else 0
@@ -88,7 +87,7 @@ def _table(result: dict[str, Any], labels: Sequence[str]) -> Table:
     table.add_column("", no_wrap=True)
     for label in labels:
         failed = "\n[red]failed[/red]" if result["experiments"][label]["failure"] else ""
-        table.add_column(escape(label) + failed, justify="right", overflow="fold")
+        table.add_column(label + failed, justify="right", overflow="fold")
         if label != result["first"]:
             table.add_column("ratio", justify="right", style="cyan", no_wrap=True)
         elif len(labels) == 1:
@@ -159,11 +158,10 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
         if "device" in each:
             alike.setdefault((each["device"], each["precision"], each["memory"]), []).append(label)
     for (device, precision, memory), labels in alike.items():
-        whose = f"{escape(', '.join(labels))}: " if len(alike) > 1 else ""
+        whose = f"{', '.join(labels)}: " if len(alike) > 1 else ""
         yield f"{whose}{device}, {precision}. Memory: {memory}; all but the last row is what comes on top of that one."
     yield (
         "Forward pass: pictures on the device to detections; normalisation counts as backbone, post-processing as "
         "head. Medians of "
-        f"{rounds} rounds."
-        + (f" Ratios: to {escape(result['first'])}, within each round (least..most)." * (len(found) > 1))
+        f"{rounds} rounds." + (f" Ratios: to {result['first']}, within each round (least..most)." * (len(found) > 1))
     )

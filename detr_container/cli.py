@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from .arguments import experiment_first, parse, start_logging
@@ -21,6 +20,7 @@ from .experiments import BUILDERS, named
 from .job_commands import cancel, logs, resubmit, status, submit, sweep
 from .limits import Many, Pictures, Seed, Workers, between, natural, positive
 from .names import place
+from .terminal import console, shown
 
 TRACEBACK = "DETR_CONTAINER_TRACEBACK"
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, status: int) -> int:
     rank = os.environ.get("RANK", "0")
-    sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {message}\n")
+    sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {shown(message, keep=chr(10))}\n")
     return status
 
 
@@ -71,18 +71,13 @@ def _told(error: Exception) -> str:
 
 
 def _overview() -> None:
-    console = Console()
-    console.print(
-        "detr-container: train, evaluate and use DETR-family detectors over many backbones\n", highlight=False
-    )
+    screen = console()
+    screen.print("detr-container: train, evaluate and use DETR-family detectors over many backbones\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, command in COMMANDS.items():
         table.add_row(f"  {name}", (command.__doc__ or "").split("\n")[0])
-    console.print(table)
-    console.print(
-        f"\n`detr-container COMMAND --help` tells all options. {TRACEBACK}=1 adds the traceback to an error.",
-        highlight=False,
-    )
+    screen.print(table)
+    screen.print(f"\n`detr-container COMMAND --help` tells all options. {TRACEBACK}=1 adds the traceback to an error.")
 
 
 def experiments(arguments: Sequence[str]) -> int:
@@ -93,7 +88,7 @@ def experiments(arguments: Sequence[str]) -> int:
         pass
 
     parse(Options, arguments, "experiments", experiments.__doc__)
-    console = Console()
+    screen = console()
     for name in BUILDERS:
         entry = named(name)
         x = entry.experiment
@@ -103,8 +98,8 @@ def experiments(arguments: Sequence[str]) -> int:
             f"{x.train.epochs} epochs, {drop}, batch {x.train.batch}",
             f"published box AP on COCO val2017: {entry.ap or 'none'}",
         ]
-        console.print(f"[bold]{name}[/bold]", highlight=False)
-        console.print(*(f"  {line}" for line in lines), sep="\n", highlight=False, soft_wrap=True)
+        screen.print(name, style="bold")
+        screen.print(*(f"  {line}" for line in lines), sep="\n", soft_wrap=True)
     return 0
 
 
@@ -140,13 +135,12 @@ def demo(arguments: Sequence[str]) -> int:
 
     status, folder = run(options.settings, options.folder), options.folder
     if status == 0 and (folder / "predictions.png").exists():
-        Console().print(
+        console().print(
             f"\nThe run is in {folder}:\n"
             f"  {folder}/predictions.png   ground truth beside predictions\n"
             f"  {folder}/curves.png        losses, AP and learning rate\n"
             f"Next: detr-container evaluate {folder}; "
             f"detr-container predict {folder} {options.settings.data.root}/val2017 --maps",
-            highlight=False,
             soft_wrap=True,
         )
     return status
@@ -201,11 +195,10 @@ def evaluate(arguments: Sequence[str]) -> int:
         dataset = validation_on_all(here, experiment)
         scores = evaluate_to(folder, trained.model, dataset, trained.classes, experiment, here, options.evaluator)
         if scores is not None:
-            console = Console()
-            console.print(table(scores))
-            console.print(
+            screen = console()
+            screen.print(table(scores))
+            screen.print(
                 f"{trained.source} (step {trained.step}); wrote {folder}/detections.json and scores.json",
-                highlight=False,
                 soft_wrap=True,
             )
     return 0
@@ -241,11 +234,11 @@ def predict(arguments: Sequence[str]) -> int:
     paths = find_pictures(options.images)
     trained = open_trained(options.model, choose_device(options.device), options.experiment)
     records = write_predictions(trained, paths, options.output, options.threshold, options.maps)
-    console = Console()
+    screen = console()
     for record in records:
         found = record["detections"]
-        console.print(f"{record['file']}: {len(found)} detections", highlight=False, soft_wrap=True)
-    console.print(f"wrote {options.output}/predictions.json and a picture of each", highlight=False, soft_wrap=True)
+        screen.print(f"{record['file']}: {len(found)} detections", soft_wrap=True)
+    screen.print(f"wrote {options.output}/predictions.json and a picture of each", soft_wrap=True)
     return 0
 
 
@@ -280,13 +273,11 @@ def inspect(arguments: Sequence[str]) -> int:
     models = open_models(options.models, choose_device(options.device), options.experiment)
     paths = find_pictures(options.image)
     report = write_inspection(models, paths, options.output, options.threshold, options.objects)
-    console = Console()
+    screen = console()
     for picture in report["pictures"]:
         told = tally(picture, [model.label for model in models])
-        console.print(
-            f"{picture['file']}: {told}; {options.output}/{picture['sheet']}", highlight=False, soft_wrap=True
-        )
-    console.print(f"wrote {options.output}/inspection.json and a sheet of each", highlight=False, soft_wrap=True)
+        screen.print(f"{picture['file']}: {told}; {options.output}/{picture['sheet']}", soft_wrap=True)
+    screen.print(f"wrote {options.output}/inspection.json and a sheet of each", soft_wrap=True)
     return 0
 
 
@@ -313,7 +304,7 @@ def export(arguments: Sequence[str]) -> int:
     state = exported(open_trained(options.model, torch.device("cpu")), options.layout)
     content = {"model": state} if options.layout == "published" else state
     atomic_write(options.target, lambda file: torch.save(content, file))
-    Console().print(f"wrote {len(state)} tensors to {options.target}", highlight=False, soft_wrap=True)
+    console().print(f"wrote {len(state)} tensors to {options.target}", soft_wrap=True)
     return 0
 
 
@@ -348,7 +339,7 @@ def data_make_shapes(arguments: Sequence[str]) -> int:
         if made
         else "already there, unchanged:"
     )
-    Console().print(f"{said} {options.root}", highlight=False, soft_wrap=True)
+    console().print(f"{said} {options.root}", soft_wrap=True)
     return 0
 
 

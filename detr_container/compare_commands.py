@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
-
 from .arguments import parse
 from .compare.options import CompareOptions, ReportOptions
+from .terminal import console
 
 
 def compare(arguments: Sequence[str]) -> int:
@@ -22,8 +21,7 @@ def compare(arguments: Sequence[str]) -> int:
     from .compare.campaign import Campaign
 
     campaign = Campaign.of(options, shlex.join(["detr-container", "compare", *arguments]))
-    console = Console()
-    console.print(*campaign.plan(), sep="\n", highlight=False, soft_wrap=True, markup=False)
+    console().print(*campaign.plan(), sep="\n", soft_wrap=True)
     if options.dry_run:
         return 0
     return campaign.submit() if options.submit else campaign.run()

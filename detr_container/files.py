@@ -248,10 +248,13 @@ def _no_room(path: Path, reason: OSError, size: int | None, written: int) -> OSE
 
 def _dumps(value: Any, indent: int | None = None) -> str:
     try:
-        return json.dumps(value, indent=indent, allow_nan=False, default=_plain)
+        text = json.dumps(value, indent=indent, allow_nan=False, default=_plain)
     except ValueError:
-        # Only a value that is not finite comes here, so the usual case does not pay for walking through everything.
-        return json.dumps(_finite(value), indent=indent, allow_nan=False, default=_plain)
+        text = None
+    # Only values that JSON has not come here, so the usual case does not pay for walking through everything.
+    if text is None or "\\ud" in text:
+        text = json.dumps(_finite(value), indent=indent, allow_nan=False, default=_plain)
+    return text
 
 
 def _plain(value: Any) -> Any:
@@ -269,8 +272,11 @@ def _plain(value: Any) -> Any:
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str | Path):
+        # The bytes of a file name that is not UTF-8 are halves of characters in Python, and no text elsewhere.
+        return str(value).encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {_finite(key): _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(entry) for entry in value]
     return value

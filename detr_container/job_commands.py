@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from detr_container.launch.attempts import JobFolder
@@ -24,6 +23,7 @@ from .arguments import experiment_first, parse
 from .config import Experiment
 from .limits import AtOnce, Many, Seed
 from .names import place, place_of_many
+from .terminal import console
 
 Where = Literal["slurm", "local", "debug"]
 
@@ -76,7 +76,7 @@ def _say_submitted(job: str, folder: Path, resources: Resources, where: Where) -
 
 
 def _say(*lines: str) -> None:
-    Console().print(*lines, sep="\n", highlight=False, soft_wrap=True, markup=False)
+    console().print(*lines, sep="\n", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def status(arguments: Sequence[str]) -> int:
     for cell in cells:
         table.add_row(*(cell[name] for name in columns))
     # Into a file or a pipe, a run is a line.
-    Console(width=None if sys.stdout.isatty() else 500).print(table)
+    console(width=None if sys.stdout.isatty() else 500).print(table)
     for row in rows:
         if row.message:
             _say(f"{row.folder}: {row.message}")

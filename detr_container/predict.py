@@ -51,6 +51,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
     Raises FileNotFoundError for what is not there and ValueError for a folder without pictures.
     """
+    if not paths:
+        raise ValueError("no image is given: name image files, or folders of them")
     found: list[Path] = []
     for path in paths:
         if path.is_dir():

@@ -20,7 +20,6 @@ from typing import Annotated, Any, NoReturn
 
 import torch
 import tyro
-from rich.console import Console
 from rich.text import Text
 
 from detr_container.datasets.annotations import resolve
@@ -40,6 +39,7 @@ from .limits import Many, between, check, natural
 from .optim import make_optimiser
 from .probe import Probe, compare
 from .scoring import FIGURES
+from .terminal import console, shown
 
 GIB = 2**30
 SECONDS = 20.0
@@ -137,7 +137,7 @@ class _Preflight:
 
     def __init__(self, options: PreflightOptions, here: Session, folder: Path, refusal: str, limit: float) -> None:
         self.options, self.here, self.folder, self.refusal, self.limit = options, here, folder, refusal, limit
-        self.experiment, self.console = options.settings, Console()
+        self.experiment, self.console = options.settings, console()
         self.told: dict[str, str] = {}
         self.sound, self.fits, self.multiple = False, True, 1
         self.data: Data | None = None
@@ -183,10 +183,10 @@ class _Preflight:
 
     def _tell(self, word: str, style: str, name: str, text: str) -> None:
         said = text.strip().replace("\n", "\n" + " " * 20)
-        self.console.print(Text.assemble((f"{word:<8}", style), f"{name:<12}", said), soft_wrap=True)
+        self.console.print(Text.assemble((f"{word:<8}", style), f"{name:<12}", shown(said, keep="\n")), soft_wrap=True)
 
     def _remark(self, text: str) -> None:
-        self.console.print(Text.assemble((f"{'':8}warning: {text}", "yellow")), soft_wrap=True)
+        self.console.print(Text.assemble((f"{'':8}warning: {shown(text)}", "yellow")), soft_wrap=True)
 
     # -- what can be known without a step -----------------------------------------------------------------------------
 

@@ -6,8 +6,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
@@ -17,6 +16,7 @@ from .config import TrainConfig
 from .files import JsonLines
 from .run import Run
 from .scoring import Scores, table
+from .terminal import column, console
 
 
 class _Left(ProgressColumn):
@@ -32,7 +32,7 @@ class Progress:
     def __init__(self, run: Run, main: bool, step: int, total: int, epoch_steps: int, settings: TrainConfig) -> None:
         self.run, self.main, self.start, self.step, self.total = run, main, step, step, total
         self.epoch_steps, self.settings = epoch_steps, settings
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.began = self.logged_at = time.monotonic()
         self.logged_step = step
 
@@ -40,11 +40,11 @@ class Progress:
         if not self.main:
             return self
         columns = (
-            TextColumn("{task.description}"),
+            column("{task.description}"),
             BarColumn(30),
             MofNCompleteColumn(),
             _Left(),
-            TextColumn("{task.fields[said]}"),
+            column("{task.fields[said]}"),
         )
         self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal, refresh_per_second=4)
         self.bar.start()
@@ -130,7 +130,7 @@ class Progress:
             self._print(f"epoch {row['epoch']}: {figures}")
 
     def _print(self, line: str) -> None:
-        self.bar.console.print(line, highlight=False, soft_wrap=True)
+        self.bar.console.print(line, soft_wrap=True)
 
 
 def _percent(value: float | None) -> str:

@@ -380,11 +380,16 @@ def table(scores: Scores) -> RenderableType:
     return Group(overall, recall, classes)
 
 
+def _cell(name: str) -> str:
+    return " ".join(name.split()).replace("|", "\\|")
+
+
 def markdown(scores: Scores) -> str:
     """Write the same tables as Markdown, figures in per cent."""
     figures = [_figure(getattr(scores, name)) for name in FIGURES]
     classes = [
-        f"| {row.name} | {_figure(row.ap)} | {_figure(row.ap50)} | {row.ground_truths} |" for row in _ranked(scores)
+        f"| {_cell(row.name)} | {_figure(row.ap)} | {_figure(row.ap50)} | {row.ground_truths} |"
+        for row in _ranked(scores)
     ]
     lines = [
         f"{scores.images} pictures",

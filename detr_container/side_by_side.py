@@ -21,12 +21,11 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import IO, Any, Self
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from .config import Experiment, to_dict
 from .measure_options import MeasureOptions
+from .terminal import column, console
 
 _REMEDY = "use smaller --sizes or a smaller --batch, or measure fewer experiments at a time"
 
@@ -58,16 +57,16 @@ def side_by_side(
     options.check()
     records = {label: _Record(experiment) for label, experiment in experiments.items()}
     turns = list(_turns(list(experiments), options))
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    screen = console(stderr=True)
+    columns = (column("{task.description}"), BarColumn(), column("{task.percentage:.0f} %"))
     with ExitStack() as stack:
         bar = stack.enter_context(
             Progress(
                 *columns,
                 TimeRemainingColumn(),
-                console=console,
+                console=screen,
                 transient=True,
-                disable=not (progress and console.is_terminal),
+                disable=not (progress and screen.is_terminal),
             )
         )
         task = bar.add_task("starting", total=len(turns))
@@ -75,7 +74,7 @@ def side_by_side(
             label: stack.enter_context(Worker(stack.enter_context(tempfile.TemporaryFile()))) for label in experiments
         }
         for label, request, doing in turns:
-            bar.update(task, description=escape(f"{label}: {doing}"))
+            bar.update(task, description=f"{label}: {doing}")
             if request["do"] == "prepare":
                 request = {**request, "experiment": to_dict(experiments[label]), "options": asdict(options)}
             _take_turn(records[label], workers[label], request, doing)

@@ -27,6 +27,7 @@ from .config import Experiment
 from .limits import Seed, natural
 from .same import run_differences
 from .standing import ACTIVE, Standing, standing
+from .terminal import console
 
 # Longer than a job on a busy cluster is wanted for this; a queue may be slow all the same.
 _PATIENCE = 3600.0
@@ -52,7 +53,7 @@ class SoakOptions:
 
 def run(options: SoakOptions) -> int:
     """Run undisturbed, then disturbed; returns 0 when both are the same to the last bit."""
-    console = Console(highlight=False, soft_wrap=True)
+    screen = console()
     quiet, noisy = options.folder / "undisturbed", options.folder / "disturbed"
     for folder in (quiet, noisy):
         if folder.exists():
@@ -62,29 +63,34 @@ def run(options: SoakOptions) -> int:
         _wait(quiet, lambda now: now.state not in ACTIVE)
         if standing(quiet).state != "finished":
             raise ValueError(f"the undisturbed run did not finish: detr-container status {quiet}")
-        console.print(f"undisturbed: {standing(quiet).step} steps")
+        screen.print(f"undisturbed: {standing(quiet).step} steps", soft_wrap=True)
         began = time.monotonic()
-        kinds = _disturb(noisy, options, console)
+        kinds = _disturb(noisy, options, screen)
     except KeyboardInterrupt:
-        console.print(f"the job that was started goes on; this ends it: detr-container cancel {options.folder}")
+        screen.print(
+            f"the job that was started goes on; this ends it: detr-container cancel {options.folder}", soft_wrap=True
+        )
         raise
     history = JobFolder(noisy).history()
     lost = sum(attempt.outcome in ("killed", "failed") for attempt in history)
     done = sum(kinds.values())
-    console.print(
+    screen.print(
         f"{done} interruptions ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}); "
         f"{len(history)} starts, {lost} of which died without saving; {clock(time.monotonic() - began)}"
     )
     found = run_differences(quiet, noisy)
     if found:
-        console.print("[red]DIFFERENT[/red] from the undisturbed run:", *found[:10], sep="\n  ")
+        screen.print("DIFFERENT from the undisturbed run:", *found[:10], sep="\n  ", style="red", soft_wrap=True)
         return 1
-    console.print(
-        "[green]equal[/green] to the undisturbed run, bit for bit: weights, optimiser, averages, metrics, evaluations "
-        "and detections"
+    screen.print(
+        "equal to the undisturbed run, bit for bit: weights, optimiser, averages, metrics, evaluations and detections",
+        style="green",
     )
     if done < options.times:
-        console.print(f"but only {done} of {options.times} interruptions came before its end: raise --train.epochs")
+        screen.print(
+            f"but only {done} of {options.times} interruptions came before its end: raise --train.epochs",
+            soft_wrap=True,
+        )
         return 1
     return 0
 
@@ -94,7 +100,7 @@ def _submit(folder: Path, options: SoakOptions) -> None:
     jobs.submit([member], folder / "job" / "submissions", options.slurm, options.cluster)
 
 
-def _disturb(folder: Path, options: SoakOptions, console: Console) -> Counter[str]:
+def _disturb(folder: Path, options: SoakOptions, screen: Console) -> Counter[str]:
     """Submit the run and interrupt it; returns how often in which way."""
     draw, kinds = random.Random(options.draw), Counter[str]()
     ways = _WAYS[options.cluster]
@@ -102,7 +108,10 @@ def _disturb(folder: Path, options: SoakOptions, console: Console) -> Counter[st
     while True:
         now = _wait(folder, lambda now: now.state not in ("queued", "unknown"))
         if now.state == "failed":
-            console.print(f"given up after three deaths in a row at step {now.step}; resubmitted, as a person would")
+            screen.print(
+                f"given up after three deaths in a row at step {now.step}; resubmitted, as a person would",
+                soft_wrap=True,
+            )
             _submit(folder, options)
         elif now.state not in ACTIVE:
             return kinds
@@ -114,7 +123,7 @@ def _disturb(folder: Path, options: SoakOptions, console: Console) -> Counter[st
             kind = draw.choice(sorted(ways))
             if standing(folder).state in ACTIVE and ways[kind](now.job, draw):
                 kinds[kind] += 1
-                console.print(f"{kinds.total()}: {kind} at step {standing(folder).step}")
+                screen.print(f"{kinds.total()}: {kind} at step {standing(folder).step}", soft_wrap=True)
                 _wait(folder, functools.partial(_ended, folder, starts))
 
 

@@ -12,13 +12,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from detr_container.costs import Costs, costs, validation_sizes
 from detr_container.datasets.annotations import Annotations, read_annotations
 from detr_container.files import write_json
 from detr_container.standing import runs_in
+from detr_container.terminal import column, console
 
 from . import plots, results, sections
 from .analysis import Analysis, analyse
@@ -36,9 +36,9 @@ BENCHMARK = "benchmark.json"
 @contextmanager
 def judging() -> Iterator[Callable[[int, int, str], None]]:
     """A display of how many runs have been judged."""
-    console = Console(stderr=True)
-    columns = (TextColumn("judging"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    screen = console(stderr=True)
+    columns = (column("judging"), BarColumn(24), MofNCompleteColumn(), column("{task.description}"))
+    with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 

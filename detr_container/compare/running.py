@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from detr_container import config
@@ -20,6 +19,7 @@ from detr_container.jobs import Member
 from detr_container.launch.interrupt import StopRequest
 from detr_container.run import Run
 from detr_container.standing import Standing, standing
+from detr_container.terminal import column, console
 
 LOG = "log.txt"
 _POLL = 0.5
@@ -34,9 +34,9 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
     """
     waiting, running = list(members), dict[Path, subprocess.Popen[bytes]]()
     failed: dict[Path, str] = {}
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[said]}"))
-    with Bar(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
+    screen = console(stderr=True)
+    columns = (column("{task.description}"), BarColumn(24), MofNCompleteColumn(), column("{task.fields[said]}"))
+    with Bar(*columns, TimeElapsedColumn(), console=screen, disable=not screen.is_terminal) as bar:
         whole = bar.add_task("all runs", total=len(members), said="")
         tasks = {}
         try:
@@ -47,8 +47,8 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
                     member = waiting.pop(0)
                     running[member.folder] = _start(member, at_once)
                     tasks[member.folder] = bar.add_task(member.folder.name, total=None, said="")
-                    if not console.is_terminal:
-                        console.print(f"{member.folder}: started", highlight=False, soft_wrap=True, markup=False)
+                    if not screen.is_terminal:
+                        screen.print(f"{member.folder}: started", soft_wrap=True)
                 for folder, process in list(running.items()):
                     now = standing(folder)
                     bar.update(tasks[folder], completed=now.step, total=now.total, said=_told(now))
@@ -59,7 +59,7 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
                         if process.returncode:
                             failed[folder] = _last_words(folder) or f"exit status {process.returncode}"
                         said = failed.get(folder, _told(standing(folder)))
-                        bar.console.print(f"{folder}: {said}", highlight=False, soft_wrap=True, markup=False)
+                        bar.console.print(f"{folder}: {said}", soft_wrap=True)
                 time.sleep(_POLL)
         finally:
             _end(list(running.values()))
