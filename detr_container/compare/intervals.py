@@ -20,10 +20,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
+_TINY = 1e-150
+"""The least p that is told from 0."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """An estimated variance [...] of a mean or a difference, and its degrees of freedom."""
+
+    variance: Floats
+    freedom: int
 
 
 @dataclass(frozen=True)
@@ -76,15 +86,43 @@ def resamples(pictures: int, count: int, seed: int = 0) -> Floats:
 
 def of_figure(sample: Sample) -> Interval:
     """The interval of a figure itself, which is a share: it ends at 0 and at 1."""
-    whole = _interval(sample.mean, _image_variance(sample.resampled.mean(axis=0)), [sample], sample.pictures)
+    images = image_part(sample.resampled.mean(axis=0), sample.pictures)
+    whole = _interval(sample.mean, images, seed_parts(sample.plain))
     low, high = np.clip([whole.low, whole.high], 0.0, 1.0).tolist()
     return replace(whole, low=low, high=high)
 
 
 def of_difference(a: Sample, b: Sample) -> Interval:
-    """The interval of a's figure less b's."""
-    together = a.resampled.mean(axis=0) - b.resampled.mean(axis=0)
-    return _interval(a.mean - b.mean, _image_variance(together), [a, b], a.pictures)
+    """The interval of a's figure less b's. Where both have as many seeds, they are in the same order."""
+    images = image_part(a.resampled.mean(axis=0) - b.resampled.mean(axis=0), a.pictures)
+    return _interval(a.mean - b.mean, images, seed_parts(a.plain, b.plain))
+
+
+def image_part(resampled: Floats, pictures: int) -> Part:
+    """What other pictures do, from a figure in each resample [B]; those in which it does not exist are left out."""
+    present = resampled[~np.isnan(resampled)]
+    variance = present.var(ddof=1) if len(present) > 1 else np.nan
+    # n / (n - 1): resampled pictures vary as the sample does, which is a little less than what it was drawn from.
+    return Part(np.asarray(variance * pictures / max(1, pictures - 1)), max(1, pictures - 1))
+
+
+def seed_parts(*sides: Floats) -> list[Part]:
+    """What other seeds do to a mean or a difference of two, from figures [..., S]; nothing where a side has one seed.
+
+    Runs that share a seed stand in the same place of both sides. Where some seeds are in one side only, the parts are
+    right on average or too large as long as runs of the same seed are not less alike than others.
+    """
+    if any(side.shape[-1] < 2 for side in sides):
+        return []
+    if len({side.shape[-1] for side in sides}) == 1:
+        # The difference, seed by seed.
+        sides = (sides[0] - sum(sides[1:]),)
+    return [Part(side.var(axis=-1, ddof=1) / side.shape[-1], side.shape[-1] - 1) for side in sides]
+
+
+def reach(parts: Sequence[Part], p: float) -> Floats:
+    """The half-width [...] of an interval that misses the truth with probability `p` at most."""
+    return np.sqrt(sum((special.stdtrit(part.freedom, p / 2) ** 2 * part.variance for part in parts), np.zeros(())))
 
 
 def holm(p: Sequence[float], level: float = LEVEL) -> list[bool]:
@@ -114,25 +152,24 @@ def ranks(values: Sequence[float], distinct: Sequence[Sequence[bool]]) -> list[t
     return places
 
 
-def _image_variance(resampled: Floats) -> float:
-    """Over resamples; those in which the figure does not exist (no object of a class was drawn) are left out."""
-    present = resampled[~np.isnan(resampled)]
-    return float(present.var(ddof=1)) if len(present) > 1 else math.nan
-
-
-def _interval(value: float, images: float, samples: Sequence[Sample], pictures: int) -> Interval:
-    # n / (n - 1): resampled pictures vary as the sample does, which is a little less than what it was drawn from.
-    parts = [(images * pictures / max(1, pictures - 1), pictures - 1)]
-    repeated = all(len(sample.plain) > 1 for sample in samples)
-    if repeated:
-        parts += [(float(s.plain.var(ddof=1)) / len(s.plain), len(s.plain) - 1) for s in samples]
-    variance = sum(part for part, _ in parts)
+def _interval(value: float, images: Part, seeds: Sequence[Part]) -> Interval:
+    parts = [images, *seeds]
+    variance = float(sum(part.variance for part in parts))
     if math.isnan(value) or math.isnan(variance):
-        return Interval(value, math.nan, math.nan, math.nan, math.nan, repeated)
+        return Interval(value, math.nan, math.nan, math.nan, math.nan, bool(seeds))
     if variance == 0:
-        return Interval(value, value, value, 0.0, float(value == 0), repeated)
-    freedom = variance**2 / sum(part**2 / max(1, count) for part, count in parts)
-    error = math.sqrt(variance)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
-    p = 2 * float(stats.t.sf(abs(value) / error, freedom))
-    return Interval(value, value - reach, value + reach, error, p, repeated)
+        return Interval(value, value, value, 0.0, float(value == 0), bool(seeds))
+    half = float(reach(parts, 1 - LEVEL))
+    p = _probability(abs(value), parts)
+    return Interval(value, value - half, value + half, math.sqrt(variance), p, bool(seeds))
+
+
+def _probability(distance: float, parts: Sequence[Part]) -> float:
+    """The p at which the reach of these parts is the distance, by halving its logarithm's range; 0 of less than any."""
+    low, high = math.log(_TINY), 0.0
+    if reach(parts, _TINY) < distance:
+        return 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reach(parts, math.exp(middle)) > distance else (low, middle)
+    return math.exp(high)

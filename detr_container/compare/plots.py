@@ -153,6 +153,8 @@ def forest(pairs: Sequence[Pair]) -> Figure:
     rows = [(pair.name, 100 * pair.ap.value, 100 * pair.ap.low, 100 * pair.ap.high, pair.real) for pair in pairs]
     said = [f"{pair.name} {100 * pair.ap.value:+.1f}, {pair.verdict}" for pair in pairs]
     caption = "Differences of AP with 95 % intervals. Filled: real also when all are looked at. Open: not."
+    if not all(pair.ap.seeds for pair in pairs):
+        caption += " With one seed a side, real of these runs only."
     return _differences("differences", rows, caption, f"Differences of AP: {'; '.join(said)}.")
 
 
@@ -197,6 +199,8 @@ def class_differences(table: Table, pair: Pair, name: str) -> Figure:
         rows.append((str(row[0]), apart.value, apart.low, apart.high, bool(row[5])))
     told = "; ".join(f"{one[0]} {one[1]:+.1f}" for one in rows)
     caption = f"{pair.name}, by class. Filled: real among all classes. Open: not."
+    if not pair.ap.seeds:
+        caption += " With one seed a side, real of these runs only."
     return _differences(name, rows, caption, f"{pair.name}, difference of AP by class: {told}.")
 
 

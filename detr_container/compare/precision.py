@@ -4,6 +4,11 @@ A resample of the pictures is a weight for each, how often it was drawn. Every d
 often, and precision and recall follow from cumulated weights. It is the AP of the resampled data set itself, not an
 approximation: precision needs to be known only where an object is found, since it falls everywhere else.
 
+Among equal scores COCO's order is that of the pictures, and in a picture that of its detections. A picture drawn
+several times stands in the resampled data set as so many pictures beside each other, where the picture itself stood.
+Where one of its detections finds an object and another of the same score does not, its copies therefore alternate, and
+are weighed one by one.
+
 Shapes: B weightings, N pictures, K classes, A = 4 areas, T = 10 thresholds, R = 101 recalls; of one class n detections.
 """
 
@@ -11,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +71,51 @@ def interpolated(right: NDArray[np.bool_], total: int) -> Floats:
 
 def _class_figures(one: ClassMatches, weights: Floats) -> Floats:
     """[B, 6] of one class."""
+    most = weights.max(axis=0, initial=0.0)
+    one, copies = _copies_apart(one, np.ceil(most).astype(np.int64))
     rows = max(1, _CELLS // max(1, len(one.score)))
-    return np.concatenate([_few(one, weights[start : start + rows]) for start in range(0, len(weights), rows)])
+    starts = range(0, len(weights), rows)
+    return np.concatenate([_few(one, _with_copies(weights[start : start + rows], copies)) for start in starts])
+
+
+def _copies_apart(one: ClassMatches, most: NDArray[np.int64]) -> tuple[ClassMatches, NDArray[np.int64]]:
+    """Detections as they stand when every picture is there `most` [N] times, where their order matters.
+
+    That is where detections of one picture have one score, some of them find an object and not all do the same. Returns
+    the matches, of which a picture N + i is copy i of those returned [c, 2], as picture and number of the copy.
+    """
+    count = len(one.score)
+    begins = np.r_[True, (np.diff(one.score) != 0) | (np.diff(one.picture) != 0)][:count]
+    starts = np.flatnonzero(begins)
+    outcome = one.outcome.reshape(len(AREAS) * len(THRESHOLDS), count)
+    unlike = np.r_[False, (outcome[:, 1:] != outcome[:, :-1]).any(axis=0)][:count] & ~begins
+    split = np.zeros(len(starts), dtype=bool)
+    if unlike.any():
+        split = np.logical_or.reduceat(unlike, starts) & np.logical_or.reduceat((outcome == TRUE).any(axis=0), starts)
+    if not split.any():
+        return one, np.zeros((0, 2), dtype=np.int64)
+    order, picture, copies = [], [], list[tuple[int, int]]()
+    for start, end, apart in zip(starts.tolist(), [*starts[1:].tolist(), count], split.tolist(), strict=True):
+        here = int(one.picture[start])
+        for copy in range(int(most[here]) if apart else 1):
+            order += range(start, end)
+            picture += [len(most) + len(copies) if apart else here] * (end - start)
+            copies += [(here, copy)] * apart
+    placed = replace(
+        one,
+        picture=np.array(picture, dtype=np.int64),
+        score=one.score[order],
+        outcome=one.outcome[:, :, order],
+        found=one.found[order],
+        row=one.row[order],
+    )
+    return placed, np.array(copies, dtype=np.int64).reshape(-1, 2)
+
+
+def _with_copies(weights: Floats, copies: NDArray[np.int64]) -> Floats:
+    """Weights [b, N + c] of the pictures and of single copies of them, which add up to the picture's."""
+    picture, copy = copies.T
+    return np.concatenate([weights, np.clip(weights[:, picture] - copy, 0.0, 1.0)], axis=1) if len(copies) else weights
 
 
 def _few(one: ClassMatches, weights: Floats) -> Floats:
@@ -117,4 +165,5 @@ def _area_under(hits: Floats, count: Floats, total: Floats) -> Floats:
     nearest = np.rint(recall * 100).astype(np.int64)
     reached = nearest + (RECALLS[nearest] <= recall)
     steps = np.diff(reached, axis=1, prepend=0)
-    return (best * steps).sum(axis=1) / len(RECALLS)
+    # Row by row in memory, so that rounding is the same whatever rows are beside one.
+    return np.ascontiguousarray(best * steps).sum(axis=1) / len(RECALLS)

@@ -13,7 +13,7 @@ from detr_container.costs import Costs
 
 from .analysis import Analysis, CellResult
 from .document import Column, Section, Spread, Table, Value, span, spread
-from .intervals import Interval, holm, of_difference, of_figure, ranks
+from .intervals import LEVEL, Interval, Part, holm, of_difference, of_figure, ranks, reach
 from .measured import mean
 from .published import Published, published
 
@@ -138,7 +138,9 @@ def differences(pairs: Sequence[Pair], pictures: int, resamples: int) -> Section
         f"95 % intervals of the difference in points of AP, from {resamples} resamples of the {pictures} validation "
         "pictures, the same ones for all runs, and from the spread over seeds where both sides have several. "
         "The last column looks at all rows together: at most 5 % of such tables call any difference real that is not "
-        "(Holm). Where a side has one seed, nothing is known of how much another seed would change."
+        "(Holm; normal theory, from two seeds on, whatever the spreads of the sides). Where a side has one seed, "
+        "nothing is known of how much another seed would change, and what is called higher is so of these runs only.",
+        _seeds_needed(len(pairs)),
     ]
     if not pairs:
         return Section("differences", "Differences", [NO_PAIR])
@@ -148,6 +150,20 @@ def differences(pairs: Sequence[Pair], pictures: int, resamples: int) -> Section
     for pair in pairs:
         rows.append([pair.name, span(pair.ap), span(pair.ap50), span(pair.ap75), pair.ap.p, pair.verdict])
     return Section("differences", "Differences", text, tables=[Table("differences", "Pairs", columns, rows)])
+
+
+def _seeds_needed(pairs: int) -> str:
+    """What a difference must be to be real, by the number of seeds: two rarely suffice."""
+    by_itself, among = (
+        [f"{float(reach([Part(np.ones(()), seeds - 1)], p)):.1f}" for seeds in (2, 3, 5)]
+        for p in (1 - LEVEL, (1 - LEVEL) / max(1, pairs))
+    )
+    return (
+        f"With 2, 3 and 5 seeds a side an interval reaches {by_itself[0]}, {by_itself[1]} and {by_itself[2]} standard "
+        f"errors of the spread over seeds, and to be the first of {pairs} to be called real a difference must be "
+        f"{among[0]}, {among[1]} and {among[2]} of them: two seeds tell apart only what is very far apart, three or "
+        "more are needed otherwise."
+    )
 
 
 def warnings(analysis: Analysis) -> list[str]:
@@ -223,8 +239,15 @@ def _size_differences(pairs: Sequence[Pair]) -> Table:
     for pair, row in zip(pairs, found, strict=True):
         holds = [word for word in SIZES.values() if next(real)]
         rows.append([pair.name, *map(span, row), ", ".join(holds) or "none"])
-    caption = "Differences by object size, with 95 % intervals; real: looking at the whole table (Holm)"
+    caption = (
+        f"Differences by object size, with 95 % intervals; real: looking at the whole table (Holm){_limited(pairs)}"
+    )
     return Table("size-differences", caption, [*columns, Column("real")], rows)
+
+
+def _limited(pairs: Sequence[Pair]) -> str:
+    """To be said of what is real, where seeds are not in the intervals."""
+    return "" if all(pair.ap.seeds for pair in pairs) else "; with one seed a side, real of these runs only"
 
 
 def by_class(analysis: Analysis, pairs: Sequence[Pair]) -> Iterator[Table]:
@@ -249,6 +272,7 @@ def by_class(analysis: Analysis, pairs: Sequence[Pair]) -> Iterator[Table]:
             means = [100 * cell.class_sample(k).mean for cell in (pair.a, pair.b)]
             rows.append([ground.names[k], int(counts[k]), *means, span(found[k]), real[k]])
         caption = f"{pair.name}: {'all' if shown is order else 'the most gaining and losing of'} {len(order)} classes"
+        caption += _limited([pair])
         yield Table(f"classes-{number}", caption, columns, rows)
 
 

@@ -5,24 +5,28 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
+import rate_of_intervals
 import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special
+from scipy import optimize, special
 
 from detr_container.compare.intervals import (
     LEVEL,
     Interval,
     Sample,
     holm,
+    image_part,
     of_difference,
     of_figure,
     ranks,
+    reach,
     resamples,
+    seed_parts,
 )
 from detr_container.compare.matching import match
 from detr_container.compare.precision import figures
@@ -36,25 +40,24 @@ def sample(seeds: int, seed: int, mean: float = 0.4, count: int = 40, pictures: 
     return Sample(plain, plain[:, None] + rng.normal(0, 0.01, (seeds, count)), pictures)
 
 
-def student_quantile(freedom: float) -> float:
-    """Where the two-sided probability of Student's t falls to 1 - LEVEL, from the incomplete beta function alone."""
-    share = special.betaincinv(freedom / 2, 0.5, 1 - LEVEL)
+def student_quantile(freedom: float, p: float = 1 - LEVEL) -> float:
+    """Where the two-sided probability of Student's t falls to p, from the incomplete beta function alone."""
+    share = special.betaincinv(freedom / 2, 0.5, p)
     return math.sqrt(freedom * (1 - share) / share)
 
 
-def student_p(t: float, freedom: float) -> float:
-    return float(special.betainc(freedom / 2, 0.5, freedom / (freedom + t * t)))
-
-
 def by_hand(value: float, images: list[float], seeds: list[list[float]], pictures: int) -> Interval:
-    """images: the figure in each resample; seeds: the plain figures of each side, none when they do not count."""
+    """images: the figure in each resample; seeds: what to take the spread of, none when they do not count."""
     parts = [(statistics.variance(images) * pictures / (pictures - 1), pictures - 1)]
     parts += [(statistics.variance(side) / len(side), len(side) - 1) for side in seeds]
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / count for part, count in parts)
-    error = math.sqrt(variance)
-    reach = student_quantile(freedom) * error
-    return Interval(value, value - reach, value + reach, error, student_p(value / error, freedom), bool(seeds))
+    half = math.sqrt(sum(part * student_quantile(count) ** 2 for part, count in parts))
+
+    def beyond(x: float) -> float:
+        return sum(part * student_quantile(count, math.exp(x)) ** 2 for part, count in parts) / value**2 - 1
+
+    p = math.exp(optimize.brentq(beyond, -250, -1e-9, xtol=1e-13))
+    error = math.sqrt(sum(part for part, _ in parts))
+    return Interval(value, value - half, value + half, error, p, bool(seeds))
 
 
 def assert_same(one: Interval, other: Interval) -> None:
@@ -63,13 +66,15 @@ def assert_same(one: Interval, other: Interval) -> None:
     assert one.seeds is other.seeds
 
 
-@pytest.mark.parametrize(("left", "right"), [(1, 1), (2, 2), (5, 3), (1, 4), (3, 1)])
+@pytest.mark.parametrize(("left", "right"), [(1, 1), (2, 2), (4, 4), (5, 3), (1, 4), (3, 1)])
 @pytest.mark.parametrize("pictures", [2, 50])
 def test_the_formula_recomputed(left: int, right: int, pictures: int) -> None:
     a, b = sample(left, 1, pictures=pictures), sample(right, 2, 0.39, pictures=pictures)
     means = [[statistics.fmean(column) for column in s.resampled.T.tolist()] for s in (a, b)]
     value = statistics.fmean(a.plain.tolist()) - statistics.fmean(b.plain.tolist())
     both = [a.plain.tolist(), b.plain.tolist()] if left > 1 and right > 1 else []
+    if left == right > 1:
+        both = [[x - y for x, y in zip(*both, strict=True)]]
     assert_same(of_difference(a, b), by_hand(value, [x - y for x, y in zip(*means, strict=True)], both, pictures))
     own = [a.plain.tolist()] if left > 1 else []
     whole = by_hand(statistics.fmean(a.plain.tolist()), means[0], own, pictures)
@@ -92,6 +97,64 @@ def test_zero_is_excluded_exactly_when_p_is_small() -> None:
     assert {one.excludes_zero for one in intervals} == {True, False}
     below = [of_difference(sample(3, seed + 50, 0.43), sample(3, seed)) for seed in range(50)]
     assert [one.excludes_zero for one in below] == [one.excludes_zero for one in intervals]
+
+
+def test_what_a_seed_does_to_both_sides_alike_cancels_from_their_difference() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 0.05, 4)
+    a, b = (Sample(shared + rng.normal(mean, 1e-4, 4), np.full((4, 5), mean), PICTURES) for mean in (0.4, 0.3))
+    assert of_difference(a, b).excludes_zero
+    assert of_figure(a).error > 20 * of_difference(a, b).error
+    # With other numbers of seeds, which runs belong together is not known.
+    fewer = Sample(b.plain[:3], b.resampled[:3], PICTURES)
+    assert of_difference(a, fewer).error > 20 * of_difference(a, b).error
+
+
+@pytest.mark.parametrize("value", [1e-12, 1e-3, 1.0, 1e6, 1e40, 1e200])
+def test_p_is_the_level_of_the_interval_that_ends_at_zero(value: float) -> None:
+    rng = np.random.default_rng(0)
+    sides = [Sample(np.array([0.0, 1e-4, 3e-4])[:n], rng.normal(0, 1e-4, (n, 30)), PICTURES) for n in (3, 2)]
+    sides[0] = replace(sides[0], plain=sides[0].plain + value)
+    told = of_difference(*sides)
+    parts = [image_part(sides[0].resampled.mean(axis=0) - sides[1].resampled.mean(axis=0), PICTURES)]
+    parts += seed_parts(sides[0].plain, sides[1].plain)
+    if told.p:
+        assert float(reach(parts, told.p)) == pytest.approx(abs(told.value), rel=1e-6)
+    else:
+        assert value >= 1e40
+
+
+def test_rates_of_few_seeds_whatever_the_spreads() -> None:
+    """Against what normal theory promises, with margins of three standard deviations; others' rates are shown wrong."""
+    trials = 100_000
+    margin = 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
+    rng = np.random.default_rng(1)
+    careless, grid = [], (2, 2)
+    for seeds, ratio, share in product((2, 3), (1.0, 4.0, math.inf), (0.0, 0.5)):
+        drawn = rate_of_intervals.draw(rng, trials, [1.0, *[1 / ratio] * 3], seeds, share, 0.0)
+        noise = rng.normal(size=(trials, 4)) * math.sqrt(share / 2)
+        for way in (rate_of_intervals.ours, rate_of_intervals.unpaired):
+            missed, _ = rate_of_intervals.misses(way, drawn, share, noise)
+            assert missed <= 1 - LEVEL + margin
+            assert rate_of_intervals.false_tables(way, drawn, share, noise, grid) <= 1 - LEVEL + margin
+        careless.append(rate_of_intervals.misses(rate_of_intervals.welch, drawn, share, noise)[0])
+    assert max(careless) > 1.2 * (1 - LEVEL)
+
+
+@pytest.mark.parametrize(("first", "others"), [(2, 2), (3, 3), (2, 5)])
+def test_tables_of_differences_are_wrong_at_most_as_often_as_stated(first: int, others: int) -> None:
+    """A 2 x 2 grid in which one cell alone varies: what a report computes, from samples to verdicts."""
+    rng, trials, pictures = np.random.default_rng(first), 800, 200
+    grid = [(0, 1), (2, 3), (0, 2), (1, 3)]
+    wrong = 0
+    for _ in range(trials):
+        cells = []
+        for place in range(4):
+            count, shift = (others if place else first), rng.normal(0, 0.01)
+            plain = 0.4 + shift + rng.normal(0, 0.0 if place else 0.02, count)
+            cells.append(Sample(plain, plain[:, None] + rng.normal(0, 0.01, 40), pictures))
+        wrong += any(holm([of_difference(cells[a], cells[b]).p for a, b in grid]))
+    assert wrong / trials <= 1 - LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
 
 
 def test_what_is_always_the_same_is_certain() -> None:

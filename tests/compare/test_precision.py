@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,10 +111,29 @@ def test_tiny_data_sets_score_as_in_coco(objects: list[Object], detections: list
     assert_as_coco(plain(ground, found), *pycocotools_figures(ground, found))
 
 
+def without_ties(found: Columns, seed: int) -> Columns:
+    return reference.distinct(found, seed)
+
+
+def in_two_decimals(found: Columns, seed: int) -> Columns:
+    return found._replace(scores=np.random.default_rng(seed).random(len(found.scores)).round(2))
+
+
+def with_few_scores(found: Columns, seed: int) -> Columns:
+    return found._replace(scores=np.random.default_rng(seed).integers(0, 3, len(found.scores)) / 2)
+
+
+def all_equal(found: Columns, seed: int) -> Columns:
+    return found._replace(scores=np.full(len(found.scores), 0.5))
+
+
+@pytest.mark.parametrize("scored", [without_ties, in_two_decimals, with_few_scores, all_equal])
 @pytest.mark.parametrize("seed", range(4))
-def test_resamples_score_as_data_sets_in_which_pictures_are_repeated(seed: int) -> None:
+def test_resamples_score_as_data_sets_in_which_pictures_are_repeated(
+    seed: int, scored: Callable[[Columns, int], Columns]
+) -> None:
     ground, found = oddities(seed)
-    found = reference.distinct(found, seed)
+    found = scored(found, seed)
     times = resamples(len(ground.pictures), 6, seed).astype(int)
     rare = ground.picture[ground.label == 2]
     times[0, rare] = 0  # so that a class vanishes

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from made_runs import EPOCHS, comparison, experiment_of, make_data, make_run, read_json
-from scipy import stats
+from scipy import optimize, stats
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -163,11 +163,15 @@ def expected(made: Made, a: list[np.ndarray], b: list[np.ndarray] | None = None)
     pictures = len(read_json(made.truth)["images"])
     parts = [(statistics.variance(together) * pictures / (pictures - 1), pictures - 1)]
     if made.seeds > 1:
-        parts += [(statistics.variance(side[:, 0]) / made.seeds, made.seeds - 1) for side in sides]
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / count for part, count in parts)
-    reach = stats.t.ppf(0.975, freedom) * math.sqrt(variance)
-    p = 2 * stats.t.cdf(-abs(value) / math.sqrt(variance), freedom)
+        # Both sides have the same seeds, in the same order.
+        spread = sides[0][:, 0] - (sides[1][:, 0] if len(sides) > 1 else 0)
+        parts.append((statistics.variance(spread) / made.seeds, made.seeds - 1))
+
+    def half(p: float) -> float:
+        return math.sqrt(sum(part * stats.t.isf(p / 2, count) ** 2 for part, count in parts))
+
+    reach = half(0.05)
+    p = math.exp(optimize.brentq(lambda x: half(math.exp(x)) - abs(value), -100, 0, xtol=1e-14)) if value else 1.0
     low, high = value - reach, value + reach
     if b is None:
         low, high = max(low, 0.0), min(high, 1.0)
