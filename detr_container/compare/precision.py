@@ -94,7 +94,7 @@ def _copies_apart(one: ClassMatches, most: NDArray[np.int64]) -> tuple[ClassMatc
         split = np.logical_or.reduceat(unlike, starts) & np.logical_or.reduceat((outcome == TRUE).any(axis=0), starts)
     if not split.any():
         return one, np.zeros((0, 2), dtype=np.int64)
-    order, picture, copies = [], [], list[tuple[int, int]]()
+    order, picture, copies = list[int](), list[int](), list[tuple[int, int]]()
     for start, end, apart in zip(starts.tolist(), [*starts[1:].tolist(), count], split.tolist(), strict=True):
         here = int(one.picture[start])
         for copy in range(int(most[here]) if apart else 1):
@@ -105,7 +105,7 @@ def _copies_apart(one: ClassMatches, most: NDArray[np.int64]) -> tuple[ClassMatc
         one,
         picture=np.array(picture, dtype=np.int64),
         score=one.score[order],
-        outcome=one.outcome[:, :, order],
+        outcome=np.take(one.outcome, order, axis=2),
         found=one.found[order],
         row=one.row[order],
     )
