@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from detr_container.datasets.annotations import Annotations, Category, read_annotations, resolve
-from detr_container.datasets.coco_classes import rows_by_id
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
 from detr_container.datasets.transforms import Augmentation
@@ -23,7 +22,6 @@ from detr_container.models.detr import Detr
 from detr_container.models.matcher import Matcher
 from detr_container.models.pretrained import (
     Loaded,
-    detector_weights,
     fine_tune_from,
     load_backbone,
     load_imagenet,
@@ -31,8 +29,8 @@ from detr_container.models.pretrained import (
 from detr_container.models.resnet import DEPTHS, DILATED, STRIDES, ResNetBackbone
 from detr_container.models.smca import SmcaDetr
 
-from .checkpoint import load
 from .config import BackboneConfig, DataConfig, Experiment
+from .detector_file import load_weights, read_detector
 from .files import sha256
 
 _log = logging.getLogger(__name__)
@@ -66,7 +64,7 @@ def build_backbone(config: BackboneConfig, weights: bool = True) -> Backbone:
             raise FileNotFoundError(
                 f"backbone.weights={config.weights}: neither `imagenet` nor `none`, nor a file that is there"
             )
-        load_backbone(backbone, load(config.weights), config.weights)
+        load_backbone(backbone, load_weights(Path(config.weights)), config.weights, config.file_weights)
     return backbone.freeze(config.frozen_stages)
 
 
@@ -185,15 +183,15 @@ def same_classes(classes: Sequence[Category], other: Annotations) -> None:
 
 def start_from(model: Detector, experiment: Experiment, classes: Sequence[Category], path: Path) -> Loaded:
     """Load a detector's checkpoint to fine-tune from; class rows are carried over where names agree."""
-    checkpoint = load(path)
-    state, layout = detector_weights(checkpoint)
-    if layout == "ours" and "classes" in checkpoint:
-        theirs = [name for _, name in checkpoint["classes"]]
-    else:
-        rows = len(state["class_embed.bias"])
-        theirs = [category.name for category in rows_by_id(rows)]
-        if rows not in (91, 92):
+    file = read_detector(path, experiment.init_weights, "init_weights")
+    theirs = [category.name for category in file.row_classes()]
+    if file.classes is None:
+        told = file.taken_for()
+        _log.warning("%s has no class list: taken for a detector under %s names, %s", path, file.layout, told)
+        if not file.known_as_coco and not file.names:
+            rows = len(file.state["class_embed.bias"])
             _log.warning("%s has %d class rows and no class list, so none is taken for one of ours", path, rows)
             theirs = []
     softmax = experiment.loss.classification == "softmax"
-    return fine_tune_from(model, state, theirs, [category.name for category in classes], softmax)
+    ours = [category.name for category in classes]
+    return fine_tune_from(model, file.state, theirs, ours, softmax, file.softmax)

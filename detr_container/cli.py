@@ -151,9 +151,13 @@ class EvaluateOptions:
     """Options of `evaluate`."""
 
     model: tyro.conf.Positional[Path]
-    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's."""
+    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
     experiment: str = ""
     """The named experiment of a published checkpoint, where it should not be guessed."""
+    weights: Literal["auto", "ema", "model"] = "auto"
+    """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
+    classes: Path | None = None
+    """A COCO annotation file that says what the class rows are of a file that does not: in order, or by id."""
     data_root: Path | None = None
     """Evaluate on this data set's validation split instead of the run's."""
     images: Path | None = None
@@ -182,7 +186,11 @@ def evaluate(arguments: Sequence[str]) -> int:
     from .trained import open_trained
 
     with session(options.device) as here:
-        trained = trained_on_all(here, options.model, lambda path: open_trained(path, here.device, options.experiment))
+        trained = trained_on_all(
+            here,
+            options.model,
+            lambda path: open_trained(path, here.device, options.experiment, options.weights, options.classes),
+        )
         experiment = with_data(trained.experiment, options.data_root, options.images, options.annotations)
         data = experiment.data
         changed = replace(
@@ -209,7 +217,7 @@ class PredictOptions:
     """Options of `predict`."""
 
     model: tyro.conf.Positional[Path]
-    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's."""
+    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Pictures, or folders of pictures."""
     output: Path = Path("predictions")
@@ -220,6 +228,10 @@ class PredictOptions:
     """Also draw the decoder's attention, and SMCA's Gaussians, over each picture."""
     experiment: str = ""
     """The named experiment of a published checkpoint, where it should not be guessed."""
+    weights: Literal["auto", "ema", "model"] = "auto"
+    """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
+    classes: Path | None = None
+    """A COCO annotation file that says what the class rows are of a file that does not: in order, or by id."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
 
@@ -232,7 +244,9 @@ def predict(arguments: Sequence[str]) -> int:
     from .trained import open_trained
 
     paths = find_pictures(options.images)
-    trained = open_trained(options.model, choose_device(options.device), options.experiment)
+    trained = open_trained(
+        options.model, choose_device(options.device), options.experiment, options.weights, options.classes
+    )
     records = write_predictions(trained, paths, options.output, options.threshold, options.maps)
     screen = console()
     for record in records:
@@ -290,7 +304,15 @@ class ExportOptions:
     target: tyro.conf.Positional[Path]
     """The file to write."""
     layout: Literal["published", "hugging-face"] = "published"
-    """Names and class rows as the published DETR and SMCA-DETR code, or Hugging Face's DETR, expects them."""
+    """Names as the published DETR and SMCA-DETR code, or Hugging Face's DETR, expects them."""
+    rows: Literal["id", "order"] = "id"
+    """Class rows at their category ids, as published; or in the order of the class list, as fine-tuned heads often."""
+    experiment: str = ""
+    """The named experiment of a published checkpoint, where it should not be guessed."""
+    weights: Literal["auto", "ema", "model"] = "auto"
+    """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
+    classes: Path | None = None
+    """A COCO annotation file that says what the class rows are of a file that does not: in order, or by id."""
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -301,7 +323,9 @@ def export(arguments: Sequence[str]) -> int:
     from .files import atomic_write
     from .trained import exported, open_trained
 
-    state = exported(open_trained(options.model, torch.device("cpu")), options.layout)
+    cpu = torch.device("cpu")
+    trained = open_trained(options.model, cpu, options.experiment, options.weights, options.classes)
+    state = exported(trained, options.layout, options.rows)
     content = {"model": state} if options.layout == "published" else state
     atomic_write(options.target, lambda file: torch.save(content, file))
     console().print(f"wrote {len(state)} tensors to {options.target}", soft_wrap=True)

@@ -30,6 +30,8 @@ class BackboneConfig:
     """resnet18/34/50/101, container_light, container_light_small, container_light_tiny, or timm/<any timm model>."""
     weights: str = "imagenet"
     """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file."""
+    file_weights: Literal["auto", "ema", "model"] = "auto"
+    """Of a checkpoint file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
     dilation: bool = False
     """ResNet only: stride 1 and dilation 2 in the last stage (DC5), so that its features have stride 16."""
     frozen_stages: Annotated[int, natural(1000)] = 2
@@ -204,7 +206,9 @@ class Experiment:
     seed: Seed = 0
     """Fixes the data order and augmentation whatever the model, and the model's initial weights."""
     init: str = ""
-    """A detector's checkpoint, ours or a published one, to start (fine-tune) from."""
+    """A detector's checkpoint, ours or a published one, or a folder of Hugging Face, to start (fine-tune) from."""
+    init_weights: Literal["auto", "ema", "model"] = "auto"
+    """Of an `init` that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
 

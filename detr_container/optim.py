@@ -17,10 +17,12 @@ from .config import TrainConfig
 def make_optimiser(model: Detector, config: TrainConfig) -> AdamW:
     """AdamW with one group for the backbone and one for the rest, weight decay on everything, as published.
 
+    Learned positions train with the backbone, of which the published code makes them a part, and stand after it.
     Raises ValueError when the backbone is to be trained and has nothing to train.
     """
     backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
-    inside = set(map(id, backbone))
+    slow = [*backbone, *(parameter for parameter in model.position.parameters() if parameter.requires_grad)]
+    inside = set(map(id, slow))
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
     stages = len(model.backbone.stages())
     if not backbone and config.lr_backbone and model.backbone.frozen_stages < stages:
@@ -30,7 +32,7 @@ def make_optimiser(model: Detector, config: TrainConfig) -> AdamW:
         )
     groups = [
         {"params": rest, "name": "head", "base_lr": config.lr},
-        {"params": backbone, "name": "backbone", "base_lr": config.lr_backbone},
+        {"params": slow, "name": "backbone", "base_lr": config.lr_backbone},
     ]
     used = [group for group in groups if group["params"]]
     return AdamW(used, lr=config.lr, weight_decay=config.weight_decay, fused=True)

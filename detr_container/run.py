@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 # What a run cannot change and still be the same run; anything else (schedule, workers, ...) may change on resuming.
 FIXED = ("backbone.", "head.", "loss.", "seed", "init", "train.batch", "train.ema_decay", "train.precision")
-FREE = ("backbone.weights",)
+FREE = ("backbone.weights", "backbone.file_weights")
 
 
 class Run:

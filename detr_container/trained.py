@@ -7,21 +7,22 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from detr_container.datasets.annotations import Category
-from detr_container.datasets.coco_classes import rows_by_id
 from detr_container.models.detector import Detector
+from detr_container.models.fit import load_checked
 from detr_container.models.layouts import to_hugging_face, to_published
-from detr_container.models.pretrained import detector_weights, scatter_rows
+from detr_container.models.pretrained import scatter_rows
 from detr_container.models.resnet import DEPTHS
+from detr_container.models.weights import Which
 
 from .build import build_detector
-from .checkpoint import load
-from .config import BackboneConfig, Experiment, HeadConfig, LossConfig, from_dict
+from .config import BackboneConfig, Experiment, HeadConfig, LossConfig, validate
+from .detector_file import is_weights_folder, read_detector, read_json
 from .experiments import FOCAL, named
 from .run import Run
 
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 GAUSSIANS: tuple[Literal["type1", "type2", "type3", "type4"], ...] = ("type1", "type2", "type3", "type4")
 """SMCA's types by their number of scales per head."""
+_HIDDEN = "decoder.layers.0.ffn.linear1.weight"
 
 
 @dataclass
@@ -40,58 +42,77 @@ class Trained:
     classes: tuple[Category, ...]
     source: Path
     step: int
+    as_published: bool = False
+    """Whether the class rows are still as a file without a class list had them."""
 
 
-def open_trained(path: Path, device: torch.device, experiment: str = "") -> Trained:
-    """Load the newest good checkpoint of a run, or one file; averaged weights where there are any.
+def open_trained(
+    path: Path, device: torch.device, experiment: str = "", which: Which = "auto", classes: Path | None = None
+) -> Trained:
+    """Load the newest good checkpoint of a run, one file, or a folder of Hugging Face.
 
-    experiment: the named experiment that a published checkpoint belongs to, where it should not be guessed.
+    experiment: the named experiment that a published checkpoint belongs to, where it should not be guessed; which: of
+    averaged and raw weights; classes: a COCO annotation file that says what the class rows of a file are.
     Raises ValueError or FileNotFoundError, saying what would help.
     """
-    if path.is_dir():
+    if path.is_dir() and not is_weights_folder(path):
         run = Run(path)
         run.experiment()
         found = run.checkpoints().newest()
         if found is None:
             raise ValueError(f"{path} has no checkpoint yet: train it first, or wait for its first epoch")
-        path, checkpoint = found
-    else:
-        checkpoint = load(path)
-    state, layout = detector_weights(checkpoint)
-    if layout == "ours" and "experiment" in checkpoint:
-        settings = from_dict(checkpoint["experiment"])
-        classes = tuple(Category(number, name) for number, name in checkpoint["classes"])
-    else:
-        settings, classes = _published(path, checkpoint, state, experiment)
-    model = build_detector(settings, len(classes), weights=False)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} does not fit {settings.name or 'the experiment'}: {str(error).splitlines()[1].strip()}. "
-            "Name its experiment with --experiment"
-        ) from error
+        path = found[0]
+    file = read_detector(path, which)
+    settings = file.experiment
+    if settings is None:
+        try:
+            settings = named(experiment).experiment if experiment else guess(file.state, file.arguments)
+            validate(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if not experiment:
+            _log.warning(
+                "%s does not say what it is: taken for %s on %s%s, %s names, %s (--experiment overrules)",
+                path,
+                settings.head.kind,
+                settings.backbone.name,
+                " (DC5)" if settings.backbone.dilation else "",
+                file.layout,
+                file.taken_for() if file.classes is None else "with its own classes",
+            )
+    softmax = settings.loss.classification == "softmax"
+    count = len(file.state["class_embed.bias"]) - int(softmax)
+    rows = named_rows(classes, count) if classes is not None else file.row_classes()
+    model = build_detector(settings, count, weights=False)
+    own = model.state_dict()
+    # Frozen norms count no batches, though files may have the count.
+    state = {name: v for name, v in file.state.items() if name in own or not name.endswith("num_batches_tracked")}
+    refusal = f"{path} does not fit {settings.name or 'the experiment'}"
+    load_checked(model, state, refusal, "Name its experiment with --experiment")
     model.to(device).eval()
-    return Trained(model, settings, classes, path, int(checkpoint.get("step", 0)))
+    return Trained(model, settings, rows, path, file.step, file.classes is None)
 
 
-def _published(
-    path: Path, checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], experiment: str
-) -> tuple[Experiment, tuple[Category, ...]]:
-    """The experiment and classes of a file that has neither: from the named one, or from its tensors."""
-    settings = named(experiment).experiment if experiment else guess(state, checkpoint.get("args"))
-    rows = len(state["class_embed.bias"])
-    classes = rows_by_id(rows - int(settings.loss.classification == "softmax"))
-    if not experiment:
-        _log.warning(
-            "%s does not say what it is: taken for %s on %s%s, %d class rows by COCO id (--experiment overrules)",
-            path,
-            settings.head.kind,
-            settings.backbone.name,
-            " (DC5)" if settings.backbone.dilation else "",
-            rows,
-        )
-    return settings, classes
+def named_rows(path: Path, count: int) -> tuple[Category, ...]:
+    """The classes of so many rows from a COCO annotation file: in the order of their ids, or each at its id.
+
+    Raises ValueError when the file has other classes than rows.
+    """
+    records = read_json(path).get("categories")
+    rows = [
+        Category(record["id"], record["name"])
+        for record in (records if isinstance(records, list) else ())
+        if isinstance(record, dict) and isinstance(record.get("id"), int) and isinstance(record.get("name"), str)
+    ]
+    categories = sorted(rows, key=lambda category: category.id)
+    if not categories or len({category.id for category in categories}) < len(records or ()):
+        raise ValueError(f"{path} has no sound list of categories: each needs a name, and an id of its own")
+    if len(categories) == count:
+        return tuple(categories)
+    by_id = {category.id: category for category in categories}
+    if len(categories) < count and min(by_id) >= 0 and max(by_id) < count:
+        return tuple(by_id.get(row, Category(row, f"class {row}")) for row in range(count))
+    raise ValueError(f"{path} has {len(categories)} categories up to id {max(by_id)}, the weights {count} classes")
 
 
 def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = None) -> Experiment:
@@ -104,21 +125,28 @@ def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = No
         return len({name.split(".")[2] for name in state if name.startswith(f"{side}.layers.")})
 
     focal = any(name.startswith("decoder.priors.") for name in state)
-    heads = getattr(arguments, "nheads", 8)
+    shapes = {name: state[name].dim() for name in ("query_embed.weight", _HIDDEN) if name in state}
+    if shapes != {"query_embed.weight": 2, _HIDDEN: 2}:
+        raise ValueError(f"no whole detector: {_HIDDEN} or query_embed.weight is missing or no matrix")
+    heads, width = getattr(arguments, "nheads", 8), state["query_embed.weight"].shape[1]
+    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or width % heads:
+        raise ValueError(f"it says that it has {heads!r} heads, which cannot share a width of {width}")
     head = HeadConfig(
         kind="smca" if focal else "detr",
         queries=state["query_embed.weight"].shape[0],
-        width=state["query_embed.weight"].shape[1],
+        width=width,
         heads=heads,
         encoder_layers=layers("encoder"),
         decoder_layers=layers("decoder"),
-        feedforward=state["decoder.layers.0.ffn.linear1.weight"].shape[0],
+        feedforward=state[_HIDDEN].shape[0],
         pre_norm="encoder.norm.weight" in state,
         position="learned" if "position.row_embed.weight" in state else "sine",
     )
     if focal:
         scale = state.get("decoder.priors.0.scale.bias")
-        count = 0 if scale is None else len(scale) // heads
+        count = 0 if scale is None else scale.numel() // heads
+        if count >= len(GAUSSIANS):
+            raise ValueError(f"SMCA-DETR has at most 3 scales per head, not {count}")
         head = replace(head, gaussian=GAUSSIANS[count])
     dilation = bool(getattr(arguments, "dilation", False))
     return Experiment(
@@ -137,19 +165,47 @@ def _guess_backbone(state: Mapping[str, Tensor], dilation: bool) -> BackboneConf
     raise ValueError(f"no backbone here has {blocks} blocks in its third layer: name the experiment with --experiment")
 
 
-def exported(trained: Trained, layout: str) -> dict[str, Tensor]:
-    """The weights under the names of the published code or of Hugging Face's DETR, class rows by category id.
+def exported(trained: Trained, layout: str, rows: Literal["id", "order"] = "id") -> dict[str, Tensor]:
+    """The weights under the names of the published code or of Hugging Face's DETR.
 
-    Raises ValueError for a model that Hugging Face's DETR cannot be.
+    rows: class rows by category id, or in the order of the class list. Raises ValueError for a model that Hugging
+    Face's DETR cannot be, and for ids that have no row.
     """
     settings = trained.experiment
     softmax = settings.loss.classification == "softmax"
-    state = scatter_rows(trained.model.state_dict(), [category.id for category in trained.classes], softmax)
-    if layout == "published":
-        return to_published(state)
-    if settings.head.kind != "detr" or not softmax or not settings.backbone.name.startswith("resnet"):
+    if layout != "published":
+        _check_hugging_face(settings)
+    state = trained.model.state_dict()
+    if not trained.as_published:
+        state = scatter_rows(state, [category.id for category in trained.classes], softmax, rows == "id")
+    return to_published(state) if layout == "published" else to_hugging_face(state)
+
+
+def _check_hugging_face(settings: Experiment) -> None:
+    """Raise ValueError for what a weights file in Hugging Face's layout would not say, so that it were another model.
+
+    Sizes show in the tensors. What follows does not, and their defaults are another model's: eight heads, sine
+    positions, layers with the norm last, no dilation, the last feature map.
+    """
+    head, backbone = settings.head, settings.backbone
+    if head.kind != "detr" or settings.loss.classification != "softmax" or not backbone.name.startswith("resnet"):
         raise ValueError(
-            f"Hugging Face's DETR has no {settings.head.kind} head on {settings.backbone.name}: only a DETR on a "
+            f"Hugging Face's DETR has no {head.kind} head on {backbone.name}: only a DETR with softmax classes on a "
             "ResNet can be exported to it; use --layout published"
         )
-    return to_hugging_face(state)
+    for setting, value, says in (
+        ("backbone.dilation", backbone.dilation, "its weights do not say that the last stage is dilated (DC5)"),
+        ("head.pre_norm", head.pre_norm, "its DETR has the norm after each block"),
+        ("head.heads", head.heads if head.heads != 8 else 0, "its weights do not say the number of heads, and mean 8"),
+        (
+            "head.position",
+            head.position if head.position != "sine" else "",
+            "its weights do not say where positions come from, and mean sine",
+        ),
+        ("backbone.stage", backbone.stage if backbone.stage != -1 else 0, "it reads the last feature map"),
+        ("backbone.stride", backbone.stride if backbone.stride != 32 else 0, "it reads the last feature map"),
+    ):
+        if value:
+            raise ValueError(
+                f"{setting}={value} cannot be exported to Hugging Face's layout: {says}. Use --layout published"
+            )

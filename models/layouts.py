@@ -182,6 +182,9 @@ def from_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             split.setdefault(f"{side}.layers.{layer}.{attention}.in_proj_{tensor}", {})[part] = value
         elif not name.endswith("num_batches_tracked"):
             plain[name] = value
+    for name, parts in split.items():
+        if len(parts) < 3 or len({tuple(part.shape) for part in parts.values()}) > 1 or parts["q"].dim() == 0:
+            raise ValueError(f"of {name}, the query, key and value parts are not all there or not of one size")
     packed = {name: torch.cat([parts[part] for part in "qkv"]) for name, parts in split.items()}
     return rename(plain, reverse(HUGGING_FACE)) | packed
 
@@ -190,6 +193,8 @@ def to_hugging_face(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our DETR's state dict under Hugging Face's present names."""
     result = {}
     for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
         if not name.split(".")[-1].startswith("in_proj_"):
             result[name] = value
             continue

@@ -5,24 +5,33 @@ Whatever is loaded, the caller learns what was and what was not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import get_weight
 
 from .backbone import Backbone
 from .container import ContainerLight
 from .detector import Detector
+from .fit import listed, state_faults
+from .foreign import LOADABLE, foreign
 from .layouts import from_container, from_hugging_face, from_published
+from .weights import Found, Which, below, check_sound, find_weights
 
 CONTAINER_SOURCE = "https://github.com/allenai/container (container_light, ImageNet-1k)"
 TORCHVISION = "IMAGENET1K_V1"
 """Which of torchvision's weights a ResNet starts from."""
 # Rows of a class head, the only tensors that depend on the data set.
 CLASS_ROWS = ("class_embed.weight", "class_embed.bias")
+MOST_ROWS = 100_000
+"""Category ids from here on get no row of their own in a published head; the largest data sets have some thousands."""
+
+_log = logging.getLogger(__name__)
 
 
 def origin(name: str, weights: str) -> str:
@@ -62,78 +71,80 @@ def load_imagenet(backbone: Backbone, name: str) -> None:
     load_backbone(backbone, state, weights.url)
 
 
-def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str) -> list[str]:
-    """Load a backbone's weights from a classifier's checkpoint: torchvision's, CONTAINER-LIGHT's, timm's or ours.
+def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str, which: Which = "auto") -> list[str]:
+    """Load a backbone's weights from a checkpoint: torchvision's, CONTAINER-LIGHT's, timm's, a detector's or ours.
 
-    Returns the names that the file has and the backbone does not (its classifier). Raises ValueError when a tensor of
-    the backbone is missing or has another shape.
+    which: of averaged and raw weights. Returns the names that the file has and the backbone does not (its classifier).
+    Raises ValueError, before anything is loaded, when a tensor of the backbone is missing or is another's.
     """
-    state = weights_of(checkpoint)
-    if any(name.startswith("patch_embed1.") for name in state):
-        state = from_container(state)
+    try:
+        kept = find_weights(checkpoint, which)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    for remark in kept.remarks(source, "backbone.file_weights"):
+        _log.warning("%s", remark)
+    state = kept.state
+    first = next((name for name in state if f".{name}".split(".patch_embed1.")[0] != f".{name}"), None)
+    if first is not None:
+        start = f".{first}".split(".patch_embed1.")[0].removeprefix(".")
+        start = f"{start}." if start else ""
+        if not start.endswith("backbone.0.body."):
+            state = from_container({name.removeprefix(start): value for name, value in state.items()})
+        else:
+            state = from_published(state)
     own = backbone.state_dict()
-    prefixes = ("", "backbone.", "body.", "backbone.body.")
-    best = max(prefixes, key=lambda prefix: sum(_strip(name, prefix) in own for name in state))
-    places = {_strip(name, best): name for name in state}
-    if best == "" and not any(name in own for name in places):
-        places = {f"body.{name}": name for name in state}
-    found = {place: state[name] for place, name in places.items()}
-    faults = _faults(own, found)
+    # Files of a body alone leave out `body.`, and anything may stand before the names.
+    ends = {name.removeprefix("body."): name for name in own}
+    starts = Counter(
+        name[: len(name) - len(end)]
+        for name in state
+        for end in _endings(name)
+        if end in ends and f"{name[: len(name) - len(end)]}" != "body"
+    )
+    best = max(starts, key=lambda start: (starts[start], -len(start)), default="")
+    places = {
+        ends.get(name.removeprefix(best), f"!{name}") if name.startswith(best) else f"!{name}": name for name in state
+    }
+    found = {place: state[name] for place, name in places.items() if place in own}
+    faults = state_faults(own, found, optional=("num_batches_tracked",))
     if faults:
         raise ValueError(
-            f"{source} does not fit {type(backbone).__name__}: {'; '.join(faults[:4])}"
-            f"{f' and {len(faults) - 4} more' if len(faults) > 4 else ''}. Check backbone.name and backbone.weights"
+            f"{source} does not fit {type(backbone).__name__}: {listed(faults)}. "
+            "Check backbone.name and backbone.weights"
         )
-    backbone.load_state_dict({name: found[name] for name in own if name in found}, strict=False)
+    check_sound(found, source)
+    backbone.load_state_dict(found, strict=False)
     return [name for place, name in places.items() if place not in own]
 
 
-def _strip(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix) if name.startswith(prefix) else f"!{name}"
+def _endings(name: str) -> Iterator[str]:
+    """The name, and whatever is left of it after one dot or more."""
+    parts = name.split(".")
+    return (".".join(parts[start:]) for start in range(len(parts)))
 
 
-def _faults(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What stands in the way of loading `found` into `own`; a count of seen batches is no weight."""
-    faults = []
-    for name, value in own.items():
-        if name not in found:
-            if not name.endswith("num_batches_tracked"):
-                faults.append(f"{name} is missing")
-        elif found[name].shape != value.shape:
-            faults.append(f"{name} is {list(found[name].shape)}, not {list(value.shape)}")
-    return faults
+_HEADS = tuple(f"{head}.{part}" for head in ("class_embed", "class_labels_classifier") for part in ("weight", "bias"))
 
 
-def weights_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, wherever it keeps them; averaged weights are preferred.
+def detector_weights(found: Found, which: Which = "auto") -> tuple[Found, dict[str, Tensor], str]:
+    """Where a detector's tensors were, they under our names, and their layout: `ours`, `published`, `hugging face`.
 
-    Raises ValueError when it holds none.
+    Raises ValueError, saying which can be loaded, for another detector's and for what is none.
     """
-    for key in ("ema", "model", "state_dict", "model_state_dict"):
-        inner = checkpoint.get(key)
-        if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            checkpoint = inner
-            break
-    state = {name.removeprefix("module."): value for name, value in checkpoint.items() if isinstance(value, Tensor)}
-    if not state:
-        raise ValueError(f"the file holds no weights (its entries: {', '.join(map(str, list(checkpoint)[:8]))})")
-    return state
-
-
-def detector_weights(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
-    """A detector's weights under our names, and the layout they were in: `ours`, `published` or `hugging face`."""
-    state = weights_of(checkpoint)
+    inside = below(found, _HEADS, which)
+    state = inside.state
+    other = foreign(state)
+    if other:
+        raise ValueError(f"these are the weights of {other}, which is not among the models here. {LOADABLE}")
     if any(name.startswith("transformer.") for name in state):
-        return from_published(state), "published"
+        return inside, from_published(state), "published"
     # Not by the encoder, which need not have a layer.
     if any(name.startswith("model.decoder.") for name in state):
-        return from_hugging_face(state), "hugging face"
+        check_sound(state, "the file")
+        return inside, from_hugging_face(state), "hugging face"
     if any(name.startswith("decoder.layers.") for name in state):
-        return state, "ours"
-    raise ValueError(
-        f"not a detector's weights (first names: {', '.join(list(state)[:4])}): a checkpoint of this program, of DETR, "
-        "of SMCA-DETR or of Hugging Face's DETR is needed"
-    )
+        return inside, dict(state), "ours"
+    raise ValueError(f"not a detector's weights (first names: {', '.join(list(state)[:4])}). {LOADABLE}")
 
 
 @dataclass(frozen=True)
@@ -157,63 +168,84 @@ class Loaded:
 
 @torch.no_grad()
 def fine_tune_from(
-    model: Detector, state: Mapping[str, Tensor], theirs: Sequence[str], ours: Sequence[str], softmax: bool
+    model: Detector,
+    state: Mapping[str, Tensor],
+    theirs: Sequence[str],
+    ours: Sequence[str],
+    softmax: bool,
+    no_object: bool = True,
 ) -> Loaded:
     """Load everything but the class rows, and those of the classes that both know by name.
 
-    theirs, ours: class names in the order of the rows; with softmax, a last row for no object follows and is kept.
-    Raises ValueError naming what does not fit, and the setting that makes it fit.
+    theirs, ours: class names in the order of the rows; with softmax, a last row for no object follows, and is kept
+    where the file's last row is one (no_object). Names that the file has twice are not kept.
+    Raises ValueError naming what does not fit, and the setting that makes it fit, before anything is loaded.
     """
     own = model.state_dict()
-    faults = [fault for fault in _faults(own, state) if not fault.startswith("class_embed.")]
+    rest = {name: value for name, value in own.items() if name not in CLASS_ROWS}
+    there = {name: value for name, value in state.items() if name in rest}
+    faults = state_faults(rest, there, optional=("num_batches_tracked",))
+    rows, width = len(state["class_embed.bias"]), own["class_embed.weight"].shape[1]
+    if not faults:
+        shapes = {"class_embed.weight": own["class_embed.weight"].new_empty(rows, width)}
+        shapes["class_embed.bias"] = own["class_embed.bias"].new_empty(rows)
+        faults = state_faults(shapes, {name: state[name] for name in CLASS_ROWS if name in state})
     if faults:
         queries = own["query_embed.weight"].shape[0], len(state.get("query_embed.weight", ()))
         hint = f" (the file has {queries[1]} queries: head.queries)" if queries[0] != queries[1] else ""
         raise ValueError(
-            f"the checkpoint does not fit this model: {'; '.join(faults[:4])}{hint}. "
+            f"the checkpoint does not fit this model: {listed(faults)}{hint}. "
             "Make head.* and backbone.* those of the checkpoint"
         )
-    rows = len(state["class_embed.bias"])
     if rows < len(theirs):
         raise ValueError(f"the checkpoint has {rows} class rows for {len(theirs)} class names")
-    place = {name.lower(): row for row, name in enumerate(theirs)}
+    twice = {name for name, count in Counter(name.lower() for name in theirs).items() if count > 1}
+    place = {name.lower(): row for row, name in enumerate(theirs) if name.lower() not in twice}
     kept = [name for name in ours if name.lower() in place]
-    loaded = {name: value for name, value in state.items() if name in own and name not in CLASS_ROWS}
     for name in CLASS_ROWS:
         target = own[name].clone()
         for row, label in enumerate(ours):
             if label.lower() in place:
                 target[row] = state[name][place[label.lower()]]
-        if softmax:
+        if softmax and no_object:
             target[len(ours)] = state[name][rows - 1]
-        loaded[name] = target
-    model.load_state_dict(loaded, strict=False)
+        there[name] = target
+    model.load_state_dict(there, strict=False)
     fresh = tuple(name for name in ours if name.lower() not in place)
-    return Loaded(len(loaded), tuple(kept), fresh, tuple(name for name in state if name not in own))
+    return Loaded(len(there), tuple(kept), fresh, tuple(name for name in state if name not in own))
 
 
-def scatter_rows(state: Mapping[str, Tensor], ids: Sequence[int], softmax: bool) -> dict[str, Tensor]:
-    """Class rows at the place of their category id, as the published heads have them; ids without a class never win.
+def scatter_rows(
+    state: Mapping[str, Tensor], ids: Sequence[int], softmax: bool, by_id: bool = True
+) -> dict[str, Tensor]:
+    """Class rows as the published heads have them: at the place of their category id, or (by_id: False) in order.
 
-    Softmax: the no-object row comes last, at the largest id plus one. A head with a row for every id stays as it is.
+    Softmax: the no-object row comes last. The published focal heads have one row more than ids, which stands for
+    nothing. Rows without a class never win. Raises ValueError for ids that no such head has a row for.
     """
-    if list(ids) == list(range(len(state["class_embed.bias"]) - int(softmax))):
+    count = len(ids)
+    if by_id:
+        least, most = min(ids), max(ids)
+        wrong = least if least < 0 else most if most >= MOST_ROWS else None
+        if wrong is not None:
+            why = "there is no row below 0" if wrong < 0 else f"that would be {wrong + 2:,} rows"
+            raise ValueError(
+                f"category id {wrong}: published heads have a row for every id from 0 to the largest, and {why} (at "
+                f"most {MOST_ROWS:,} here). Number the categories anew, or give each class the row of its place in the "
+                "class list (--rows order)"
+            )
+    else:
+        ids = range(count)
+    if softmax and list(ids) == list(range(count)):
         return dict(state)
-    size = max(ids) + 1 + int(softmax)
+    size = max(ids) + 2
     result = dict(state)
     for name in CLASS_ROWS:
         rows = state[name].new_zeros(size, *state[name].shape[1:])
         if rows.dim() == 1:
             rows -= 1e4
-        rows[list(ids)] = state[name][: len(ids)]
+        rows[list(ids)] = state[name][:count]
         if softmax:
             rows[-1] = state[name][-1]
         result[name] = rows
-    if not softmax:
-        # The published focal heads carry one more row, which stands for nothing.
-        result = {
-            name: nn.functional.pad(value, (0, 0, 0, 1)) if name == "class_embed.weight" else value
-            for name, value in result.items()
-        }
-        result["class_embed.bias"] = nn.functional.pad(result["class_embed.bias"], (0, 1), value=-1e4)
     return result

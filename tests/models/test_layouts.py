@@ -16,7 +16,8 @@ from detr_container.models.layouts import (
     to_hugging_face,
     to_published,
 )
-from detr_container.models.pretrained import detector_weights, scatter_rows, weights_of
+from detr_container.models.pretrained import detector_weights, scatter_rows
+from detr_container.models.weights import find_weights
 
 
 def numbered(names: dict[str, list[int]]) -> dict[str, torch.Tensor]:
@@ -62,28 +63,28 @@ def test_a_detector_on_container_keeps_the_released_names_below_the_backbone() -
 @pytest.mark.parametrize("key", ["model", "state_dict", "ema", "model_state_dict"])
 def test_weights_are_found_wherever_a_file_keeps_them(key: str) -> None:
     state = {"module.decoder.layers.0.norm1.weight": torch.ones(2)}
-    found, layout = detector_weights({key: state, "epoch": 3})
+    _, found, layout = detector_weights(find_weights({key: state, "epoch": 3}))
     assert list(found) == ["decoder.layers.0.norm1.weight"]
     assert layout == "ours"
 
 
 def test_averaged_weights_are_preferred() -> None:
     both = {"model": {"a": torch.zeros(1)}, "ema": {"a": torch.ones(1)}}
-    assert weights_of(both)["a"] == 1
+    assert find_weights(both).state["a"] == 1
 
 
 def test_files_without_a_detector_are_refused() -> None:
     with pytest.raises(ValueError, match=r"holds no weights \(its entries: epoch"):
-        weights_of({"epoch": 3})
+        find_weights({"epoch": 3})
     with pytest.raises(ValueError, match=r"not a detector's weights \(first names: fc\.weight\)"):
-        detector_weights({"fc.weight": torch.zeros(2)})
+        detector_weights(find_weights({"fc.weight": torch.zeros(2)}))
 
 
 def test_three_layouts_of_one_model_give_the_same_weights() -> None:
     state = published.weights("detr_r50")
-    ours, layout = detector_weights({"model": state})
+    _, ours, layout = detector_weights(find_weights({"model": state}))
     assert layout == "published"
-    again, other = detector_weights(to_hugging_face(ours))
+    _, again, other = detector_weights(find_weights(to_hugging_face(ours)))
     assert other == "hugging face"
     assert again.keys() == ours.keys()
     assert all(torch.equal(again[key], ours[key]) for key in ours)
@@ -111,7 +112,19 @@ def test_class_rows_go_to_their_category_ids(softmax: bool) -> None:
 
 
 @pytest.mark.parametrize("softmax", [True, False])
-def test_a_head_with_a_row_for_every_id_stays_as_it_is(softmax: bool) -> None:
-    state = {"class_embed.weight": torch.randn(92, 4), "class_embed.bias": torch.randn(92)}
-    scattered = scatter_rows(state, range(91 if softmax else 92), softmax)
-    assert all(torch.equal(scattered[key], state[key]) for key in state)
+def test_a_row_for_every_id_and_one_more(softmax: bool) -> None:
+    """Softmax heads stay as they are; focal ones get the row that stands for nothing, as the published have."""
+    rows = 91 + int(softmax)
+    state = {"class_embed.weight": torch.randn(rows, 4), "class_embed.bias": torch.randn(rows)}
+    scattered = scatter_rows(state, range(91), softmax)
+    assert all(scattered[key].shape[0] == 92 for key in state)
+    assert all(torch.equal(scattered[key][:rows], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [(-1, "no row below 0"), (2_000_000_000, "2,000,000,002 rows")])
+def test_ids_without_a_row_are_refused(wrong: int, said: str) -> None:
+    state = {"class_embed.weight": torch.randn(3, 4), "class_embed.bias": torch.randn(3)}
+    with pytest.raises(ValueError, match=rf"category id {wrong}: .*{said}.*--rows order"):
+        scatter_rows(state, [1, wrong], True)
+    in_order = scatter_rows(state, [1, wrong], True, by_id=False)
+    assert all(torch.equal(in_order[key], state[key]) for key in state)

@@ -1,0 +1,207 @@
+"""A detector's weights from a file or from a folder of Hugging Face, with what stands beside them, checked whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from detr_container.datasets.annotations import Category
+from detr_container.datasets.coco_classes import rows_by_id
+from detr_container.models.pretrained import detector_weights
+from detr_container.models.weights import Which, check_sound, find_weights
+
+from .checkpoint import load
+from .config import Experiment, from_dict, validate
+from .files import open_regular
+
+_log = logging.getLogger(__name__)
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEX = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
+_KINDS = ("detr", "table-transformer")
+COCO_ROWS = (91, 92)
+"""Class rows of the published heads of COCO; of any other number none is taken for one of COCO's classes."""
+_NEEDED = {"query_embed.weight": 2, "class_embed.weight": 2, "class_embed.bias": 1}
+
+
+@dataclass(frozen=True)
+class DetectorFile:
+    """What a file holds, under our names. experiment, classes: None where it has none of its own.
+
+    names: class names by row, as Hugging Face's config.json tells them; arguments: what the published code stored
+    beside its weights, or what config.json says of heads and dilation.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    layout: str
+    experiment: Experiment | None
+    classes: tuple[Category, ...] | None
+    names: dict[int, str]
+    arguments: argparse.Namespace | None
+    step: int
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the last class row stands for no object."""
+        if self.experiment is not None:
+            return self.experiment.loss.classification == "softmax"
+        return not any(name.startswith("decoder.priors.") for name in self.state)
+
+    @property
+    def known_as_coco(self) -> bool:
+        """Whether the number of class rows is that of COCO's published heads, and nothing else names them."""
+        return self.classes is None and not self.names and len(self.state["class_embed.bias"]) in COCO_ROWS
+
+    def row_classes(self) -> tuple[Category, ...]:
+        """One class per row: the file's own, config.json's, COCO's by id, or "class N"."""
+        if self.classes is not None:
+            return self.classes
+        count = len(self.state["class_embed.bias"]) - int(self.softmax)
+        if self.known_as_coco:
+            return rows_by_id(count)
+        return tuple(Category(row, self.names.get(row, f"class {row}")) for row in range(count))
+
+    def taken_for(self) -> str:
+        """What the classes of a file without a class list are taken for, in words."""
+        rows = len(self.state["class_embed.bias"])
+        if self.known_as_coco:
+            return f"{rows} class rows by COCO id"
+        where = "as its config.json names them" if self.names else 'without names: "class 0", "class 1", ...'
+        return f"{rows} class rows {where}"
+
+
+def is_weights_folder(path: Path) -> bool:
+    """Whether a folder is one of Hugging Face's, with weights or the index of their shards."""
+    return path.is_dir() and any((path / name).is_file() for name in (*WEIGHT_FILES, *_INDEX))
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint's content from a file, or from a folder of Hugging Face, shards put together."""
+    if not is_weights_folder(path):
+        return load(path)
+    name = next(name for name in (*WEIGHT_FILES, *_INDEX) if (path / name).is_file())
+    if name in WEIGHT_FILES:
+        return load(path / name)
+    shards = read_json(path / name).get("weight_map")
+    files = set(shards.values()) if isinstance(shards, dict) else set()
+    bad = [file for file in files if not isinstance(file, str) or Path(file).name != file]
+    if not files or bad:
+        raise ValueError(f"{path / name} names no shards beside it{f': {bad[0]!r}' if bad else ''}. Download it again")
+    whole: dict[str, Any] = {}
+    for file in sorted(files):
+        whole |= load(path / file)
+    return whole
+
+
+def read_detector(path: Path, which: Which = "auto", option: str = "--weights") -> DetectorFile:
+    """Read a detector and check everything that does not depend on the model it is for.
+
+    which: of averaged and raw weights; option: the setting that chooses. Raises ValueError, naming the file, for what
+    is no detector's weights, is another detector, or says of itself what cannot be.
+    """
+    checkpoint = load_weights(path)
+    try:
+        found = find_weights(checkpoint, which)
+        inside, state, layout = detector_weights(found, which)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    check_sound(state, path)
+    for name, dims in _NEEDED.items():
+        if name not in state or state[name].dim() != dims or not len(state[name]):
+            shape = list(state[name].shape) if name in state else "missing"
+            raise ValueError(f"{path} is not a whole detector: {name} is {shape}. Use another copy")
+    for remark in inside.remarks(path, option):
+        _log.warning("%s", remark)
+    experiment, classes, step = _own(path, checkpoint, state) if layout == "ours" else (None, None, 0)
+    names, arguments = _config_beside(path)
+    stored = checkpoint.get("args")
+    if isinstance(stored, argparse.Namespace):
+        arguments = stored
+    return DetectorFile(path, state, layout, experiment, classes, names, arguments, step)
+
+
+def _own(
+    path: Path, checkpoint: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> tuple[Experiment | None, tuple[Category, ...] | None, int]:
+    """What a checkpoint of this program says of itself: experiment, classes and step; None, None, 0 where it does not.
+
+    Raises ValueError, naming the file, for what it cannot be.
+    """
+    experiment = _experiment(path, checkpoint["experiment"]) if "experiment" in checkpoint else None
+    classes = _classes(path, checkpoint["classes"]) if "classes" in checkpoint else None
+    rows = len(state["class_embed.bias"])
+    spare = (0, 1) if experiment is None else (int(experiment.loss.classification == "softmax"),)
+    if classes is not None and rows - len(classes) not in spare:
+        raise ValueError(f"{path}: {rows} class rows do not belong to its {len(classes)} classes. Use another copy")
+    step = checkpoint.get("step", 0)
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"{path}: its step is {step!r}, not a number of steps. Use another copy")
+    return experiment, classes, step
+
+
+def _experiment(path: Path, values: Any) -> Experiment:
+    """The experiment within a checkpoint, by the same rules as one on the command line."""
+    try:
+        experiment = from_dict(values)
+        validate(experiment)
+    except ValueError as error:
+        raise ValueError(f"{path}: its experiment is {error}") from error
+    return experiment
+
+
+def _classes(path: Path, values: Any) -> tuple[Category, ...]:
+    pairs = values if isinstance(values, (list, tuple)) else ()
+    classes = tuple(
+        Category(pair[0], pair[1])
+        for pair in pairs
+        if isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and isinstance(pair[0], int)
+        and not isinstance(pair[0], bool)
+        and isinstance(pair[1], str)
+    )
+    if not classes or len(classes) != len(pairs) or len({c.id for c in classes}) != len(classes):
+        raise ValueError(f"{path}: its class list must be pairs of an id, each once, and a name. Use another copy")
+    return classes
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file of other people holds. Raises ValueError when it is none."""
+    try:
+        with open_regular(path) as file:
+            values = json.loads(file.read())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not an object: download it again")
+    return values
+
+
+def _config_beside(path: Path) -> tuple[dict[int, str], argparse.Namespace | None]:
+    """What a config.json of Hugging Face in the same folder says: class names by row, and the model's settings.
+
+    Raises ValueError for a model that cannot be loaded here.
+    """
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    config = read_json(beside) if beside.is_file() else {}
+    if "model_type" not in config:
+        return {}, None
+    kind = config["model_type"]
+    if kind not in _KINDS:
+        raise ValueError(f"{beside} is of model_type {kind!r}: of Hugging Face's, {' and '.join(_KINDS)} can be loaded")
+    heads = config.get("encoder_attention_heads", 8)
+    if config.get("decoder_attention_heads", heads) != heads or config.get("activation_function", "relu") != "relu":
+        raise ValueError(f"{beside}: a DETR with other heads in its decoder, or another activation, cannot be loaded")
+    labels = config.get("id2label") or {}
+    if not isinstance(labels, Mapping) or not all(str(row).isdecimal() for row in labels):
+        raise ValueError(f"{beside}: id2label must name classes by their row, from 0")
+    names = {int(row): str(name) for row, name in labels.items()}
+    return names, argparse.Namespace(nheads=heads, dilation=config.get("dilation", False))
