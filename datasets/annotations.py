@@ -7,12 +7,16 @@ at one by one, so COCO's train2017 costs little more than parsing its JSON.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from detr_container.files import open_regular
 
 from .records import (
     Findings,
@@ -40,6 +44,12 @@ __all__ = [
     "resolve_split",
 ]
 
+LARGEST_FILE = 2**32
+"""Bytes of an annotation file; parsed, they take about ten times as much memory."""
+LARGEST_AREA, FARTHEST = 1e10, 1e9
+"""Pixels: COCO's evaluators leave out objects with a larger area without a word, and no image reaches so far."""
+FEW = 4
+"""Boxes from which it can be told that they are of another convention."""
 LISTED_ERRORS = 5
 """How many errors the message of a refused file spells out."""
 
@@ -74,6 +84,8 @@ class Annotations:
     areas: NDArray[np.float64]
     annotation_ids: NDArray[np.int64]
     starts: NDArray[np.int64]
+    labelled: bool = True
+    """Whether the file has annotations at all: COCO's image_info files of its test sets have none."""
 
 
 @dataclass
@@ -83,13 +95,22 @@ class _Images:
     sizes: NDArray[np.int64]
 
 
-def read_annotations(path: Path, image_dir: Path) -> Annotations:
+def read_annotations(
+    path: Path, image_dir: Path, unlabelled: bool = False, names_and_sizes: bool = True
+) -> Annotations:
     """Read an annotation file in COCO's format whose pictures lie in `image_dir`.
 
+    unlabelled: a file without 'annotations' will do. names_and_sizes: images must have them; without, an image is an
+    id, as scoring needs it: names are empty, sizes 0, and no box can lie outside.
     Raises FileNotFoundError when there is no such file, and ValueError, naming the first few records, when something
     in it cannot be trained on. Warnings of `find_problems` do not raise.
     """
-    annotations, problems = parse_annotations(load_json(path), path, image_dir)
+    raw = load_json(path)
+    without = unlabelled and isinstance(raw, dict) and "annotations" not in raw
+    if without:
+        raw["annotations"] = []
+    annotations, problems = parse_annotations(raw, path, image_dir, names_and_sizes)
+    annotations = replace(annotations, labelled=not without)
     errors = [problem.message for problem in problems if problem.severity == "error"]
     if errors:
         more = f"\n  ... and {len(errors) - LISTED_ERRORS} more" if len(errors) > LISTED_ERRORS else ""
@@ -111,16 +132,24 @@ def load_json(path: Path) -> Any:
 
     Raises FileNotFoundError, or ValueError with line and column where the text stops being JSON.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no annotation file {path}: check the path, or that the download was unpacked")
     try:
-        return json.loads(path.read_bytes(), object_hook=_without_segmentation)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_FILE:
+                raise ValueError(f"{path} has {size:,} bytes, more than {LARGEST_FILE:,}: split the data set")
+            content = file.read(LARGEST_FILE)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"no annotation file {path}: check the path, or that the download was unpacked"
+        ) from None
+    try:
+        return json.loads(content, object_hook=_without_segmentation)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} (character "
             f"{error.pos} of {len(error.doc)}). It may be cut short: download or export it again."
         ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # Not UTF-8, -16 or -32; too deep; a number of thousands of digits.
         raise ValueError(f"{path} is not a JSON text file ({error}): download or export it again.") from error
 
 
@@ -129,7 +158,9 @@ def _without_segmentation(record: Record) -> Record:
     return record
 
 
-def parse_annotations(raw: object, path: Path, image_dir: Path) -> tuple[Annotations, list[Problem]]:
+def parse_annotations(
+    raw: object, path: Path, image_dir: Path, names_and_sizes: bool = True
+) -> tuple[Annotations, list[Problem]]:
     """Return the usable records of a parsed file, and the problems of all; a record with an error is left out."""
     findings = Findings("/".join(path.parts[-2:]))
     sections: dict[str, list[Record]] = {}
@@ -139,7 +170,7 @@ def parse_annotations(raw: object, path: Path, image_dir: Path) -> tuple[Annotat
     for key in ("categories", "images", "annotations"):
         sections[key] = section(raw, key, findings)
     categories, names_twice = _categories(sections["categories"], findings)
-    images = _images(sections["images"], findings)
+    images = _images(sections["images"], findings) if names_and_sizes else _bare_images(sections["images"], findings)
     objects = _Objects.read(sections["annotations"], findings)
     keep, image, label = objects.check(images, categories, findings)
     keep = keep[np.argsort(image[keep], kind="stable")]
@@ -183,6 +214,25 @@ def _categories(records: list[Record], findings: Findings) -> tuple[tuple[Catego
     return categories, {name for name in names if names.count(name) > 1}
 
 
+_LVIS = (
+    'file_name is not there, and coco_url is, as in LVIS. Add it: python -c "import json, sys; p = sys.argv[1]; d = '
+    "json.load(open(p)); [i.update(file_name='/'.join(i['coco_url'].split('/')[-2:])) for i in d['images']]; "
+    "json.dump(d, open(p, 'w'))\" FILE, and give the folder that holds train2017 and val2017 as the images'; or "
+    "[-1:] for [-2:], where all images lie in the folder given"
+)
+
+
+def _can_name(name: object) -> bool:
+    """Whether a file can have this name: some text without a zero byte or half a character."""
+    return isinstance(name, str) and bool(name) and "\0" not in name and not re.search("[\ud800-\udfff]", name)
+
+
+def _bare_images(records: list[Record], findings: Findings) -> _Images:
+    ids, good = unique_ids(records, "image", findings)
+    known = np.sort(ids[good])
+    return _Images(known, ("",) * len(known), np.zeros((len(known), 2), dtype=np.int64))
+
+
 def _images(records: list[Record], findings: Findings) -> _Images:
     ids, good = unique_ids(records, "image", findings)
     names = [record.get("file_name") for record in records]
@@ -190,12 +240,17 @@ def _images(records: list[Record], findings: Findings) -> _Images:
     widths, widths_good = integer_column([record.get("width") for record in records], {int})
     sizes = np.stack([heights, widths], axis=1)
     size_good = heights_good & widths_good & (heights > 0) & (widths > 0)
-    name_good = np.array([isinstance(name, str) and bool(name) for name in names], dtype=bool)
+    name_good = np.array([_can_name(name) for name in names], dtype=bool)
     for index in np.flatnonzero(good & ~size_good):
         shown = f"width {show(records[index].get('width'))}, height {show(records[index].get('height'))}"
         findings.add("error", "image-size", f"image {ids[index]}: {shown}; both must be whole pixels above 0")
-    for index in np.flatnonzero(good & ~name_good):
-        findings.add("error", "file-name", f"image {ids[index]}: file_name {show(names[index])} is not a text")
+    bad = np.flatnonzero(good & ~name_good)
+    of_lvis = [index for index in bad if names[index] is None and isinstance(records[index].get("coco_url"), str)]
+    if of_lvis:
+        findings.add("error", "file-name", f"{len(of_lvis)} images, first {ids[of_lvis[0]]}: {_LVIS}")
+    for index in bad if len(of_lvis) < len(bad) else ():
+        rule = "is not a text that can name a file"
+        findings.add("error", "file-name", f"image {ids[index]}: file_name {show(names[index])} {rule}")
     rows = np.flatnonzero(good & size_good & name_good)
     rows = rows[np.argsort(ids[rows], kind="stable")]
     kept = tuple(str(names[row]) for row in rows)
@@ -203,6 +258,8 @@ def _images(records: list[Record], findings: Findings) -> _Images:
     for image_id, name in zip(ids[rows].tolist(), kept, strict=True):
         if seen.setdefault(name, image_id) != image_id:
             findings.add("warning", "duplicate-file", f"image {image_id}: {name} is also image {seen[name]}")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            findings.add("warning", "file-elsewhere", f"image {image_id}: {name} leads out of the folder of images")
     return _Images(ids[rows], kept, sizes[rows])
 
 
@@ -237,12 +294,16 @@ class _Objects:
         boxes, ok = box_column([record.get("bbox") for record in records])
         refuse(~ok, "bbox", "is not a list of four finite numbers (left, top, width, height)")
         refuse(np.any(boxes[:, 2:] < 0, axis=1), "bbox", "has a negative width or height")
+        refuse(np.any(np.abs(boxes) > FARTHEST, axis=1), "bbox", f"is not within {FARTHEST:g} pixels")
         given = [record.get("area") for record in records]
-        computed = boxes[:, 2] * boxes[:, 3]
+        with np.errstate(over="ignore"):
+            computed = boxes[:, 2] * boxes[:, 3]
         absent = np.array([value is None for value in given], dtype=bool)
         stated, ok = number_column([0.0 if value is None else value for value in given])
         refuse(~ok | ~np.isfinite(stated) | (stated < 0), "area", "is not a finite number of 0 or above")
-        return cls(ids, image_ids, category_ids, boxes, crowd == 1, np.where(absent, computed, stated), good)
+        areas = np.where(absent, computed, stated)
+        refuse(areas > LARGEST_AREA, "area", f"(or width x height) is more than {LARGEST_AREA:g} pixels")
+        return cls(ids, image_ids, category_ids, boxes, crowd == 1, areas, good)
 
     def check(
         self, images: _Images, categories: tuple[Category, ...], findings: Findings
@@ -260,7 +321,9 @@ class _Objects:
             )
         good &= known
         rows = np.flatnonzero(good)
-        outside = self._check_boxes(rows, images.sizes[image[rows]], findings)
+        sized = np.asarray(images.sizes[image[rows], 0] > 0, dtype=bool)
+        outside = np.zeros(len(rows), dtype=bool)
+        outside[sized] = self._check_boxes(rows[sized], images.sizes[image[rows[sized]]], findings)
         return rows[~outside], image, label
 
     def _check_boxes(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], findings: Findings) -> NDArray[np.bool_]:
@@ -286,7 +349,33 @@ class _Objects:
                     f"annotation {self.ids[row]} (image {self.image_ids[row]}, {sizes[index, 1]} x {sizes[index, 0]} "
                     f"pixels): bbox [{box}] {rule}",
                 )
+        self._check_plausible(rows[~empty], sizes[~empty], findings)
         return outside
+
+    def _check_plausible(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], findings: Findings) -> None:
+        """Look whether the boxes as a whole are of another convention than COCO's."""
+        if not len(rows):
+            return
+        boxes = self.boxes[rows]
+        if np.all(boxes <= 1) and len(rows) >= FEW:
+            findings.add(
+                "warning",
+                "boxes-within-a-pixel",
+                f"all {len(rows)} boxes lie within one pixel, first annotation {self.ids[rows[0]]}: are they shares of "
+                "the image's width and height? COCO's are in pixels",
+            )
+            return
+        ends = boxes[:, :2] + boxes[:, 2:]
+        beyond = np.any(ends > sizes[:, ::-1] + 1, axis=1)
+        ordered = np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & np.all(boxes[:, 2:] <= sizes[:, ::-1] + 1, axis=1)
+        # Corners are always in order and inside the image; read as sides, they reach beyond it as a rule.
+        if len(rows) >= FEW and ordered.all() and beyond.mean() > 0.3:
+            findings.add(
+                "warning",
+                "boxes-as-corners",
+                f"{int(beyond.sum())} of {len(rows)} boxes reach beyond their image, and all would lie inside as "
+                "(left, top, right, bottom): COCO's are (left, top, width, height)",
+            )
 
 
 def _check_classes(annotations: Annotations, names_twice: set[str], findings: Findings) -> None:

@@ -13,20 +13,28 @@ from itertools import combinations
 from pathlib import Path
 
 from .annotations import Annotations, Problem, load_json, parse_annotations
-from .dataset import read_image
+from .images import decode, orientation, read_bytes
 from .progress import track
 from .report import Report, summarise
 
 BLOCK = 1024
 """Pictures handed to the pool at a time, so that COCO's 118,287 do not all wait in memory."""
 
+FLAT = 4
+"""Levels of brightness, of 256, below which an image shows nothing."""
+
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of reading one file: a hash of its bytes, its (height, width), or why it cannot be read."""
+    """What came of reading one file: a hash of its bytes, its (height, width), or why it cannot be read.
+
+    turned: it has an orientation tag other than upright; flat: all of its pixels are about the same.
+    """
 
     digest: bytes = b""
     size: tuple[int, int] = (0, 0)
+    turned: bool = False
+    flat: bool = False
     kind: str = ""
     problem: str = ""
 
@@ -75,13 +83,15 @@ def check_dataset(
 def look(path: Path) -> Seen:
     """Read and decode one file exactly as training does."""
     try:
-        digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-        image = read_image(path)
+        data = read_bytes(path)
+        image = decode(data)
     except FileNotFoundError:
         return Seen(kind="missing-image", problem="the file does not exist")
     except (OSError, ValueError) as error:
         return Seen(kind="unreadable-image", problem=f"the file cannot be read: {error}")
-    return Seen(digest, (int(image.shape[1]), int(image.shape[2])))
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    flat = int(image.amax()) - int(image.amin()) < FLAT
+    return Seen(digest, (int(image.shape[1]), int(image.shape[2])), orientation(data) != 1, flat)
 
 
 def _read_pictures(
@@ -112,19 +122,44 @@ def _read_pictures(
                 f"its annotation says {width} x {height}{turned}"
             )
             problems.append(Problem("error", "image-size-differs", message))
+        elif found.flat:
+            message = f"{split.of(index)}: all pixels are about the same: was it converted, or exported, wrongly?"
+            problems.append(Problem("warning", "flat-image", message))
+    problems += _turned(split, seen)
     problems += _twins(split, seen)
     return seen
 
 
 def _look_at_all(paths: list[Path], drawn: Container[int], workers: int) -> Iterator[Seen | None]:
     def glance(index: int) -> Seen | None:
-        return look(paths[index]) if index in drawn or not paths[index].exists() else None
+        return look(paths[index]) if index in drawn or not _is_there(paths[index]) else None
 
     # Threads, for reading, hashing and decoding all let go of the interpreter's lock, while a process would first
     # spend seconds on importing torch.
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(paths), BLOCK):
             yield from pool.map(glance, range(start, min(start + BLOCK, len(paths))))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        # Too long a name, say; reading it says why.
+        return False
+
+
+def _turned(split: _Split, seen: Sequence[Seen | None]) -> Iterator[Problem]:
+    turned = [index for index, found in enumerate(seen) if found and found.turned]
+    if turned:
+        read = sum(found is not None and not found.kind for found in seen)
+        message = (
+            f"{split.name}: {len(turned)} of {read} images carry an orientation tag, as {split.of(turned[0])}. Pixels "
+            "are taken as stored, as COCO's tools do: boxes that were drawn on the turned image are wrong, also where "
+            "width and height agree. Turn the files themselves (`mogrify -auto-orient`, `exiftran -ai`), or draw the "
+            "boxes on images as stored"
+        )
+        yield Problem("warning", "orientation", message)
 
 
 def _twins(split: _Split, seen: Sequence[Seen | None]) -> Iterator[Problem]:

@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import random
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2.functional import to_dtype
 
 from .annotations import Annotations
 from .batch import Sample
+from .images import read_image
 from .transforms import Augmentation, Plan, apply, clamp_boxes, has_area
 
 Key = tuple[int, int]
 """(epoch, index): which picture, and which of its random appearances."""
-
-
-def read_image(path: Path) -> Tensor:
-    """The picture in a file as RGB, [3, h, w] uint8; orientation tags are ignored, as COCO's boxes expect.
-
-    JPEG, PNG, GIF and WebP are decoded by torchvision, whatever else by Pillow. Transparency is dropped.
-    Raises OSError when the file cannot be read, ValueError when it cannot be decoded.
-    """
-    data = np.fromfile(path, dtype=np.uint8)
-    try:
-        image = decode_image(torch.from_numpy(data), mode=ImageReadMode.RGB)
-    except (RuntimeError, ValueError):
-        return _decode_with_pillow(data)
-    if image.ndim == 4:
-        image = image[0]
-    return image if image.dtype == torch.uint8 else to_dtype(image, torch.uint8, scale=True)
-
-
-def _decode_with_pillow(data: np.ndarray) -> Tensor:
-    """As `read_image`, for everything that Pillow knows; raises ValueError when it cannot be decoded."""
-    try:
-        with Image.open(io.BytesIO(data.tobytes())) as picture:
-            pixels = np.array(picture.convert("RGB"))
-    except UnidentifiedImageError:
-        raise ValueError("not a picture in any format known here") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a complete picture ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def random_of(seed: int, epoch: int, index: int) -> random.Random:

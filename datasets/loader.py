@@ -5,11 +5,12 @@ Nothing here has state to save. The pictures of a step follow from (seed, step),
 
 from __future__ import annotations
 
-import functools
+import errno
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
@@ -17,11 +18,18 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from .batch import Batch, collate
+from .batch import Batch, Sample, collate
 from .dataset import DetectionDataset, Key
 
 JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 """What a terminal or a scheduler sends to every process of a job, though only the training process should react."""
+
+SHARED = "/dev/shm"
+"""Where Linux keeps the memory that processes share; in a container it has 64 MB unless more is asked for."""
+AHEAD = 4
+"""Batches that a loader process makes in advance."""
+LOOK, WAIT = 5, 30
+"""Seconds between two looks at what a batch is waiting for, and of waiting for room before giving up."""
 
 
 def steps_per_epoch(length: int, batch: int) -> int:
@@ -118,7 +126,7 @@ def training_loader(
     multiple, canvas: see `collate`; workers: loader processes, 0 to load in this process; pin_memory: page-lock the
     batches, for copies to a GPU that do not wait.
     """
-    return _loader(dataset, sampler, multiple, canvas, workers, pin_memory)
+    return _loader(dataset, sampler, sampler.micro_batch, multiple, canvas, workers, pin_memory)
 
 
 def evaluation_loader(
@@ -143,31 +151,105 @@ def evaluation_loader(
         )
     keys = [(0, index) for index in range(len(dataset))]
     every = [keys[start : start + batch] for start in range(0, len(keys), batch)]
-    return _loader(dataset, every[rank::world], multiple, canvas, workers, pin_memory)
+    return _loader(dataset, every[rank::world], batch, multiple, canvas, workers, pin_memory)
 
 
 def batches(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
     """The loader's batches, with errors of its processes told as if they had happened here.
 
     Closing the generator (or dropping it) ends the loader's processes.
-    Raises ValueError for a picture that cannot be loaded (see `DetectionDataset`), RuntimeError when a loader process
-    was killed.
+    Raises ValueError for a picture that cannot be loaded (see `DetectionDataset`), OSError when shared memory or open
+    files run out, RuntimeError when a loader process was killed.
     """
-    iterator = iter(loader)
+    iterator = None
     try:
-        yield from iterator
+        iterator = iter(loader)
+        yield from _patiently(iterator, loader)
     except Exception as error:
         if loader.num_workers:
             # The text of a worker's error holds its traceback. The frames of torch's own would form a cycle with the
             # error that keeps the processes alive until the garbage collector comes by, and then stalls it.
             error.__traceback__ = None
-        explained = _explained(error)
+        explained = _explained(error, loader.num_workers)
         if explained is None:
             raise
         raise explained from error
     finally:
         del iterator
         _join_feeders()
+
+
+def _patiently(iterator: Iterator[Batch], loader: DataLoader[Any]) -> Iterator[Batch]:
+    """The batches, however long one takes, unless a loader process has no room to hand one over."""
+    collating = loader.collate_fn
+    assert isinstance(collating, _Collate)
+    waited = 0.0
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not (loader.timeout and str(error).startswith("DataLoader timed out")):
+                raise
+            waited = waited + loader.timeout if collating.short.is_set() else 0.0
+            if waited >= WAIT:
+                raise _no_room(loader.num_workers) from None
+            continue
+        waited = 0.0
+        yield batch
+
+
+def _no_room(workers: int) -> OSError:
+    free = free_shared_memory()
+    left = "" if free is None else f", where {free / 2**20:.0f} MiB are free"
+    return OSError(
+        f"a loader process cannot hand over a batch: shared memory ({SHARED}) is full{left}. Give the container more "
+        f"(docker run --shm-size=8g, or --ipc=host), lower data.workers={workers} or train.micro_batch, or use "
+        "data.workers=0, which needs none"
+    )
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that are free for batches on their way between processes; None where there is no such file system."""
+    try:
+        facts = os.statvfs(SHARED)
+    except OSError:
+        return None
+    return facts.f_bavail * facts.f_frsize
+
+
+class _Collate:
+    """`collate`, in a loader process: what it makes is put into shared memory there, and waits for room.
+
+    Otherwise a thread of torch's would do so, which prints that there is no room and forgets the batch; the training
+    process then waits for it without end. short: set while there is no room.
+    """
+
+    def __init__(self, multiple: int, canvas: int, short: Any) -> None:
+        self.multiple, self.canvas, self.short = multiple, canvas, short
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        batch = collate(samples, self.multiple, self.canvas)
+        if self.short is None:
+            return batch
+        for tensor in (batch.images, batch.sizes, batch.targets.labels, batch.targets.boxes):
+            while not _moved(tensor):
+                self.short.set()
+                time.sleep(0.1)
+        self.short.clear()
+        return batch
+
+
+def _moved(tensor: torch.Tensor) -> bool:
+    """Put a tensor into shared memory. Returns False when there is no room."""
+    try:
+        tensor.share_memory_()
+    except RuntimeError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        return False
+    return True
 
 
 def _join_feeders() -> None:
@@ -181,13 +263,22 @@ def _join_feeders() -> None:
             thread.join(timeout=1.0)
 
 
-def _explained(error: Exception) -> Exception | None:
+def _explained(error: Exception, workers: int) -> Exception | None:
     """What the user needs to read of an error that came out of a loader; None where that is the error itself."""
     text = str(error)
     if isinstance(error, ValueError):
         # torch returns a worker's error as its whole traceback in text; the user's part is what the last line says.
         return ValueError(text.rpartition("\nValueError: ")[2].strip())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _no_room(workers)
+    if os.strerror(errno.EMFILE) in text or "ancdata" in text:
+        return OSError(
+            f"too many open files for data.workers={workers} loader processes: raise the limit (ulimit -n 4096), or "
+            "lower data.workers; data.workers=0 loads without processes"
+        )
     # A dead process shows as torch's RuntimeError, or as a broken connection to what it had sent.
+    if isinstance(error, OSError) and SHARED in text:
+        return None
     killed = isinstance(error, RuntimeError) and "DataLoader worker (pid" in text
     broken = isinstance(error, OSError | EOFError) and "in DataLoader worker process" not in text
     if killed or broken:
@@ -201,6 +292,7 @@ def _explained(error: Exception) -> Exception | None:
 def _loader(
     dataset: DetectionDataset,
     batch_sampler: Sampler[list[Key]] | Sequence[list[Key]],
+    batch: int,
     multiple: int,
     canvas: int,
     workers: int,
@@ -208,21 +300,34 @@ def _loader(
 ) -> DataLoader[Any]:
     if workers < 0:
         raise ValueError(f"data.workers={workers}: give the number of loader processes, 0 or more")
+    context = _worker_context() if workers else None
+    short = context.Event() if context is not None else None
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        collate_fn=functools.partial(collate, multiple=multiple, canvas=canvas),
+        collate_fn=_Collate(multiple, canvas, short),
         num_workers=workers,
         pin_memory=pin_memory,
-        multiprocessing_context=_worker_context() if workers else None,
+        multiprocessing_context=context,
         worker_init_fn=_start_worker,
         # One pass over a training loader is the whole run, so workers last without outliving it; evaluation's, which
         # the fork server makes in a fraction of a second, hold no memory between two evaluations.
         persistent_workers=False,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=_ahead(dataset, batch, canvas, workers) if workers else None,
+        # How often `batches` looks up while it waits; it then goes on waiting.
+        timeout=LOOK if workers else 0,
         # Its own, because each pass over the loader draws a number, which must not move the model's dropout.
         generator=torch.Generator(),
     )
+
+
+def _ahead(dataset: DetectionDataset, batch: int, canvas: int, workers: int) -> int:
+    """How many batches each loader process makes in advance: four, or as many as shared memory has room for."""
+    free = free_shared_memory()
+    augmentation = dataset.augmentation
+    longest = max(augmentation.scales) if augmentation.resize == "square" else augmentation.max_size
+    bytes_each = 3 * batch * (canvas or longest) ** 2
+    return AHEAD if free is None else max(1, min(AHEAD, free // (workers * bytes_each)))
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

@@ -66,7 +66,8 @@ class Report:
         lines += _class_lines(self.summaries)
         counts = [(self.count(severity), severity) for severity in SEVERITIES]
         lines.append(", ".join(f"{count} {severity}{'s' * (count != 1)}" for count, severity in counts))
-        return lines
+        # Names of files need not be text that every terminal can show.
+        return [line.encode("utf-8", "backslashreplace").decode() for line in lines]
 
 
 def summarise(name: str, annotations: Annotations) -> SplitSummary:

@@ -209,6 +209,10 @@ def evaluate(arguments: Sequence[str]) -> int:
                 f"{trained.source} (step {trained.step}); wrote {folder}/detections.json and scores.json",
                 soft_wrap=True,
             )
+        elif here.main:
+            sys.stdout.write(
+                f"{dataset.annotations.path} has no annotations, so there is no AP; wrote {folder}/detections.json\n"
+            )
     return 0
 
 

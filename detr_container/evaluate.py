@@ -76,12 +76,13 @@ def detect(
     return [record for part in parts for record in part] if session.main else []
 
 
-def open_validation(experiment: Experiment) -> DetectionDataset:
-    """The validation split alone, as evaluation reads it."""
+def open_validation(experiment: Experiment, unlabelled: bool = False) -> DetectionDataset:
+    """The validation split alone, as evaluation reads it; unlabelled: a file without annotations will do."""
     data = experiment.data
     make_shapes_if_asked(data)
     images, annotations = resolve_split("val", data.root, data.val_images, data.val_annotations)
-    return DetectionDataset(read_annotations(annotations, images), evaluation_augmentation(data), experiment.seed)
+    read = read_annotations(annotations, images, unlabelled)
+    return DetectionDataset(read, evaluation_augmentation(data), experiment.seed)
 
 
 def known_classes(classes: Sequence[Category], dataset: DetectionDataset) -> None:
@@ -108,14 +109,17 @@ def evaluate_to(
 ) -> Scores | None:
     """Detect, write `detections.json` (COCO's result format) and `scores.json` to `folder`, and return the scores.
 
-    Returns None on all processes but the main one.
+    Returns None on all processes but the main one, and where the annotation file has no annotations, so that there is
+    nothing to score.
     """
     known_classes(classes, dataset)
     results = detect(model, dataset, classes, experiment, session, after_batch)
     if not session.main:
         return None
     write_results(folder / "detections.json", results)
-    scores = score(dataset.annotations.path, results, evaluator)
+    if not dataset.annotations.labelled:
+        return None
+    scores = score(dataset.annotations, results, evaluator)
     data = experiment.data
     pinned = {
         "eval_batch": data.eval_batch,

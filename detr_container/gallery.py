@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from detr_container.datasets.annotations import Category
-from detr_container.datasets.dataset import DetectionDataset, read_image
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.images import read_image
 
 from .files import atomic_write
 from .pictures import contact_sheet, draw_detections, side_by_side

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from detr_container.datasets.batch import Sample, collate
-from detr_container.datasets.dataset import read_image
+from detr_container.datasets.images import read_image
 from detr_container.datasets.transforms import apply_image
 from detr_container.models.detector import Output
 from detr_container.models.postprocess import Detections, postprocess

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from .files import atomic_write
+from detr_container.datasets.annotations import Annotations, read_annotations
+
+from .files import atomic_write, open_regular
 
 Evaluator = Literal["faster", "pycocotools"]
 FIGURES = {
@@ -125,20 +127,21 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Truth:
-    """A plain copy of an annotation file, restricted to known pictures and classes, for either evaluator."""
+    """What an annotation file says of some of its pictures, for either evaluator; known: the ids of all of them."""
 
     image_ids: list[int]
     names: dict[int, str]
     annotations: list[dict[str, Any]]
+    known: frozenset[int] = frozenset()
 
 
 def score(
-    annotations_path: str | Path,
+    annotations: str | Path | Annotations,
     results: Sequence[Record] | str | Path,
     evaluator: Evaluator = "faster",
     image_ids: Sequence[int] | None = None,
 ) -> Scores:
-    """Compute COCO's box AP of `results` (records, or a file of them) against an annotation file.
+    """Compute COCO's box AP of `results` (records, or a file of them) against an annotation file, read or not.
 
     image_ids: score only these pictures; detections on others of the file are then left out. Default: all.
     Neither the file nor the records are altered. No detections give zeros. Of one picture's detections the 100 best
@@ -147,9 +150,12 @@ def score(
     """
     if evaluator not in ("faster", "pycocotools"):
         raise ValueError(f"evaluator {evaluator!r}: it is 'faster' or 'pycocotools'")
-    truth = read_truth(Path(annotations_path), image_ids)
+    if isinstance(annotations, Annotations):
+        path, truth = annotations.path, truth_of(annotations, image_ids)
+    else:
+        path, truth = Path(annotations), read_truth(Path(annotations), image_ids)
     found = read_results(results) if isinstance(results, str | Path) else results
-    detections = _plain_detections(found, truth, Path(annotations_path), restricted=image_ids is not None)
+    detections = _plain_detections(found, truth, path)
     precision, recall = _evaluate(truth, detections, evaluator)
     return _summarise(truth, precision, recall)
 
@@ -173,64 +179,48 @@ def write_results(path: str | Path, results: Sequence[Record]) -> None:
 
 
 def _read_json(path: Path) -> Any:
+    with open_regular(path) as file:
+        content = file.read()
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:  # also what bytes that are not UTF-8 raise
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # also what bytes that are not UTF-8 raise
         raise ValueError(f"{path} is not valid JSON ({error}): was it cut short? Write or copy it again") from error
 
 
 def read_truth(path: Path, image_ids: Sequence[int] | None = None) -> Truth:
     """Read an annotation file in COCO's format, or what it says of some of its pictures.
 
+    It is read by the rules of training, but for names and sizes of images, which scoring does not need.
     Raises ValueError when it is not one, and for pictures that it lacks.
     """
-    content = _read_json(path)
-    needed = ("images", "annotations", "categories")
-    missing = [key for key in needed if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise ValueError(f"{path} has no {', '.join(missing)}: COCO's annotation format needs {', '.join(needed)}")
-    try:
-        return _plain_truth(content, path, image_ids)
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: a record is not in COCO's annotation format ({error!r}): images need id, categories id and name, "
-            "annotations image_id, category_id and bbox"
-        ) from error
+    return truth_of(read_annotations(path, path.parent, names_and_sizes=False), image_ids)
 
 
-def _plain_truth(content: dict[str, Any], path: Path, image_ids: Sequence[int] | None) -> Truth:
-    known = {int(image["id"]) for image in content["images"]}
-    chosen = known if image_ids is None else {int(image_id) for image_id in image_ids}
+def truth_of(annotations: Annotations, image_ids: Sequence[int] | None = None) -> Truth:
+    """What has been read of an annotation file, or of some of its pictures. Raises as `read_truth`."""
+    known = frozenset(annotations.image_ids.tolist())
+    chosen = known if image_ids is None else frozenset(int(image_id) for image_id in image_ids)
     if strangers := sorted(chosen - known):
-        raise ValueError(f"image_ids: {_some(strangers)} not in {path}: pass ids of its images")
+        raise ValueError(f"image_ids: {_some(strangers)} not in {annotations.path}: pass ids of its images")
     if not chosen:
-        raise ValueError(f"no pictures to score: {path} lists {len(known)}, image_ids chooses none of them")
-    names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-    annotations: list[dict[str, Any]] = []
-    for annotation in content["annotations"]:
-        if annotation["image_id"] not in chosen or annotation["category_id"] not in names:
-            continue
-        if len(annotation.get("bbox") or ()) != 4:
-            raise ValueError(f"{path}: annotation {annotation.get('id')} has no bbox [x, y, width, height]: add it")
-        x, y, width, height = (float(value) for value in annotation["bbox"])
-        annotations.append(
-            {
-                # Both evaluators mark "not matched" with id 0 and look objects up by id, so ids must be 1, 2, ...
-                "id": len(annotations) + 1,
-                "image_id": int(annotation["image_id"]),
-                "category_id": int(annotation["category_id"]),
-                "bbox": [x, y, width, height],
-                "area": float(annotation.get("area", width * height)),
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-            }
-        )
-    return Truth(sorted(chosen), dict(sorted(names.items())), annotations)
+        raise ValueError(f"no pictures to score: {annotations.path} lists {len(known)}, image_ids chooses none of them")
+    category_ids = np.array([category.id for category in annotations.categories], dtype=np.int64)
+    images = np.repeat(annotations.image_ids, np.diff(annotations.starts))
+    columns = (images, category_ids[annotations.labels], annotations.boxes, annotations.areas, annotations.crowd)
+    keys = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    kept = np.isin(images, sorted(chosen))
+    rows = zip(*(column[kept].tolist() for column in columns), strict=True)
+    # Both evaluators mark "not matched" with id 0 and look objects up by id, so ids must be 1, 2, ...
+    objects = [{"id": index, **dict(zip(keys, row, strict=True))} for index, row in enumerate(rows, start=1)]
+    for record in objects:
+        record["iscrowd"] = int(record["iscrowd"])
+    names = {category.id: category.name for category in annotations.categories}
+    return Truth(sorted(chosen), names, objects, known)
 
 
-def _plain_detections(results: Sequence[Record], truth: Truth, path: Path, restricted: bool) -> list[dict[str, Any]]:
+def _plain_detections(results: Sequence[Record], truth: Truth, path: Path) -> list[dict[str, Any]]:
     """Check and copy the records, adding what the evaluators need beside them."""
-    found = detection_columns(results, truth, path, restricted)
+    found = detection_columns(results, truth, path)
     rows = zip(
         found.images.tolist(),
         found.categories.tolist(),
@@ -243,24 +233,22 @@ def _plain_detections(results: Sequence[Record], truth: Truth, path: Path, restr
     return [{"id": index, "iscrowd": 0, **dict(zip(keys, row, strict=True))} for index, row in enumerate(rows, start=1)]
 
 
-def detection_columns(results: Sequence[Record], truth: Truth, path: Path, restricted: bool = False) -> Columns:
+def detection_columns(results: Sequence[Record], truth: Truth, path: Path) -> Columns:
     """Records as arrays, without those of classes that the ground truth lacks, of which a warning tells.
 
-    path: the annotation file, for messages; restricted: `truth` is a part of it, and detections on its other pictures
-    are left out. Raises ValueError for records that are not in the format, and for pictures that the file lacks.
+    path: the annotation file, for messages. Detections on pictures that `truth` leaves out are left out, too.
+    Raises ValueError for records that are not in the format, and for pictures that the file lacks.
     """
     if not results:
         nothing = np.zeros(0, dtype=np.int64)
         return Columns(nothing, nothing, np.zeros((0, 4)), np.zeros(0))
     images, categories, boxes, confidences = _columns(results)
     kept = np.isin(images, truth.image_ids)
-    if not kept.all():
-        known = {int(image["id"]) for image in _read_json(path)["images"]} if restricted else set(truth.image_ids)
-        if strangers := sorted(set(images[~kept].tolist()) - known):
-            raise ValueError(
-                f"detections on pictures that {path} lacks: image_id {_some(strangers)}. "
-                "Score them against the annotation file of their own data set"
-            )
+    if not kept.all() and (strangers := sorted(set(images[~kept].tolist()) - truth.known.union(truth.image_ids))):
+        raise ValueError(
+            f"detections on pictures that {path} lacks: image_id {_some(strangers)}. "
+            "Score them against the annotation file of their own data set"
+        )
     classed = np.isin(categories, list(truth.names))
     if not classed.all():
         others = _some(sorted(set(categories[~classed].tolist())))

@@ -62,7 +62,7 @@ def validation_on_all(here: Session, experiment: Experiment) -> DetectionDataset
         if here.main:
             make_shapes_if_asked(experiment.data)
     with here.together():
-        dataset = open_validation(experiment)
+        dataset = open_validation(experiment, unlabelled=True)
         digest = sha256(dataset.annotations.path)
     here.agree({f"the file {dataset.annotations.path}": f"SHA-256 {digest}"})
     return dataset

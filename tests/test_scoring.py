@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from detr_container.datasets.annotations import find_problems, load_json, read_annotations
 from detr_container.scoring import (
     FIGURES,
     Detections,
@@ -256,11 +257,11 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         score(good, cut)
     with pytest.raises(ValueError, match="is a list"):
         score(good, good)
-    with pytest.raises(ValueError, match="no annotations, categories"):
+    with pytest.raises(ValueError, match="'annotations' is missing"):
         score(save(tmp_path, {"images": []}, "bare.json"), [])
-    with pytest.raises(ValueError, match="annotation 1 has no bbox"):
+    with pytest.raises(ValueError, match=r"annotation 1: bbox \[\] is not a list of four"):
         score(save(tmp_path, truth([[]]), "boxless.json"), [])
-    with pytest.raises(ValueError, match="'name'"):
+    with pytest.raises(ValueError, match="category 1: name None is not a text"):
         score(save(tmp_path, {**truth([]), "categories": [{"id": 1}]}, "nameless.json"), [])
     with pytest.raises(ValueError, match="image_ids: 9"):
         score(good, [], image_ids=[1, 9])
@@ -271,6 +272,64 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         score(good, [], unknown)
     with pytest.raises(FileNotFoundError):
         score(tmp_path / "absent.json", [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_every_encoding_of_json_is_read_by_the_rules_of_training(tmp_path: Path, encoding: str) -> None:
+    content = truth([[0, 0, 50, 50], [100, 0, 50, 50]])
+    content["annotations"][0]["area"] = None
+    path = tmp_path / "truth.json"
+    path.write_bytes(json.dumps(content).encode(encoding))
+    scores = score(path, [found([0, 0, 50, 50])])
+    assert (scores.ap50, scores.ap_medium) == (pytest.approx(51 / 101), scores.ap)
+
+
+WRONG: list[tuple[str, Any]] = [
+    *(("area", value) for value in (2**63, float("inf"), float("nan"), -1, "9", [], True, 10**400)),
+    *(("iscrowd", value) for value in (None, 2, "0", -1, 0.5)),
+    *(("bbox", value) for value in (None, [], [1, 2, 3], [1, 2, "3", 4], [1, 2, -3, 4], [1, 2, 1e300, 4], "1234")),
+    *((key, value) for key in ("id", "image_id", "category_id") for value in (None, "1", 1.0, True, 2**64, [], 99)),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG, ids=lambda value: str(value)[:24])
+def test_the_checker_the_loader_and_the_evaluator_refuse_the_same(tmp_path: Path, key: str, value: Any) -> None:
+    content = truth([[0, 0, 50, 50], [0, 0, 50, 50]])
+    content["images"] = [{**image, "file_name": "a.png", "width": 90, "height": 90} for image in content["images"][:1]]
+    content["annotations"][1][key] = value
+    path = save(tmp_path, content)
+    errors = [problem for problem in find_problems(load_json(path), path) if problem.severity == "error"]
+    if key == "id" and value == 99:
+        assert not errors
+        score(path, [])
+        return
+    (error,) = errors
+    for use in (lambda: read_annotations(path, tmp_path), lambda: score(path, [])):
+        with pytest.raises(ValueError, match="1 error") as caught:
+            use()
+        assert error.message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"images": ' + "9" * 5000 + "}", "\ufeff", "", "nul"])
+def test_text_that_is_no_json_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "truth.json"
+    path.write_text(text)
+    for use in (lambda: read_annotations(path, tmp_path), lambda: score(path, []), lambda: read_results(path)):
+        with pytest.raises(ValueError, match=r"truth\.json .*(JSON|list)"):
+            use()
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_ids_of_any_size_and_sign(tmp_path: Path, evaluator: Evaluator) -> None:
+    content = truth([[0, 0, 50, 50]])
+    images, classes = {1: 2**62, 2: -5}, {7: -(2**40)}
+    content["images"] = [{"id": images[image["id"]]} for image in content["images"]]
+    content["categories"] = [{"id": classes[7], "name": "cell"}, {"id": 2**50, "name": "other"}]
+    for row in content["annotations"]:
+        row.update(image_id=images[row["image_id"]], category_id=classes[7], id=-3)
+    scores = score(save(tmp_path, content), [found([0, 0, 50, 50], 0.5, 2**62, classes[7])], evaluator)
+    assert scores.ap == pytest.approx(1.0)
+    assert [row.category_id for row in scores.per_class] == [classes[7], 2**50]
 
 
 def test_detections_of_unknown_classes_are_left_out_with_a_warning(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from detr_container.config import Experiment
 from detr_container.datasets.annotations import Annotations, read_annotations, resolve_split
-from detr_container.datasets.dataset import read_image
+from detr_container.datasets.images import read_image
 from detr_container.pictures import draw_detections, row, to_image
 
 from .analysis import Analysis, CellResult

@@ -180,6 +180,8 @@ DAMAGE = [
     (changed("annotations", 0, category_id=None), "error", "category_id", "annotation 5"),
     (changed("annotations", 0, iscrowd=2), "error", "iscrowd", "annotation 5"),
     (changed("annotations", 0, area=-1), "error", "area", "annotation 5"),
+    (changed("annotations", 0, area=2**63), "error", "area", "more than 1e+10 pixels"),
+    (changed("annotations", 0, bbox=[1, 2, 1e300, 4]), "error", "bbox", "not within 1e+09 pixels"),
     (changed("annotations", 0, area=math.nan), "error", "area", "annotation 5"),
     (changed("annotations", 0, id=4), "error", "duplicate-annotation-id", "annotation 4"),
     (without("annotations", 0, "id"), "error", "annotation-id", "annotation record 0"),
@@ -188,6 +190,11 @@ DAMAGE = [
     (changed("images", 0, height=-50), "error", "image-size", "image 30"),
     (changed("images", 0, height="50"), "error", "image-size", "'50'"),
     (changed("images", 0, file_name=""), "error", "file-name", "image 30"),
+    (changed("images", 0, file_name="a\0.jpg"), "error", "file-name", "image 30"),
+    (changed("images", 0, file_name="a\ud800.jpg"), "error", "file-name", "image 30"),
+    (changed("images", 0, file_name="/pictures/c.jpg"), "warning", "file-elsewhere", "/pictures/c.jpg leads out"),
+    (changed("images", 0, file_name="../c.jpg"), "warning", "file-elsewhere", "image 30"),
+    (changed("images", 0, file_name=None, coco_url="http://x/train2017/1.jpg"), "error", "file-name", "as in LVIS"),
     (without("images", 0, "file_name"), "error", "file-name", "image 30"),
     (changed("images", 0, file_name="a.jpg"), "warning", "duplicate-file", "image 30: a.jpg is also image 10"),
     (changed("images", 0, id=2**70), "error", "image-id", str(2**70)),
@@ -209,6 +216,40 @@ def test_every_kind_of_damage_is_found_and_named(raw: Any, severity: str, kind: 
     assert matching
     assert any(says in problem.message for problem in matching)
     assert all(problem.message.startswith("folder/annotations.json: ") for problem in matching)
+
+
+def many(boxes: list[list[float]]) -> dict[str, Any]:
+    raw = valid()
+    kinds = [category["id"] for category in raw["categories"]]
+    raw["annotations"] = [
+        {"id": number, "image_id": 30, "category_id": kinds[number % 2], "bbox": box}
+        for number, box in enumerate(boxes)
+    ]
+    return raw
+
+
+def test_boxes_of_another_convention_are_remarked_upon() -> None:
+    """On an image of 100 x 50 pixels: shares of its sides, corners, and COCO's own."""
+    corners = [[60, 5, 95, 45], [50, 20, 90, 48], [1, 1, 99, 49], [70, 30, 80, 40.0]]
+    sides = [[left, top, right - left, bottom - top] for left, top, right, bottom in corners]
+    shares = [[left / 100, top / 50, width / 100, height / 50] for left, top, width, height in sides]
+    assert found(many(shares)) == {("warning", "boxes-within-a-pixel")}
+    assert found(many(corners)) >= {("warning", "boxes-as-corners")}
+    assert found(many(sides)) == set()
+    # A single odd one, or too few to tell, are none.
+    assert found(many([*sides, [0, 0, 1, 1]])) == set()
+    assert found(many(shares[:2])) == set()
+
+
+def test_a_file_without_annotations_is_for_evaluation_alone(tmp_path: Path) -> None:
+    raw = valid()
+    del raw["annotations"]
+    path = write(tmp_path / "a.json", raw)
+    with pytest.raises(ValueError, match="image_info files have none"):
+        read_annotations(path, tmp_path)
+    read = read_annotations(path, tmp_path, unlabelled=True)
+    assert (read.labelled, len(read.boxes), read.image_ids.tolist()) == (False, 0, [10, 20, 30])
+    assert read_annotations(write(path, valid()), tmp_path, unlabelled=True).labelled
 
 
 @pytest.mark.parametrize("box", [[-1, 0, 65, 48], [0, 0, 65, 49], [63.5, 47.5, 1, 1]])

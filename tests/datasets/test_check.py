@@ -1,6 +1,7 @@
 """The checker: a healthy data set passes, every kind of damage is found, named and counted."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,38 @@ def twice(root: Path, raw: dict[str, Any]) -> None:
     shutil.copy(root / "val2017" / raw["images"][1]["file_name"], first_file(root, raw))
 
 
+def turned_by_its_tag(root: Path, raw: dict[str, Any]) -> None:
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    for record in raw["images"][:3]:
+        path = root / "val2017" / record["file_name"]
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, format="JPEG", quality=95, exif=tag)
+
+
+def blank(root: Path, raw: dict[str, Any]) -> None:
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(first_file(root, raw))
+
+
+def pipe(root: Path, raw: dict[str, Any]) -> None:
+    path = first_file(root, raw)
+    path.unlink()
+    os.mkfifo(path)
+
+
+def one_wrong_bit(root: Path, raw: dict[str, Any]) -> None:
+    path = first_file(root, raw)
+    with Image.open(path) as image:
+        image.save(path.with_suffix(".png"))
+    path.unlink()
+    path = path.with_suffix(".png")
+    data = bytearray(path.read_bytes())
+    data[200] ^= 4
+    path.write_bytes(data)
+    raw["images"][0]["file_name"] = path.name
+
+
 def unlisted(root: Path, raw: dict[str, Any]) -> None:
     (root / "val2017" / "more").mkdir()
     Image.new("RGB", (4, 4)).save(root / "val2017" / "more" / "000001000001.png")
@@ -122,6 +155,10 @@ DAMAGE: list[tuple[Damage, dict[tuple[str, str], int], str]] = [
     (empty_file, {("error", "unreadable-image"): 1}, "cannot be read"),
     (other_size, {("error", "image-size-differs"): 1}, "the file has 64 x 60 pixels"),
     (turned, {("error", "image-size-differs"): 1}, "orientation tag"),
+    (turned_by_its_tag, {("warning", "orientation"): 1}, "val: 3 of 24 images carry an orientation tag"),
+    (blank, {("warning", "flat-image"): 1}, "all pixels are about the same"),
+    (pipe, {("error", "unreadable-image"): 1}, "pipe"),
+    (one_wrong_bit, {("error", "unreadable-image"): 1}, "not a complete picture"),
     (in_both_splits, {("error", "overlap"): 1}, "the same content as train: "),
     (same_name, {("warning", "same-file-name"): 1}, "the same file name as train: "),
     (twice, {("warning", "duplicate-image"): 1}, "the same content as val: "),

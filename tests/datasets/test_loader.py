@@ -328,3 +328,50 @@ def test_workers_end_with_a_killed_run(dataset: DetectionDataset, repository: Pa
     while any(map(psutil.pid_exists, workers)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not any(map(psutil.pid_exists, workers))
+
+
+LITTLE_ROOM = """
+import pathlib, sys, time
+from detr_container.datasets import loader
+from detr_container.datasets.annotations import read_annotations
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.transforms import Augmentation
+
+loader.LOOK, loader.WAIT = 1, 2
+
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    augmentation = Augmentation((int(sys.argv[2]),), int(sys.argv[2]), resize="square")
+    dataset = DetectionDataset(read_annotations(folder / "instances.json", folder), augmentation)
+    steps = loader.StepBatches(len(dataset), seed=0, batch=4, micro_batch=4, total_steps=12)
+    try:
+        for _ in loader.batches(loader.training_loader(dataset, steps, workers=2)):
+            time.sleep(0.05)
+    except OSError as error:
+        sys.exit(str(error))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("side", "full"), [(300, False), (1100, True)])
+def test_little_shared_memory_is_waited_for_and_none_is_told(
+    dataset: DetectionDataset, repository: Path, tmp_path: Path, side: int, full: bool
+) -> None:
+    """With 8 MiB of it: batches of 1 MiB fit one after the other, and one of 14 MiB never does."""
+    mount = "mount -t tmpfs -o size=8m tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small /dev/shm")
+    (tmp_path / "run.py").write_text(LITTLE_ROOM)
+    command = [sys.executable, str(tmp_path / "run.py"), str(dataset.annotations.image_dir), str(side)]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *command],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == int(full), done.stderr[-2000:]
+    if full:
+        assert "shared memory (/dev/shm) is full, where 8 MiB are free" in done.stderr
+        assert "docker run --shm-size" in done.stderr
