@@ -251,12 +251,15 @@ def predict(arguments: Sequence[str]) -> int:
     trained = open_trained(
         options.model, choose_device(options.device), options.experiment, options.weights, options.classes
     )
-    records = write_predictions(trained, paths, options.output, options.threshold, options.maps)
+    records, refused = write_predictions(trained, paths, options.output, options.threshold, options.maps)
     screen = console()
     for record in records:
         found = record["detections"]
         screen.print(f"{record['file']}: {len(found)} detections", soft_wrap=True)
     screen.print(f"wrote {options.output}/predictions.json and a picture of each", soft_wrap=True)
+    if refused:
+        sys.stderr.write("".join(f"error: {message}\n" for message in refused))
+        return 1
     return 0
 
 

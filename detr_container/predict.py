@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,16 +48,17 @@ class Prediction:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the pictures inside folders named, sorted within each folder.
+    """The files named, and the pictures inside folders named and inside theirs, each folder's sorted before those.
 
-    Raises FileNotFoundError for what is not there and ValueError for a folder without pictures.
+    Hidden files and folders (macOS leaves a `._a.png` beside an `a.png`) are left out.
+    Raises FileNotFoundError for what is not there and ValueError for a folder without pictures, or for no paths at all.
     """
     if not paths:
-        raise ValueError("no image is given: name image files, or folders of them")
+        raise ValueError("no pictures are named: give files, or folders of pictures")
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURES)
+            inside = list(_inside(path))
             if not inside:
                 raise ValueError(f"{path} holds no picture ({', '.join(sorted(PICTURES))})")
             found += inside
@@ -67,15 +69,27 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def _inside(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURES:
+                yield Path(place, name)
+
+
 def file_stems(paths: Sequence[Path]) -> list[str]:
     """A file name without its ending for each picture; underscores keep pictures of one name apart."""
-    stems: list[str] = []
+    stems: dict[str, None] = {}
     for path in paths:
         stem = path.stem
         while stem in stems:
             stem += "_"
-        stems.append(stem)
-    return stems
+        stems[stem] = None
+    return list(stems)
+
+
+class UnreadableError(ValueError):
+    """A file that is no picture, or a damaged one."""
 
 
 @torch.inference_mode()
@@ -88,7 +102,7 @@ def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iter
         try:
             image = read_image(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+            raise UnreadableError(f"{path} cannot be read as a picture: {error}") from error
         size = (image.shape[1], image.shape[2])
         plan = augmentation.draw(random.Random(0), size)
         nothing = torch.zeros(0, dtype=torch.int64)
@@ -123,14 +137,21 @@ def as_records(prediction: Prediction, trained: Trained, threshold: float) -> di
 
 def write_predictions(
     trained: Trained, paths: Sequence[Path], folder: Path, threshold: float = 0.5, maps: bool = False
-) -> list[dict[str, Any]]:
-    """Predict, and write `predictions.json` and a picture per input to `folder`; returns what the JSON holds.
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Predict, and write `predictions.json` and a picture per input to `folder`.
 
+    Returns what the JSON holds, and what is wrong with pictures that cannot be read. Raises ValueError when none can.
     maps: also one picture per input of where the decoder's last layer looked for its best detections.
     """
     names = [category.name for category in trained.classes]
-    records = []
-    for stem, prediction in zip(file_stems(paths), predict(trained, paths, maps), strict=True):
+    records: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for stem, path in zip(file_stems(paths), paths, strict=True):
+        try:
+            (prediction,) = predict(trained, [path], maps)
+        except UnreadableError as error:
+            refused.append(str(error))
+            continue
         found = prediction.found
         folder.mkdir(parents=True, exist_ok=True)
         boxes, labels, scores = (part.cpu() for part in (found.boxes, found.labels, found.scores))
@@ -139,8 +160,11 @@ def write_predictions(
         if maps:
             draw_maps(prediction, names, threshold).save(folder / f"{stem}_attention.jpg", quality=92)
         records.append(as_records(prediction, trained, threshold))
+    if not records:
+        more = f" (and {len(refused) - 1} more that cannot be read)" if len(refused) > 1 else ""
+        raise ValueError(refused[0] + more)
     write_json(folder / "predictions.json", records)
-    return records
+    return records, refused
 
 
 def query_maps(prediction: Prediction, query: int) -> Tensor:

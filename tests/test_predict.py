@@ -1,6 +1,7 @@
 """Prediction: the same boxes as evaluation, JSON and pictures, and maps of what the decoder looked at."""
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -171,3 +172,32 @@ def test_folders_and_files_in_order(root: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "sub").mkdir()
     assert find_pictures([tmp_path / "b.JPG", tmp_path]) == [tmp_path / "b.JPG", tmp_path / "a.png", tmp_path / "b.JPG"]
+
+
+def test_subfolders_are_searched_and_hidden_files_are_left_out(tmp_path: Path) -> None:
+    names = ("b.png", "._b.png", "sub/a.tif", "sub/deep/c.JPG", ".cache/d.png", "sub/notes.txt")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_pictures([tmp_path]) == [tmp_path / "b.png", tmp_path / "sub" / "a.tif", tmp_path / "sub/deep/c.JPG"]
+    with pytest.raises(ValueError, match="no pictures are named"):
+        find_pictures([])
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_predicted(
+    run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = sorted((root / "val2017").iterdir())[:3]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shutil.copy(first, folder / "a.jpg")
+    (folder / "b.jpg").write_bytes(second.read_bytes()[:300])
+    os.mkfifo(folder / "c.png")
+    shutil.copy(third, folder / "d.jpg")
+    assert predict(run, folder, "--output", tmp_path / "out", "--threshold", 0) == 1
+    assert [Path(row["file"]).name for row in records(tmp_path / "out")] == ["a.jpg", "d.jpg"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg", "d.jpg", "predictions.json"]
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2].startswith(f"error: {folder / 'b.jpg'}")
+    assert told[-1].startswith(f"error: {folder / 'c.png'}")
+    assert "pipe" in told[-1]
