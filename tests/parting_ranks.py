@@ -1,0 +1,101 @@
+"""A process of two that are about to part, and what it went through. Usage: parting_ranks.py FOLDER RANK."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from runs import tiny
+
+from detr_container import distributed, resume
+from detr_container.checkpoint import Checkpoints
+from detr_container.config import Experiment
+from detr_container.distributed import Session, session
+from detr_container.launch.interrupt import StopRequest
+from detr_container.resume import content_hash
+from detr_container.run import Run
+from detr_container.together import data_on_all
+from detr_container.train import Trainer
+
+FOLDER, RANK = Path(sys.argv[1]), int(sys.argv[2])
+GIVEN = json.loads((FOLDER / "given.json").read_text())
+
+
+def experiment(**changed: Any) -> Experiment:
+    settings = {"train__eval_every": 0, "train__epochs": 1, "head__dropout": 0.1, "train__micro_batch": 1}
+    return tiny(Path(GIVEN["root"]), **settings, **changed)
+
+
+def train(here: Session, name: str = "run", **changed: Any) -> list[Any]:
+    """The step that this process ended at, and its weights; batch statistics are each process's own."""
+    settings = experiment(**changed)
+    with StopRequest() as stop:
+        trainer = Trainer(settings, Run(FOLDER / name), data_on_all(here, settings), here, stop)
+        trainer.run_to_end()
+    return [trainer.step, content_hash(dict(trainer.model.named_parameters()))]
+
+
+def blind(here: Session) -> list[Any]:
+    """The second process sees an old listing of the folder, in which there is no checkpoint."""
+    if RANK:
+        Checkpoints.paths = lambda self: []  # type: ignore[method-assign]
+        Checkpoints.newest = lambda self: None  # type: ignore[method-assign]
+    return train(here, train__max_steps=1)
+
+
+def fail(here: Session) -> None:
+    """The second process fails while the first waits for it."""
+    if RANK:
+        raise LookupError("something of its own")
+    here.barrier()
+
+
+def stick(here: Session) -> None:
+    """The second process has failed, but does not end, and the first waits for it."""
+    distributed.GRACE = 0.5
+    if RANK:
+        distributed._tell_others(STORES[-1], "rank 1 has a reason")
+        time.sleep(5)
+        os._exit(0)
+    here.barrier()
+
+
+STORES: list[Any] = []
+SCENES: dict[str, Callable[[Session], Any]] = {
+    "begin": lambda here: train(here, train__max_steps=2),
+    "blind": blind,
+    "hidden": lambda here: train(here, "elsewhere" if RANK else "run"),
+    "settings": lambda here: train(here, "other", seed=RANK),
+    "fail": fail,
+    "stick": stick,
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    resume.PATIENCE = 0.5
+    join = distributed._join
+
+    def joined(*arguments: Any) -> Any:
+        STORES.append(join(*arguments))
+        return STORES[-1]
+
+    distributed._join = joined
+    found: dict[str, Any] = {}
+    for (name, scene), port in zip(SCENES.items(), GIVEN["ports"], strict=True):
+        os.environ.update(RANK=str(RANK), LOCAL_RANK=str(RANK), WORLD_SIZE="2")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        try:
+            with session("cpu") as here:
+                found[name] = scene(here)
+        except (ValueError, OSError, LookupError) as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        (FOLDER / f"found-{RANK}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Two processes that would decide differently agree, or both end in one line that says which of them could not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from runs import REPOSITORY, environment, free_port
+
+from detr_container.distributed import is_lost
+
+
+@pytest.fixture(scope="module")
+def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[int], str]:
+    """What both processes went through, their exit statuses, and what the first one said."""
+    folder = tmp_path_factory.mktemp("parting")
+    given = {"root": str(root), "ports": [free_port() for _ in range(6)]}
+    (folder / "given.json").write_text(json.dumps(given))
+    command = [sys.executable, str(REPOSITORY / "tests" / "parting_ranks.py"), str(folder)]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], env=environment(), stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    files = [folder / f"found-{rank}.json" for rank in range(2)]
+    assert all(path.exists() for path in files), "\n--- rank 1 ---\n".join(said)
+    return [json.loads(path.read_text()) for path in files], [process.returncode for process in ranks], said[0]
+
+
+def test_a_process_that_sees_no_checkpoint_loads_the_main_ones(found: Any) -> None:
+    (first, second), _, _ = found
+    assert first["begin"] == second["begin"]
+    assert first["begin"][0] == 2
+    assert first["blind"] == second["blind"]
+    assert first["blind"][0] == 3
+
+
+def test_a_process_that_cannot_read_the_file_ends_all(found: Any) -> None:
+    (first, second), _, _ = found
+    assert second["hidden"].startswith("FileNotFoundError: ")
+    assert "no such checkpoint" in second["hidden"]
+    assert first["hidden"].startswith("ConnectionError: another process of this job has ended: rank 1 on ")
+    assert "no such checkpoint" in first["hidden"]
+
+
+def test_processes_of_other_settings_do_not_train_together(found: Any) -> None:
+    for each in found[0]:
+        assert each["settings"].startswith("ValueError: the processes of this job do not agree on the setting seed: ")
+        assert "rank 1 on " in each["settings"]
+
+
+def test_a_failed_process_is_named_by_those_that_wait_for_it(found: Any) -> None:
+    (first, second), _, _ = found
+    assert "something of its own" in second["fail"]
+    assert first["fail"].startswith("ConnectionError: another process of this job has ended: rank 1 on ")
+    assert "something of its own" in first["fail"]
+
+
+def test_nobody_waits_for_ever_for_a_process_that_failed(found: Any) -> None:
+    _, statuses, said = found
+    assert statuses == [2, 2]
+    assert said.splitlines()[-1] == "[rank 0] error: another process of this job has ended: rank 1 has a reason"
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (dist.DistBackendError("NCCL communicator was aborted on rank 1."), True),
+        (dist.DistBackendError("NCCL error in: ... remote process exited or there was a network error"), True),
+        (dist.DistNetworkError("Broken pipe"), True),
+        (dist.DistStoreError("wait timeout after 1800000ms"), True),
+        (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:9"), True),
+        (RuntimeError("Connection reset by peer"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("by peer"), False),
+    ],
+)
+def test_the_words_and_kinds_of_a_lost_neighbour(error: Exception, lost: bool) -> None:
+    assert is_lost(error) is lost
+
+
+@pytest.mark.parametrize("name", ["SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK", "MASTER_PORT"])
+def test_a_malformed_variable_is_named_and_nobody_waits(name: str, tmp_path: Path) -> None:
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    command = [sys.executable, "-m", "detr_container", "train", "debug", "--device", "cpu"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment(**place | {name: "x"}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"{name}='x': a whole number from" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
