@@ -7,16 +7,21 @@ Colours tell classes apart also for colour-blind readers (Okabe and Ito 2008); t
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import matplotlib.font_manager as font_manager
 import numpy as np
+from matplotlib.ft2font import FT2Font
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 Picture = Image.Image | Tensor | NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -77,6 +82,7 @@ def draw_detections(
         raise ValueError(f"{lengths}: pass one of each for every object")
     if wrong := sorted(set(names.tolist()) - set(range(len(classes)))):
         raise ValueError(f"labels {wrong[:5]} with {len(classes)} classes: labels count from 0 along `classes`")
+    classes = legible_names(classes)
     order = [index for index in np.argsort(marks, kind="stable") if marks[index] >= threshold or scores is None]
     draw = ImageDraw.Draw(image)
     for index in order:
@@ -227,10 +233,51 @@ def _enlarged(image: Image.Image, legible: int) -> tuple[Image.Image, int]:
 
 
 @functools.cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, which matplotlib always brings along."""
+def _font(size: int, bold: bool = False, path: str = "") -> ImageFont.FreeTypeFont:
+    """Load a font file; by default DejaVu Sans, which matplotlib always brings along."""
+    return ImageFont.truetype(path or _dejavu(bold), size)
+
+
+def _dejavu(bold: bool = False) -> str:
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
+
+
+@functools.lru_cache(1024)
+def font_with(letters: frozenset[str]) -> str | None:
+    """The path of a font that has all these letters: "" for DejaVu Sans, else one of the system's; None without any."""
+    wanted = {ord(letter) for letter in letters if not letter.isspace()}
+    if wanted <= _letters_of(_dejavu()):
+        return ""
+    found = sorted(font_manager.findSystemFonts())
+    return next((path for path in found if wanted <= _letters_of(path)), None)
+
+
+@functools.cache
+def _letters_of(path: str) -> frozenset[int]:
+    try:
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError, ValueError):
+        # A file that is no font after all.
+        return frozenset()
+
+
+def legible_names(classes: Sequence[str]) -> list[str]:
+    """Names that can be drawn: `class k` for one whose letters no font here has, of which a warning tells once."""
+    return [_legible(name, label) for label, name in enumerate(classes)]
+
+
+@functools.cache
+def _legible(name: str, label: int) -> str:
+    if font_with(frozenset(name)) is not None:
+        return name
+    _log.warning(
+        "no font here has the letters of %r: it is drawn as class %d. Install one that has them, for instance the "
+        "package fonts-noto-cjk or fonts-noto-core",
+        name,
+        label,
+    )
+    return f"class {label}"
 
 
 def _clipped(draw: ImageDraw.ImageDraw, box: NDArray[np.float64]) -> tuple[float, float, float, float]:
@@ -275,7 +322,7 @@ def _tag(
 ) -> tuple[float, float, float, float]:
     """Write a label at one of the box's corners, inside the picture, where it covers other labels least."""
     width, height = draw.im.size
-    font = _font(letters or max(11, round(min(width, height) / 40)))
+    font = _font(letters or max(11, round(min(width, height) / 40)), path=font_with(frozenset(text + "…")) or "")
     while len(text) > 1 and font.getlength(text) + 6 > width:
         text = text[:-2] + "…"
     ascent, descent = font.getmetrics()
@@ -299,7 +346,7 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 
 def _paragraph(text: str, width: int, size: int, bold: bool = False) -> Image.Image:
     """Set text in lines of at most `width` pixels, on paper just as high as it needs."""
-    font = _font(size, bold)
+    font = _font(size, bold, font_with(frozenset(text)) or "")
     letters = max(1, int(width / font.getlength("i")))
     lines = _wrapped(text, letters)
     while letters > 1 and max(font.getlength(line) for line in lines) > width:

@@ -23,7 +23,7 @@ from detr_container.models.postprocess import Detections, postprocess
 from .build import evaluation_augmentation
 from .evaluate import autocast
 from .files import write_json
-from .pictures import attention_sheet, draw_detections
+from .pictures import attention_sheet, draw_detections, legible_names
 from .trained import Trained
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -143,7 +143,7 @@ def write_predictions(
     Returns what the JSON holds, and what is wrong with pictures that cannot be read. Raises ValueError when none can.
     maps: also one picture per input of where the decoder's last layer looked for its best detections.
     """
-    names = [category.name for category in trained.classes]
+    names = legible_names([category.name for category in trained.classes])
     records: list[dict[str, Any]] = []
     refused: list[str] = []
     for stem, path in zip(file_stems(paths), paths, strict=True):

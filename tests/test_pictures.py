@@ -21,6 +21,8 @@ from detr_container.pictures import (
     attention_sheet,
     contact_sheet,
     draw_detections,
+    font_with,
+    legible_names,
     outlined,
     overlay_heat,
     row,
@@ -146,6 +148,26 @@ def test_overlap_counts_shared_pixels(one: tuple[int, ...], other: tuple[int, ..
         all(x1 <= x < x2 and y1 <= y < y2 for x1, y1, x2, y2 in rectangles) for x in range(12) for y in range(12)
     )
     assert _overlap(rectangles[0], rectangles[1]) == shared
+
+
+def test_names_without_a_font_are_drawn_by_their_number_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    nowhere = "\U0010fffd"  # For private use: no font has it.
+    assert legible_names(["cell", nowhere, "κύτταρο"]) == ["cell", "class 1", "κύτταρο"]
+    legible_names(["cell", nowhere])
+    assert len([record for record in caplog.records if "no font here has the letters" in record.message]) == 1
+    box = [[20, 40, 120, 140]]
+    drawn, expected = (draw_detections(plain(), box, [0], None, (name,)) for name in (nowhere, "class 0"))
+    assert (pixels(drawn) == pixels(expected)).all()
+
+
+def test_a_font_of_the_system_is_taken_for_letters_that_ours_lacks() -> None:
+    letters = frozenset("红细胞")
+    path = font_with(letters)
+    if path is None:
+        pytest.skip("needs a font with Chinese letters")
+    one, other = (draw_detections(plain(), [[20, 40, 120, 140]], [0], None, (name,)) for name in ("红", "胞"))
+    assert path
+    assert (pixels(one) != pixels(other)).any(), "boxes for missing letters look alike"
 
 
 def test_wrong_detections_are_refused() -> None:
