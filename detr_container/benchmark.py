@@ -50,7 +50,7 @@ def run(options: Sequence[BenchmarkOptions]) -> int:
                 _log.warning("%s: %s", label, warning)
     result = side_by_side(experiments, options[0].measure, progress=True)
     if options[0].output:
-        write_json(options[0].output, result)
+        write_json(options[0].output, result, follow=True)
     found: dict[str, dict[str, Any]] = result["experiments"]
     failures = {label: each["failure"] for label, each in found.items() if each["failure"]}
     if not any(each["figures"] for each in found.values()) and all(each["refused"] for each in found.values()):

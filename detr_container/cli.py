@@ -181,6 +181,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = parse(EvaluateOptions, arguments, "evaluate", evaluate.__doc__)
     from .distributed import session
     from .evaluate import evaluate_to, with_data
+    from .files import refuse_links
+    from .run import WRITTEN
     from .scoring import table
     from .together import trained_on_all, validation_on_all
     from .trained import open_trained
@@ -199,6 +201,8 @@ def evaluate(arguments: Sequence[str]) -> int:
             workers=data.workers if options.workers < 0 else options.workers,
         )
         experiment = replace(experiment, data=changed)
+        if options.output is None and options.model.is_dir():
+            refuse_links(options.model, WRITTEN)
         folder = options.output or (options.model if options.model.is_dir() else options.model.parent) / "evaluation"
         dataset = validation_on_all(here, experiment)
         scores = evaluate_to(folder, trained.model, dataset, trained.classes, experiment, here, options.evaluator)
@@ -334,7 +338,7 @@ def export(arguments: Sequence[str]) -> int:
     trained = open_trained(options.model, cpu, options.experiment, options.weights, options.classes)
     state = exported(trained, options.layout, options.rows)
     content = {"model": state} if options.layout == "published" else state
-    atomic_write(options.target, lambda file: torch.save(content, file))
+    atomic_write(options.target, lambda file: torch.save(content, file), follow=True)
     console().print(f"wrote {len(state)} tensors to {options.target}", soft_wrap=True)
     return 0
 

@@ -26,7 +26,9 @@ from detr_container.launch.lock import FolderLock
 from detr_container.launch.memory import keep_freed_memory
 from detr_container.launch.processes import ProcessInfo, count, current_process
 
+from .files import refuse_links
 from .peak_memory import peak_memory
+from .run import WRITTEN
 
 _log = logging.getLogger(__name__)
 RENDEZVOUS = timedelta(minutes=10)
@@ -137,6 +139,7 @@ class Session:
         with ExitStack() as held:
             with self.together():
                 if self.main:
+                    refuse_links(folder, WRITTEN)
                     held.enter_context(FolderLock(folder, os.environ.get("SLURM_JOB_ID", "")))
             yield
 

@@ -68,15 +68,19 @@ def _refuse_unless_regular(path: Path | str, mode: int) -> None:
         raise ValueError(f"{path} is {kind}, and only regular files are read: name a file, or copy the content to one")
 
 
-def atomic_write(path: Path | str, writer: Callable[[BinaryIO], object], size: int | None = None) -> Path:
+def atomic_write(
+    path: Path | str, writer: Callable[[BinaryIO], object], size: int | None = None, follow: bool = False
+) -> Path:
     """Write a file so that at every moment, power cuts included, the old or the new one is there in full.
 
     writer: receives the open binary file; whatever it raises passes through, and the old file stays as it was.
     size: the number of bytes to be written where it is known, for the message when they do not fit.
-    Missing folders are made; a link is followed, not replaced. Returns the path.
+    follow: write to where a link leads; otherwise a link is refused. Missing folders are made. Returns the path.
     Raises OSError, saying what to do, when the disk or quota is full or the file exceeds the process's limit.
     """
     path = Path(path)
+    if not follow:
+        refuse_link(path)
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_dir():
@@ -97,13 +101,33 @@ def atomic_write(path: Path | str, writer: Callable[[BinaryIO], object], size: i
     return path
 
 
-def write_json(path: Path | str, value: Any) -> Path:
+def refuse_link(path: Path | str) -> None:
+    """Raise OSError when a path is a symbolic link, through which something else would be overwritten or removed."""
+    if os.path.islink(path):
+        raise OSError(
+            errno.ELOOP,
+            f"{path} is a symbolic link to {os.readlink(path)}, and nothing is written or removed through a link: "
+            "put a copy, or nothing, in its place",
+        )
+
+
+def refuse_links(folder: Path, patterns: Iterable[str]) -> None:
+    """Raise OSError when anything in a folder that matches a pattern is a symbolic link; the folder itself may be one.
+
+    patterns: those of a folder before those of what is in it, which are then not followed.
+    """
+    for pattern in patterns:
+        for path in sorted(folder.glob(pattern)):
+            refuse_link(path)
+
+
+def write_json(path: Path | str, value: Any, follow: bool = False) -> Path:
     """Write `value` as indented JSON, atomically.
 
     Paths become strings and arrays or tensors lists; a number that is not finite becomes null, as JSON has none.
     """
     data = (_dumps(value, indent=2) + "\n").encode()
-    return atomic_write(path, lambda file: file.write(data), len(data))
+    return atomic_write(path, lambda file: file.write(data), len(data), follow)
 
 
 def write_jsonl(path: Path | str, records: Iterable[dict[str, Any]]) -> Path:
@@ -147,7 +171,9 @@ class JsonLines:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        refuse_link(self.path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._descriptor = os.open(self.path, flags, 0o666)
         data = self.path.read_bytes()
         whole = _whole(data)
         os.ftruncate(self._descriptor, whole)

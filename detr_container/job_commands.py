@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import platform
 import signal
 import sys
@@ -16,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.table import Table
 
+from detr_container.launch.alive import tell
 from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources
 
@@ -186,6 +185,8 @@ def cancel(arguments: Sequence[str]) -> int:
     """End runs' jobs; a running one saves first and can be resubmitted: `cancel RUN ...`."""
     from detr_container.launch import queue
 
+    from .files import refuse_links
+    from .run import WRITTEN
     from .standing import ACTIVE, runs_in, standings, started
 
     options = parse(CancelOptions, arguments, "cancel", cancel.__doc__)
@@ -197,6 +198,8 @@ def cancel(arguments: Sequence[str]) -> int:
             _say(f"{row.folder}: nothing to cancel, {why}")
             continue
         submission, _ = started(row.folder)
+        submission.refuse_foreign(row.folder)
+        refuse_links(row.folder, WRITTEN)
         mark = submission.job_folder(row.folder).cancelled_path
         mark.touch()
         try:
@@ -216,8 +219,8 @@ def _end_controller(job: JobFolder, process: int) -> None:
     facts = job.submission() or {}
     if facts.get("host") != platform.node():
         raise ValueError(f"{job.run} runs on {facts.get('host')}: cancel it there")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGTERM)
+    if not tell(process, str(facts.get("process", "")), signal.SIGTERM):
+        raise ValueError(f"{job.run}: process {process} is not, or no longer, that of its job; nothing was signalled")
 
 
 @dataclass(frozen=True)
@@ -247,9 +250,14 @@ def resubmit(arguments: Sequence[str]) -> int:
     experiment = run.experiment()
     try:
         before, _ = started(folder)
-        default = ResubmitOptions(experiment, before.resources, before.where)
-        code, workdir = Path(before.code), Path(before.workdir)
     except ValueError:
+        before = None
+    if before is not None:
+        before.refuse_foreign(folder)
+        default = ResubmitOptions(experiment, before.resources, before.where)
+        code: Path | None = Path(before.code)
+        workdir: Path | None = Path(before.workdir)
+    else:
         # Trained by `train` until now.
         default, code, workdir = ResubmitOptions(experiment, jobs.usual_resources(), "slurm"), None, None
     options = parse(ResubmitOptions, arguments[1:], "resubmit", resubmit.__doc__, default)

@@ -24,8 +24,8 @@ from detr_container.launch.submit import submit as launch
 from . import config
 from .arguments import start_logging
 from .config import Experiment
-from .files import write_json
-from .run import Run, changes
+from .files import refuse_links, write_json
+from .run import WRITTEN, Run, changes
 from .standing import ACTIVE, standing
 
 CLUSTER = "DETR_CONTAINER_CLUSTER"
@@ -182,6 +182,7 @@ def _check_settings(experiment: Experiment, world: int) -> None:
 
 def _check_folder(member: Member) -> None:
     """That the run is not going on already, is not another one, and has something left to do."""
+    refuse_links(member.folder, WRITTEN)
     run, now, folder = Run(member.folder), standing(member.folder), member.folder
     if run.exists:
         before = run.experiment()

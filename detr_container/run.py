@@ -29,6 +29,14 @@ FIXED = ("backbone.", "head.", "loss.", "seed", "init", "train.batch", "train.em
 FREE = ("backbone.weights", "backbone.file_weights")
 
 
+# Where a run is written, folders before what is in them.
+WRITTEN = (
+    *(".lock", "*.json", "*.jsonl", "*.png", "log.txt", "tensorboard", "tensorboard/*", "checkpoints", "checkpoints/*"),
+    *("detections", "detections/*", "detections/*/*", "evaluation", "evaluation/*"),
+    *("job", "job/*", "job/attempts/*", "job/submissions/*"),
+)
+
+
 class Run:
     """One run's folder."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from detr_container.launch import queue
+from detr_container.launch.alive import mark
 from detr_container.launch.attempts import Attempt, JobFolder
 from detr_container.launch.lock import holder
 from detr_container.launch.queue import Queued
@@ -124,6 +125,8 @@ def _local(folder: Path, facts: dict[str, Any]) -> Queued | None:
     if facts.get("host") != platform.node():
         return None
     try:
+        if facts.get("process", "") != "" and mark(int(facts["job"])) != facts["process"]:
+            return None
         process = psutil.Process(int(facts["job"]))
         # Within a line of the shell, as long as that sets things up.
         if "detr_container.launch.local" not in _command_line(process) or process.status() == psutil.STATUS_ZOMBIE:

@@ -53,6 +53,8 @@ class LocalExecutor(submitit.LocalExecutor):
             "CUDA_VISIBLE_DEVICES": ",".join(gpus[: submission.resources.gpus_per_node]),
             "PYTHONPATH": os.pathsep.join(filter(None, [submission.code, os.environ.get("PYTHONPATH")])),
             "PYTHONSAFEPATH": "1",
+            # The copy of the code stays as it was made.
+            "PYTHONDONTWRITEBYTECODE": "1",
             _INDEX: str(self._started),
             _AT_ONCE: str(self._at_once),
         }

@@ -14,12 +14,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from detr_container.files import refuse_link
+
+from .alive import mark
+
 _log = logging.getLogger(__name__)
 NAME = ".lock"
 # A look at the lock (`holder`) takes it for a moment, and a killed holder lets go a moment late.
 _MOMENT = 2.0
 # A lock on NFS of a node that has failed lasts until the server's lease on it runs out, 90 seconds by default.
 _LEASE = 180.0
+_CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class FolderLock:
@@ -27,12 +32,13 @@ class FolderLock:
 
     job: the scheduler's name of this job, if any. After a node's failure a job may start again before the file server
     has noticed, so a lock that the same job holds is waited for. Raises ValueError when somebody else has the folder.
-    A file system that cannot lock is worked on with a warning.
+    On a file system that cannot lock, what the holder wrote in the file counts: one on this machine that has ended is
+    overruled, one on another machine is believed.
     """
 
     def __init__(self, folder: Path, job: str = "") -> None:
         self.path, self.job = folder / NAME, job
-        self._descriptor = -1
+        self._descriptor, self._lockless = -1, False
 
     def __enter__(self) -> Self:
         self._made = not self.path.parent.exists()
@@ -44,12 +50,9 @@ class FolderLock:
             if time.monotonic() - began > patience:
                 raise ValueError(
                     f"{self.path.parent} is in use by {describe(other)}: two jobs in one folder would spoil each "
-                    "other's files. Wait for it, stop it, or choose another name"
+                    f"other's files. Wait for it, stop it, or choose another name{self._aside()}"
                 )
             time.sleep(0.1)
-        content = {"host": platform.node(), "pid": os.getpid(), "job": self.job, "since": time.time()}
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
         return self
 
     def __exit__(
@@ -63,43 +66,78 @@ class FolderLock:
                 self.path.parent.rmdir()
 
     def _taken(self) -> bool:
-        """Open the file and lock it, unless somebody else has, or has just removed it."""
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        """Open the file, lock it and write who has it, unless somebody else has, or has just removed it."""
+        refuse_link(self.path)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._descriptor, made = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+        except FileExistsError:
+            try:
+                self._descriptor, made = os.open(self.path, flags), False
+            except FileNotFoundError:
+                return False
+        try:
+            mine = self._locked(made) and os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
+        except FileNotFoundError:
+            mine = False
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        if not mine:
+            os.close(self._descriptor)
+            return False
+        here = {"host": platform.node(), "pid": os.getpid(), "process": mark(os.getpid()), "job": self.job}
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps({**here, "since": time.time()}).encode(), 0)
+        return True
+
+    def _locked(self, made: bool) -> bool:
+        """Whether this process has the file. made: it is new, which is what decides where nothing can be locked."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         except OSError as reason:
-            if isinstance(reason, BlockingIOError):
-                os.close(self._descriptor)
-                return False
-            if reason.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            if reason.errno not in _CANNOT:
                 raise
-            _log.warning(
-                "%s cannot be locked on this file system (%s): nothing keeps a second job out of the folder",
-                self.path,
-                reason.strerror,
-            )
-        try:
-            same = os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
-        except FileNotFoundError:
-            same = False
-        if not same:
-            os.close(self._descriptor)
-        return same
+            self._lockless = True
+            other = _content(self.path)
+            if not made and _gone(other, self.job):
+                self._remove(other)
+            return made
+        return True
+
+    def _remove(self, judged: dict[str, Any]) -> None:
+        """Remove the file of a holder that has ended, unless another process has put its own in the place."""
+        aside = self.path.with_name(f"{NAME}.{platform.node()}-{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, aside)
+            if _content(aside) != judged:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self.path)
+            aside.unlink()
+
+    def _aside(self) -> str:
+        """What to add where only the file tells."""
+        if not self._lockless:
+            return ""
+        return f". This file system cannot lock, so that the file counts: if that process has ended, remove {self.path}"
 
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who holds a folder's lock: host, pid, job, since (seconds since 1970); None when nobody does."""
     path = folder / NAME
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return _content(path)
-    except OSError:
-        return None
+    except OSError as reason:
+        other = _content(path)
+        return other if reason.errno in _CANNOT and not _gone(other) else None
     finally:
         os.close(descriptor)
     return None
@@ -112,6 +150,17 @@ def describe(other: dict[str, Any]) -> str:
     job = f" of job {other['job']}" if other.get("job") else ""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(other.get("since", 0)))
     return f"process {other.get('pid')} on {other.get('host')}{job}, since {since}"
+
+
+def _gone(other: dict[str, Any], job: str = "") -> bool:
+    """Whether a holder has certainly ended: on this machine, or because its job, which is started again, is this one.
+
+    An empty file is that of a process that is just taking it.
+    """
+    if job and other.get("job") == job:
+        return True
+    known = isinstance(other.get("pid"), int) and other.get("host") == platform.node() and other.get("process")
+    return bool(known) and mark(other["pid"]) != other["process"]
 
 
 def _content(path: Path) -> dict[str, Any]:

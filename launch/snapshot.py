@@ -9,6 +9,8 @@ from typing import Any
 
 from detr_container.files import write_json
 
+from .ownership import keep_own
+
 NOTE = "snapshot.json"
 """The file that says where a copy came from."""
 
@@ -24,4 +26,5 @@ def take_snapshot(package: Path, target: Path, facts: dict[str, Any]) -> Path:
         digest.update(f"{path.relative_to(copied)}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     write_json(target / NOTE, {"package": str(package), "sha256": digest.hexdigest(), **facts})
+    keep_own(target)
     return target

@@ -15,8 +15,10 @@ from pydantic import TypeAdapter
 
 from detr_container.files import write_json
 
+from .alive import mark
 from .attempts import JobFolder
 from .interrupt import StopRequest
+from .ownership import keep_own, refuse_foreign
 from .resources import Resources, minutes
 
 Where = Literal["slurm", "local", "debug"]
@@ -58,13 +60,26 @@ class Submission:
     def write(self) -> None:
         """Keep it, where its jobs will look for it."""
         write_json(self.folder / _FILE, {name: value for name, value in asdict(self).items() if name != "folder"})
+        keep_own(self.folder / _FILE)
+
+    def refuse_foreign(self, run: Path) -> None:
+        """Raise ValueError unless what would run on account of this submission of `run` is this person's alone."""
+        remedy = (
+            f"copy the run (cp -r {run} MINE; rm -r MINE/job), and `detr-container resubmit MINE` goes on with the copy"
+        )
+        job = self.job_folder(run).folder / "job.json"
+        refuse_foreign([job, self.folder / _FILE, Path(self.code)], remedy)
 
     def tell_runs(self) -> None:
         """Leave in every run's folder which submission it belongs to."""
         for index, (run, job) in enumerate(zip(self.folders, self.jobs, strict=True)):
             facts = {"submission": str(self.folder), "where": self.where, "index": index, "job": job}
             facts["host"] = platform.node()
+            if self.where == "local":
+                # Its number will be another process's one day.
+                facts["process"] = mark(int(job))
             self.job_folder(run).describe(facts)
+            keep_own(self.job_folder(run).folder / "job.json")
 
     def job_folder(self, run: str | Path) -> JobFolder:
         """What launching keeps in a run's folder."""

@@ -81,7 +81,7 @@ def slurm_parameters(submission: Submission, name: str, at_once: int) -> dict[st
         "setup": [
             *wanted.setup,
             # The copied code comes before whatever is installed, and before the folder the job runs in.
-            f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
+            f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1",
             f"export {ATTEMPT}=$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}} LAUNCH_BEGAN=$(date +%s)",
             "# this shell outlives the signals that end the job, to judge how it ended and to requeue it",
             "trap : TERM USR2",

@@ -60,11 +60,15 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path: Path, error: BaseExcepti
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_link_is_followed(tmp_path: Path) -> None:
+def test_a_link_is_followed_on_request_alone(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     link = tmp_path / "link.json"
     link.symlink_to("real/file.json")
-    write_json(link, [1])
+    for write in (lambda: write_json(link, [1]), lambda: write_jsonl(link, [{}]), lambda: JsonLines(link)):
+        with pytest.raises(OSError, match=r"is a symbolic link to real/file\.json"):
+            write()
+    assert not list((tmp_path / "real").iterdir())
+    write_json(link, [1], follow=True)
     assert link.is_symlink()
     assert json.loads((tmp_path / "real" / "file.json").read_text()) == [1]
 

@@ -1,16 +1,20 @@
 """Locks between real processes."""
 
+import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import without_flock
 
 from detr_container.launch import lock
+from detr_container.launch.alive import mark
 from detr_container.launch.lock import NAME, FolderLock, holder
 
 HOLD = "import sys, time; from pathlib import Path; from detr_container.launch.lock import FolderLock\n"
@@ -80,3 +84,73 @@ def test_a_folder_that_gets_content_stays(tmp_path: Path) -> None:
 
 def test_no_lock_is_held_where_there_is_no_folder(tmp_path: Path) -> None:
     assert holder(tmp_path / "none") is None
+
+
+def test_a_link_in_the_place_of_the_lock(tmp_path: Path) -> None:
+    """Nothing is written through it, nor is it taken for a lock that somebody holds."""
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / NAME).symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match=r"run/\.lock is a symbolic link to .*precious"), FolderLock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert holder(tmp_path / "run") is None
+
+
+@pytest.fixture
+def lockless(tmp_path: Path, repository: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts processes that take the lock as a job, where the kernel answers flock with ENOLCK."""
+    if platform.machine() not in without_flock.CALLS or not Path("/proc/self/stat").exists():
+        pytest.skip("the filter is for Linux on x86-64 and ARM")
+    started = []
+
+    def start(job: str = "") -> subprocess.Popen[str]:
+        line = [sys.executable, without_flock.__file__, sys.executable, "-c", HOLD, str(tmp_path / "run"), job]
+        surroundings = {**os.environ, "PYTHONPATH": str(repository)}
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, env=surroundings))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def took(process: subprocess.Popen[str]) -> bool:
+    """Whether a process got the lock."""
+    assert process.stdout is not None
+    return process.stdout.readline() == "held\n"
+
+
+def test_without_locks_the_file_counts(lockless: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """Of several that start together one gets the folder; a killed holder is overruled; one elsewhere is believed."""
+    together = [lockless() for _ in range(4)]
+    holders = [process for process in together if took(process)]
+    assert len(holders) == 1
+    for process in together:
+        if process is not holders[0]:
+            assert f"is in use by process {holders[0].pid} on" in process.communicate()[1]
+    holders[0].send_signal(signal.SIGKILL)
+    holders[0].wait()
+    assert (tmp_path / "run" / NAME).exists()
+    again = lockless("7")
+    assert took(again)
+    assert json.loads((tmp_path / "run" / NAME).read_text())["pid"] == again.pid
+    again.kill()
+    again.wait()
+    elsewhere = {"host": "elsewhere", "pid": 1, "process": "x", "job": "7", "since": 0}
+    (tmp_path / "run" / NAME).write_text(json.dumps(elsewhere))
+    refused = lockless("8")
+    assert not took(refused)
+    assert "is in use by process 1 on elsewhere of job 7" in (told := refused.communicate()[1])
+    assert f"if that process has ended, remove {tmp_path / 'run' / NAME}" in told
+    assert took(lockless("7"))
+
+
+def test_a_number_that_another_process_has_now(lockless: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """A lock file with the number of a living process that is not the one which wrote it."""
+    (tmp_path / "run").mkdir()
+    stale = {"host": platform.node(), "pid": os.getpid(), "process": mark(os.getpid()) + "0", "job": "", "since": 0}
+    (tmp_path / "run" / NAME).write_text(json.dumps(stale))
+    assert took(lockless())
