@@ -19,6 +19,7 @@ from typing import IO, Any
 import submitit
 from submitit.local import local
 
+from .gpus import VARIABLE, claimed
 from .settle import Circumstances, settle
 from .submission import ATTEMPT, Submission
 
@@ -38,7 +39,6 @@ class LocalExecutor(submitit.LocalExecutor):
 
     def _submit_command(self, command: str) -> local.LocalJob[Any]:
         submission = self._submission
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(64)))).split(",")
         environment = {
             **os.environ,
             "SUBMITIT_EXECUTOR": "local",
@@ -50,7 +50,6 @@ class LocalExecutor(submitit.LocalExecutor):
             "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_STDERR_TO_STDOUT": "1",
-            "CUDA_VISIBLE_DEVICES": ",".join(gpus[: submission.resources.gpus_per_node]),
             "PYTHONPATH": os.pathsep.join(filter(None, [submission.code, os.environ.get("PYTHONPATH")])),
             "PYTHONSAFEPATH": "1",
             # The copy of the code stays as it was made.
@@ -154,10 +153,17 @@ def take_turn(folder: Path, at_once: int) -> IO[str] | None:
 def main(folder: Path) -> None:
     """Run the job that the environment names, when it is its turn."""
     controller = Controller(folder)
+    wanted = controller.submission.resources.gpus_per_node
     while not controller.cancelled:
         place = take_turn(folder, int(os.environ[_AT_ONCE]))
         if place is not None:
-            with place:
+            # Kept over all its starts; none where a job asks for none.
+            with place, claimed(wanted, os.environ) as gpus:
+                if gpus.shared:
+                    sys.stderr.write(f"GPU {','.join(gpus.devices)}: shared with {gpus.shared} other run(s)\n")
+                # Where nobody can say which there are, the first ones, if there are any.
+                unknown = [] if VARIABLE in os.environ else map(str, range(wanted))
+                os.environ[VARIABLE] = ",".join(gpus.devices or unknown)
                 controller.run()
             return
         time.sleep(0.5)

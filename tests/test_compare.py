@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,19 +10,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from runs import REPOSITORY, assert_same_run, environment, start, wait_for
+from rich.console import Console
+from runs import REPOSITORY, assert_same_run, environment, start, tiny, wait_for
 
 from detr_container.cli import main
+from detr_container.compare import running
 from detr_container.compare.options import PLAN
 from detr_container.compare.running import environment_of_member
 from detr_container.compare.trial import training_seconds
 from detr_container.experiments import named
 from detr_container.files import read_jsonl
+from detr_container.jobs import Member
 from detr_container.standing import standing
 
 GRID = ["--base", "debug", "--heads", "smca", "detr", "--backbones", "container_light_tiny", "resnet18"]
@@ -239,3 +244,27 @@ def test_report_says_where_it_is(
 def test_reports_that_cannot_be(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_members_that_train_together_have_their_own_gpus(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process's environment as the system shows it; a member that will not use a GPU takes none."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-x")
+    settings = tiny(root)
+    found = []
+    with contextlib.ExitStack() as held:
+        for number, device in enumerate(("auto", "cpu", "auto", "auto")):
+            member = Member(tmp_path / str(number), replace(settings, device=device))
+            extra = running._gpu_of(member, held, Console(quiet=True))
+            process = running._start(member, 2, extra)
+            # For an instant after its start, the system shows none.
+            while not (seen := psutil.Process(process.pid).environ()):
+                time.sleep(0.01)
+            found.append((seen["CUDA_VISIBLE_DEVICES"], dict(extra)))
+            process.kill()
+            process.wait()
+    alone = {"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-x"}
+    assert [extra for _, extra in found] == [alone[0], {}, alone[1], alone[0]]
+    assert [seen for seen, _ in found] == ["3", "3,GPU-x", "GPU-x", "3"]

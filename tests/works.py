@@ -37,6 +37,19 @@ def hang_beside_a_crash(folder: str, stop: StopRequest) -> int:
     return 0
 
 
+def show_gpus(folder: str, stop: StopRequest, crash: bool = False) -> int:
+    """Write down which GPUs this process sees, a line per start, and keep them for a while; crash: the first time."""
+    place = Path(folder)
+    place.mkdir(exist_ok=True)
+    with (place / f"gpus-{os.environ['RANK']}").open("a") as file:
+        file.write(f"{time.time()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+    time.sleep(1.5)
+    if crash and not (place / "crashed").exists():
+        (place / "crashed").touch()
+        raise RuntimeError("crashed once")
+    return 0
+
+
 def tell(folder: str, stop: StopRequest) -> int:
     """Write down what this process knows of the others."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from detr_container import config
 from detr_container.files import write_json
 from detr_container.jobs import Member
+from detr_container.launch.gpus import VARIABLE, claimed
 from detr_container.launch.interrupt import StopRequest
 from detr_container.run import Run
 from detr_container.standing import Standing, standing
@@ -33,6 +34,7 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
     end, and so does this with InterruptedError; calling it again goes on.
     """
     waiting, running = list(members), dict[Path, subprocess.Popen[bytes]]()
+    gpus = dict[Path, ExitStack]()
     failed: dict[Path, str] = {}
     screen = console(stderr=True)
     columns = (column("{task.description}"), BarColumn(24), MofNCompleteColumn(), column("{task.fields[said]}"))
@@ -45,7 +47,9 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
                     raise InterruptedError(stop.requested)
                 while waiting and len(running) < at_once:
                     member = waiting.pop(0)
-                    running[member.folder] = _start(member, at_once)
+                    gpus[member.folder] = ExitStack()
+                    extra = _gpu_of(member, gpus[member.folder], console)
+                    running[member.folder] = _start(member, at_once, extra)
                     tasks[member.folder] = bar.add_task(member.folder.name, total=None, said="")
                     if not screen.is_terminal:
                         screen.print(f"{member.folder}: started", soft_wrap=True)
@@ -54,6 +58,7 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
                     bar.update(tasks[folder], completed=now.step, total=now.total, said=_told(now))
                     if process.poll() is not None:
                         del running[folder]
+                        gpus[folder].close()
                         bar.remove_task(tasks[folder])
                         bar.advance(whole)
                         if process.returncode:
@@ -63,6 +68,8 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
                 time.sleep(_POLL)
         finally:
             _end(list(running.values()))
+            for claim in gpus.values():
+                claim.close()
     return failed
 
 
@@ -74,7 +81,18 @@ def environment_of_member(at_once: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": threads}
 
 
-def _start(member: Member, at_once: int) -> subprocess.Popen[bytes]:
+def _gpu_of(member: Member, held: ExitStack, console: Console) -> dict[str, str]:
+    """The variable that shows a member its own GPU, held with `held`; none where it has no use for one."""
+    if member.experiment.device == "cpu":
+        return {}
+    claim = held.enter_context(claimed(1, os.environ))
+    if claim.shared:
+        told = f"{member.folder}: GPU {claim.devices[0]} is shared with {claim.shared} other run(s), for want of GPUs"
+        console.print(told, highlight=False, soft_wrap=True, markup=False)
+    return {VARIABLE: ",".join(claim.devices)} if claim.devices else {}
+
+
+def _start(member: Member, at_once: int, extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
     run = Run(member.folder)
     write_json(run.config_path, config.to_dict(member.experiment))
     command = [sys.executable, "-m", "detr_container.compare.member", str(member.folder)]
@@ -85,7 +103,7 @@ def _start(member: Member, at_once: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment_of_member(at_once),
+            env={**environment_of_member(at_once), **extra},
             # Ctrl-C is for this process, which passes it on once.
             start_new_session=True,
         )

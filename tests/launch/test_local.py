@@ -179,3 +179,47 @@ def test_what_is_left_of_a_start_that_nobody_settled(jobs: Callable[..., Submiss
     over(again)
     assert history(again) == [("killed", "node failure, or requeued without warning"), ("finished", "")]
     assert ticks(again) == list(range(1, works.TICKS + 1))
+
+
+def gpus_of(submission: Submission, index: int) -> list[str]:
+    """What each start of a job saw."""
+    lines = (Path(submission.folders[index]) / "gpus-0").read_text().splitlines()
+    return [line.split(" ")[1] for line in lines]
+
+
+def test_every_run_has_its_own_gpus(
+    jobs: Callable[..., Submission], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that are named, by any kind of name; also after a crash, and beside another submission's runs."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-2ab,MIG-7/1/0,3,9,8")
+    crashes = functools.partial(works.show_gpus, crash=True)
+    several = jobs(crashes, works.show_gpus, works.show_gpus, at_once=2, gpus_per_node=2, tasks_per_node=1)
+    over(several)
+    first, second, third = (gpus_of(several, index) for index in range(3))
+    assert len(first) == 2
+    assert first[0] == first[1]
+    assert {*first, *second} == {"5,GPU-2ab", "MIG-7/1/0,3"}
+    assert third[0] in {*first, *second}
+
+
+def test_more_runs_than_gpus_share_them_in_turns(
+    jobs: Callable[..., Submission], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0,-1,2")
+    submission = jobs(*[works.show_gpus] * 3, at_once=3, gpus_per_node=1)
+    over(submission)
+    seen = sorted(gpus_of(submission, index)[0] for index in range(3))
+    assert seen in (["0", "0", "1"], ["0", "1", "1"])
+    said = "".join(path.read_text() for path in (submission.folder / "jobs").glob("controller-*.log"))
+    assert said.count("shared with 1 other run(s)") == 1
+
+
+def test_who_asks_for_no_gpu_sees_none(
+    jobs: Callable[..., Submission], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    submission = jobs(works.show_gpus)
+    over(submission)
+    assert gpus_of(submission, 0) == [""]
