@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
@@ -48,7 +49,7 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
                 while waiting and len(running) < at_once:
                     member = waiting.pop(0)
                     gpus[member.folder] = ExitStack()
-                    extra = _gpu_of(member, gpus[member.folder], console)
+                    extra = _gpu_of(member, gpus[member.folder], screen)
                     running[member.folder] = _start(member, at_once, extra)
                     tasks[member.folder] = bar.add_task(member.folder.name, total=None, said="")
                     if not screen.is_terminal:
@@ -81,14 +82,14 @@ def environment_of_member(at_once: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": threads}
 
 
-def _gpu_of(member: Member, held: ExitStack, console: Console) -> dict[str, str]:
+def _gpu_of(member: Member, held: ExitStack, screen: Console) -> dict[str, str]:
     """The variable that shows a member its own GPU, held with `held`; none where it has no use for one."""
     if member.experiment.device == "cpu":
         return {}
     claim = held.enter_context(claimed(1, os.environ))
     if claim.shared:
         told = f"{member.folder}: GPU {claim.devices[0]} is shared with {claim.shared} other run(s), for want of GPUs"
-        console.print(told, highlight=False, soft_wrap=True, markup=False)
+        screen.print(told, soft_wrap=True)
     return {VARIABLE: ",".join(claim.devices)} if claim.devices else {}
 
 
