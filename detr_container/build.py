@@ -14,7 +14,7 @@ from detr_container.datasets.annotations import Annotations, Category, read_anno
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
 from detr_container.datasets.transforms import Augmentation
-from detr_container.models.backbone import Backbone, TimmBackbone, maps_up_to
+from detr_container.models.backbone import Backbone, maps_up_to
 from detr_container.models.container import SIZES, ContainerLight
 from detr_container.models.criterion import Criterion
 from detr_container.models.detector import Detector
@@ -28,6 +28,8 @@ from detr_container.models.pretrained import (
 )
 from detr_container.models.resnet import DEPTHS, DILATED, STRIDES, ResNetBackbone
 from detr_container.models.smca import SmcaDetr
+from detr_container.models.timm_backbone import TimmBackbone
+from detr_container.models.timm_fit import fit
 
 from .config import BackboneConfig, DataConfig, Experiment
 from .detector_file import load_weights, read_detector
@@ -36,27 +38,60 @@ from .files import sha256
 _log = logging.getLogger(__name__)
 
 
-def build_backbone(config: BackboneConfig, weights: bool = True) -> Backbone:
-    """A backbone with its norms and frozen stages; weights: False leaves it random whatever `config.weights` says."""
+def longest_side(data: DataConfig) -> int:
+    """The longest side in pixels that a picture can have after resizing, before it is padded to a multiple."""
+    side = max(*data.scales, data.eval_size) if data.resize == "square" else data.max_size
+    return max(side, data.canvas)
+
+
+def check_backbone(experiment: Experiment) -> str:
+    """Look at a backbone in a second, before anything else is done: a remark on what it makes of pictures, or "".
+
+    Raises ValueError for one that cannot be built, or not for pictures of these sizes. Of our own only the name is
+    looked at; what else can be wrong with a model its constructor says.
+    """
+    config = experiment.backbone
+    if not config.name.startswith("timm/"):
+        _known(config.name)
+        return ""
+    side = fit(config.name.removeprefix("timm/"), config.stage, config.stride, longest_side(experiment.data)).side
+    return f"{config.name} takes one size only: all pictures are padded to {side} x {side} pixels" if side else ""
+
+
+def _known(name: str) -> None:
+    if name not in (*DEPTHS, *SIZES):
+        raise ValueError(
+            f"there is no backbone {name!r}: backbone.name is one of {', '.join([*DEPTHS, *SIZES])}, "
+            "or timm/ and the name of a timm model (`detr-container backbones` lists them)"
+        )
+
+
+def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0) -> Backbone:
+    """A backbone with its norms and frozen stages; weights: False leaves it random whatever `config.weights` says.
+
+    canvas: the longest side in pixels that a picture can have, for models that take only one size.
+    """
     frozen_norm = config.norm == "frozen"
     pretrained = weights and config.weights == "imagenet"
     if config.name.startswith("timm/"):
         backbone: Backbone = TimmBackbone(
-            config.name.removeprefix("timm/"), config.stage, config.stride, pretrained, frozen_norm, config.drop_path
+            config.name.removeprefix("timm/"),
+            config.stage,
+            config.stride,
+            pretrained,
+            frozen_norm,
+            config.drop_path,
+            canvas,
         )
     elif config.name in DEPTHS:
         strides = DILATED if config.dilation else STRIDES
         outputs = maps_up_to(config.name, strides, config.stage, config.stride)
         backbone = ResNetBackbone(config.name, outputs, config.dilation, frozen_norm)
-    elif config.name in SIZES:
+    else:
+        _known(config.name)
         size = SIZES[config.name]
         outputs = maps_up_to(config.name, size.strides, config.stage, config.stride)
         backbone = ContainerLight(size, outputs, frozen_norm, config.drop_path)
-    else:
-        raise ValueError(
-            f"there is no backbone {config.name!r}: backbone.name is one of {', '.join([*DEPTHS, *SIZES])}, "
-            "or timm/ and the name of a timm model"
-        )
     if pretrained and not config.name.startswith("timm/"):
         load_imagenet(backbone, config.name)
     elif weights and config.weights not in ("imagenet", "none"):
@@ -72,7 +107,7 @@ def build_detector(experiment: Experiment, classes: int, weights: bool = True) -
     """The model of an experiment for a number of classes; the seed alone decides what is random in it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
-        backbone = build_backbone(experiment.backbone, weights)
+        backbone = build_backbone(experiment.backbone, weights, longest_side(experiment.data))
         # Again, so that the head starts the same whatever the backbone has drawn.
         torch.manual_seed(experiment.seed)
         head = experiment.head

@@ -10,7 +10,7 @@ from typing import Any
 from detr_container.datasets.dataset import DetectionDataset
 
 from . import config
-from .build import Data, make_shapes_if_asked, open_data
+from .build import Data, check_backbone, make_shapes_if_asked, open_data
 from .config import Experiment
 from .distributed import Session
 from .evaluate import open_validation
@@ -29,7 +29,10 @@ def data_on_all(here: Session, experiment: Experiment) -> Data:
                 _log.warning("%s", warning)
     here.agree({f"the setting {name}": repr(value) for name, value in config.flatten(experiment).items()})
     with here.together():
+        remark = check_backbone(experiment)
         if here.main:
+            if remark:
+                _log.info("%s", remark)
             make_shapes_if_asked(experiment.data)
     with here.together():
         return open_data(experiment)

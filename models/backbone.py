@@ -7,7 +7,7 @@ network is frozen in silence because its parameters are called something else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ class Backbone(nn.Module):
 
     channels, strides: of each feature map, finest first; mean, std: the input normalisation, for pixels in [0, 1];
     size_multiple: pictures are padded to a multiple of this many pixels.
+    side: the one side in pixels that its square pictures can have, 0 for any size.
     memory_format: how feature maps lie in memory, whichever computes faster.
     """
 
     memory_format = torch.channels_last
+    side = 0
 
     def __init__(
         self,
@@ -115,105 +117,3 @@ def freeze_norms(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, freeze_norms(child))
     return module
-
-
-class TimmBackbone(Backbone):
-    """Any timm model that offers feature maps, by name."""
-
-    def __init__(
-        self,
-        name: str,
-        stage: int = -1,
-        stride: int = 0,
-        pretrained: bool = False,
-        frozen_norm: bool = False,
-        drop_path: float = 0.0,
-    ) -> None:
-        """Build up to one feature map; stage, stride: see `maps_up_to`.
-
-        name: as timm spells it; pretrained: timm's weights, downloaded to its cache at first use.
-        """
-        import timm
-        from timm.layers.format import Format
-        from timm.layers.norm_act import freeze_batch_norm_2d
-
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:8]
-            raise ValueError(
-                f"timm has no model {name!r}. " + (f"Near: {', '.join(near)}" if near else "See timm.list_models().")
-            )
-        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-        try:
-            body = _create(name, pretrained, options)
-            indices = tuple(body.feature_info.out_indices)
-            wanted = maps_up_to(f"timm/{name}", body.feature_info.reduction(), stage, stride)
-            if wanted < len(indices):
-                body = _create(name, pretrained, options | {"out_indices": indices[:wanted]})
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"timm/{name} cannot be a backbone: {error}") from error
-        except OSError as error:
-            raise ValueError(
-                f"the weights of timm/{name} could not be downloaded ({error}): fetch them where there is a network "
-                f"({_address(name)}), or start from random weights with backbone.weights=none"
-            ) from error
-        info, cfg = body.feature_info, timm.get_pretrained_cfg(name)
-        mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
-        super().__init__(info.channels(), info.reduction(), max(info.reduction()), mean, std)
-        # timm's own, since its norms can hold an activation that a plain replacement would lose.
-        self.body = freeze_batch_norm_2d(body) if frozen_norm else body
-        self._ends = [module.replace(".", "_") for module in info.module_name()]
-        # Transformers such as Swin give channels last.
-        self._moves_channels = getattr(body, "output_fmt", None) == Format.NHWC
-
-    def stages(self) -> list[tuple[str, list[nn.Module]]]:
-        """Timm's modules in order, cut after each one that gives a feature map."""
-        children = dict(self.body.named_children())
-        # Plain transformers are wrapped once more.
-        root = children["model"] if list(children) == ["model"] else self.body
-        stages: list[tuple[str, list[nn.Module]]] = []
-        modules: list[nn.Module] = []
-        for name, module in self._pieces(root, ""):
-            modules.append(module)
-            if name in self._ends:
-                stages.append((name, modules))
-                modules = []
-        if modules:
-            stages.append(("rest", modules))
-        return stages
-
-    def _pieces(self, module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-        """Name and module of every part, as small as needed for each feature map to be the end of one."""
-        own = list(module.parameters(recurse=False))
-        if own:
-            yield f"{prefix}own", nn.ParameterList(own)
-        for name, child in module.named_children():
-            path = f"{prefix}{name}"
-            if path not in self._ends and any(end.startswith(f"{path}_") for end in self._ends):
-                yield from self._pieces(child, f"{path}_")
-            else:
-                yield path, child
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """As `Backbone.forward`."""
-        maps = self.body(images)
-        return [feature.permute(0, 3, 1, 2) for feature in maps] if self._moves_channels else list(maps)
-
-
-def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    """A timm model that gives feature maps; for pictures of any size, where a model wants to be asked for that."""
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, dynamic_img_size=True, **options)
-    except TypeError:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
-
-
-def _address(name: str) -> str:
-    """Where a timm model's pretrained weights are."""
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None:
-        return "timm names no address"
-    return f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else str(cfg.url)

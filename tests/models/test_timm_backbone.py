@@ -1,0 +1,133 @@
+"""Every kind of timm model: it works, with the maps that it states, or is refused in one line that says what works."""
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from detr_container.build import build_backbone
+from detr_container.config import BackboneConfig
+from detr_container.models.timm_backbone import TimmBackbone
+from detr_container.models.timm_fit import ANY_SIZE, fit
+
+
+def backbone_of(name: str, canvas: int = 0, **settings: Any) -> TimmBackbone:
+    config = BackboneConfig(name=f"timm/{name}", weights="none", **({"frozen_stages": 0} | settings))
+    backbone = build_backbone(config, canvas=canvas)
+    assert isinstance(backbone, TimmBackbone)
+    return backbone
+
+
+# Window attention, absolute and relative positions, mixing over positions, and layers that pad: all kinds there are.
+@pytest.mark.parametrize(
+    ("name", "canvas", "multiple", "side"),
+    [
+        ("test_vit", 128, 16, 0),
+        ("swin_tiny_patch4_window7_224", 128, 32, 0),
+        ("maxvit_pico_rw_256", 128, 256, 0),
+        ("mobilevitv2_050", 128, 64, 0),
+        ("levit_128s", 100, 128, 128),
+        ("levit_128s", 0, 256, 256),
+        ("test_vit_relpos", 100, 112, 112),
+        ("test_coatnet", 128, 128, 128),
+        ("efficientformer_l1", 128, 224, 224),
+    ],
+)
+def test_models_are_built_for_the_sizes_that_they_take(name: str, canvas: int, multiple: int, side: int) -> None:
+    backbone = backbone_of(name, canvas)
+    assert (backbone.size_multiple, backbone.side) == (multiple, side)
+    height, width = (side, side) if side else (multiple, 2 * multiple)
+    maps = backbone.train()(torch.randn(2, 3, height, width))
+    for feature, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
+        assert feature.shape == (2, channels, height // stride, width // stride)
+    maps[-1].square().mean().backward()
+    gradients = [p.grad for _, parts in backbone.stages()[:1] for part in parts for p in part.parameters()]
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "canvas", "message"),
+    [
+        (
+            "efficientformer_l1",
+            1333,
+            r"takes images of 224 x 224 pixels only, .* up to 1333 .*--data\.resize square --data\.scales 224 "
+            r"--data\.eval-size 224 .*timm/convnext_tiny",
+        ),
+        ("inception_v3", 800, r"on 299 x 299 pixels its map of stride 2 is 64 x 147 x 147 where it states 64 x 149 x"),
+        ("pit_ti_224", 0, r"map of stride 8 is 64 x 27 x 27 where it states 64 x 28 x 28 .*timm/convnext_tiny"),
+        ("no_such_model", 0, r"timm has no model 'no_such_model'"),
+    ],
+)
+def test_what_cannot_be_a_backbone_says_why_and_what_can(name: str, canvas: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        backbone_of(name, canvas)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_of_another_size_than_the_only_one_are_refused() -> None:
+    backbone = backbone_of("levit_128s")
+    with pytest.raises(ValueError, match=r"timm/levit_128s takes images of 256 x 256 pixels only, not of 256 x 512"):
+        backbone(torch.zeros(1, 3, 256, 512))
+
+
+def test_the_models_that_are_recommended_take_any_size() -> None:
+    for name in ANY_SIZE:
+        assert fit(name.removeprefix("timm/"), canvas=1333).side == 0
+
+
+def test_looking_at_a_model_draws_no_numbers() -> None:
+    """Or weights would depend on whether it was looked at before."""
+    fit.cache_clear()
+    torch.manual_seed(0)
+    first = backbone_of("levit_128s").state_dict()
+    torch.manual_seed(0)
+    second = backbone_of("levit_128s").state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_model_without_drop_path_says_so() -> None:
+    with pytest.raises(ValueError, match=r"timm/vgg11 takes no backbone\.drop_path=0\.1"):
+        backbone_of("vgg11", drop_path=0.1)
+
+
+def smallest_of_each_family() -> list[str]:
+    with torch.device("meta"):
+        names = [(family, name) for family in timm.list_modules() for name in timm.list_models(module=family)]
+        sizes = defaultdict[str, dict[str, int]](dict)
+        for family, name in names:
+            sizes[family][name] = sum(p.numel() for p in timm.create_model(name).parameters())
+    return sorted(min(found, key=lambda name: found[name]) for found in sizes.values())
+
+
+@pytest.mark.long
+def test_the_smallest_model_of_every_family_works_or_says_why_not() -> None:
+    worked, refused = [], {}
+    for name in smallest_of_each_family():
+        try:
+            backbone = backbone_of(name, 128)
+        except ValueError as error:
+            refused[name] = str(error)
+            continue
+        backbone.to(memory_format=torch.channels_last).train()
+        multiple = backbone.size_multiple
+        rows, columns = (-(-side // multiple) * multiple for side in ((128, 128) if backbone.side else (96, 128)))
+        held = [id(p) for _, parts in backbone.stages() for part in parts for p in part.parameters()]
+        assert len(held) == len(set(held)), name
+        assert set(held) == {id(p) for p in backbone.parameters()}, name
+        for _ in range(2):
+            images = torch.randn(2, 3, rows, columns).contiguous(memory_format=torch.channels_last)
+            maps = backbone(images)
+            shapes = [(2, c, rows // s, columns // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+            assert [tuple(feature.shape) for feature in maps] == shapes, name
+            maps[-1].square().mean().backward()
+        backbone.freeze(1).zero_grad()
+        backbone(images)[-1].square().mean().backward()
+        frozen = [p for part in backbone.stages()[0][1] for p in part.parameters()]
+        assert all(p.grad is None for p in frozen), name
+        worked.append(name)
+    print(f"{len(worked)} work, {len(refused)} are refused: {', '.join(refused)}")  # noqa: T201
+    assert not any("\n" in reason for reason in refused.values())
+    assert len(worked) >= 85
