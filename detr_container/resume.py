@@ -96,6 +96,9 @@ def check_head(path: Path, state: Mapping[str, Any], meters: int, classes: Seque
     faults = []
     if not _whole(state.get("format")) or not 1 <= state["format"] <= FORMAT:
         faults.append(f"format is {_show(state.get('format'))}, not 1 .. {FORMAT} (a newer version's?)")
+    weights = state.get("model")
+    if state.get("format") == 1 and isinstance(weights, dict) and "position.row_embed.weight" in weights:
+        faults.append("its learned positions trained at the head's rate, now at the backbone's: start anew with --init")
     for key, least in (("step", 1), ("steps_per_epoch", 1)):
         if not _whole(state.get(key)) or not least <= state[key] < 2**53:
             faults.append(f"{key} is {_show(state.get(key))}, not a whole number from {least}")

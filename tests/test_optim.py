@@ -140,3 +140,12 @@ def test_a_backbone_with_nothing_to_train() -> None:
         make_optimiser(model, TrainConfig())
     model.backbone.freeze(3)
     assert [group["name"] for group in make_optimiser(model, TrainConfig()).param_groups] == ["head"]
+
+
+def test_learned_positions_train_with_the_backbone() -> None:
+    model = build_detector(tiny(Path("unused"), head__position="learned"), 6)
+    optimiser = make_optimiser(model, TrainConfig())
+    names = dict(zip(map(id, model.parameters()), dict(model.named_parameters()), strict=True))
+    slow = [names[id(p)] for group in optimiser.param_groups if group["name"] == "backbone" for p in group["params"]]
+    assert slow[-2:] == ["position.row_embed.weight", "position.col_embed.weight"]
+    assert all(name.startswith("backbone.") for name in slow[:-2])
