@@ -96,9 +96,7 @@ def check_head(path: Path, state: Mapping[str, Any], meters: int, classes: Seque
     faults = []
     if not _whole(state.get("format")) or not 1 <= state["format"] <= FORMAT:
         faults.append(f"format is {_show(state.get('format'))}, not 1 .. {FORMAT} (a newer version's?)")
-    weights = state.get("model")
-    if state.get("format") == 1 and isinstance(weights, dict) and "position.row_embed.weight" in weights:
-        faults.append("its learned positions trained at the head's rate, now at the backbone's: start anew with --init")
+    faults += _position_faults(state)
     for key, least in (("step", 1), ("steps_per_epoch", 1)):
         if not _whole(state.get(key)) or not least <= state[key] < 2**53:
             faults.append(f"{key} is {_show(state.get(key))}, not a whole number from {least}")
@@ -149,6 +147,14 @@ def refuse(path: Path, faults: list[str]) -> None:
             f"{path} is a checkpoint of another model, or was changed: {listed(faults)}. Rename it to go on from the "
             "one before it, or choose another folder with --run NAME"
         )
+
+
+def _position_faults(state: Mapping[str, Any]) -> list[str]:
+    """Before format 2, learned positions trained with the head, so their moments stand elsewhere."""
+    weights = state.get("model")
+    if state.get("format") != 1 or not isinstance(weights, dict) or "position.row_embed.weight" not in weights:
+        return []
+    return ["its learned positions trained at the head's rate, now at the backbone's: start anew with --init"]
 
 
 def _class_faults(classes: object) -> list[str]:
