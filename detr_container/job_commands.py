@@ -207,6 +207,10 @@ def cancel(arguments: Sequence[str]) -> int:
                 _end_controller(submission.job_folder(row.folder), int(row.job))
             else:
                 queue.ask("scancel", row.job)
+                # Who watches it has nothing to wait for.
+                if watcher := (submission.job_folder(row.folder).submission() or {}).get("watch"):
+                    with contextlib.suppress(ValueError):
+                        queue.ask("scancel", str(watcher))
         except ValueError:
             mark.unlink(missing_ok=True)
             raise

@@ -54,7 +54,8 @@ def standing(folder: Path) -> Standing:
 def standings(folders: Sequence[Path]) -> list[Standing]:
     """How several runs stand, the queue asked once for all of them."""
     submissions = {folder: JobFolder(folder).submission() for folder in folders}
-    names = [facts["job"] for facts in submissions.values() if facts and facts["where"] == "slurm"]
+    slurm = [facts for facts in submissions.values() if facts and facts["where"] == "slurm"]
+    names = [facts[key] for facts in slurm for key in ("job", "watch") if facts.get(key)]
     try:
         queued, silent = queue.queued(names), ""
     except ValueError as error:
@@ -83,6 +84,10 @@ def _standing(folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queu
     if entry and entry.state in _RUNNING:
         state = "running" if known["step"] or here else "starting"
         return Standing(**common, state=state, place=entry.nodes, left=entry.left, message=message)
+    watch = facts.get("watch", "") if facts else ""
+    watcher = queued.get(watch)
+    if watcher and watcher.state in _WAITING + _RUNNING and not _is_over(folder, entry):
+        return Standing(**common, state="queued", message=f"job {job} failed; job {watch} starts it again")
     if here is not None:
         place = f"{here.get('host', '')} (process {here.get('pid', '?')})"
         return Standing(**common, state="running", place=place)
@@ -92,6 +97,11 @@ def _standing(folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queu
     if facts and silent:
         return Standing(**common, state="unknown", message=silent)
     return Standing(**common, state=_ended(folder, facts, last, entry), message=_told(facts, last, entry, message))
+
+
+def _is_over(folder: Path, entry: Queued | None) -> bool:
+    """Whether a job that has left the queue was meant to."""
+    return JobFolder(folder).cancelled_path.exists() or entry is None or entry.state in ("CANCELLED", "COMPLETED")
 
 
 def _ended(folder: Path, facts: dict[str, Any] | None, last: Attempt | None, entry: Queued | None) -> str:
@@ -104,10 +114,18 @@ def _ended(folder: Path, facts: dict[str, Any] | None, last: Attempt | None, ent
         return "lost" if entry is None or entry.state == "COMPLETED" else entry.state.lower()
     if last.outcome == "finished":
         return "finished"
+    if last.action.startswith("started again"):
+        # That was the wish; but the job neither runs nor waits.
+        return "lost" if entry is None or entry.state == "COMPLETED" else "failed"
     return "stopped" if last.outcome == "stopped" else "failed"
 
 
 def _told(facts: dict[str, Any] | None, last: Attempt | None, entry: Queued | None, message: str) -> str:
+    if last is not None and last.action.startswith("started again"):
+        became = f"is {entry.state} ({entry.reason})" if entry else "is gone"
+        why = f"{last.outcome}{f' ({last.why})' if last.why else ''}"
+        job = facts["job"] if facts else ""
+        return f"job {job} {became}; nobody has started it again since it was {why}. `resubmit` goes on from there"
     if last is not None and last.action and last.outcome != "finished":
         return f"{last.message} {last.action}" if last.outcome != "stopped" else last.message
     if facts and last is None and not message:

@@ -132,7 +132,8 @@ class Trainer:
         with Progress(self.run, self.here.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
             supply, began = self._batches(), self.step
             last = min(self.total, self.step + (self.settings.max_steps or self.total))
-            saved_at = time.monotonic()
+            # The first checkpoint follows the first step, so that a run gets on however often it is killed.
+            saved_at = float("-inf")
             while True:
                 if self.step % self.epoch_steps == 0 and self.step:
                     self._save()

@@ -5,15 +5,16 @@ python -m detr_container.launch.afterwards SUBMISSION STATUS: exits with 0 when 
 
 from __future__ import annotations
 
+import contextlib
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import queue
-from .settle import Circumstances, settle
+from .settle import Circumstances, pause, settle
 from .submission import Submission, attempt_name
 
 # A limit is reached this many seconds before the lead as well: Slurm sends the signal up to a minute early.
@@ -27,16 +28,26 @@ def main(arguments: Sequence[str]) -> int:
     folder = submission.folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     job, mine = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     around = circumstances(queue.job(job), mine, submission.seconds - submission.resources.lead)
+    around = replace(around, status=status)
     attempt, again = settle(submission.job_folder(folder), attempt_name(), around)
     said = f"{attempt.outcome}{f' ({attempt.why})' if attempt.why else ''}"
     sys.stderr.write(f"start {attempt.name}: {said}. {attempt.message} {attempt.action}\n")
     sys.stderr.flush()
     if again:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.stderr.write(f"scontrol requeue {job} failed: {done.stderr.strip()}\n")
+        try:
+            queue.start_again(job, pause(submission.job_folder(folder).history()))
+        except ValueError as error:
+            sys.stderr.write(f"{error}\n")
         return status or 1
-    return 0 if attempt.outcome == "finished" else status or 1
+    if attempt.outcome == "finished":
+        return 0
+    if not around.restarted:
+        # There is nothing to watch any more.
+        watcher = (submission.job_folder(folder).submission() or {}).get("watch")
+        if watcher:
+            with contextlib.suppress(ValueError):
+                queue.ask("scancel", str(watcher))
+    return status or 1
 
 
 def circumstances(known: Mapping[str, str], restarts: int, warned_after: float) -> Circumstances:

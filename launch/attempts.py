@@ -5,6 +5,7 @@ In the folder of a job that was submitted:
 job/job.json                              the submission it belongs to, and its name in the queue
 job/attempts/<job>-<restart>/rank-N.jsonl   one file per process: a line when it began, a line when it ended
 job/history.jsonl                         one line per start that has ended: how, why, and what was done about it
+job/attempts/<job>-<restart>/rank-N.crash   what Python says of a crash (a segmentation fault, an abort) of that process
 job/errors.txt                            what went wrong in the last start that failed, on all processes
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import json
 import os
 import platform
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detr_container.files import JsonLines, read_jsonl, write_json
+
+from .oom import oom_kills
 
 Outcome = Literal["finished", "stopped", "failed", "killed", "resubmitted"]
 """`resubmitted` is no start: a person has asked for another, so that what came before no longer counts."""
@@ -36,7 +40,8 @@ class Attempt:
     """One start of a job that has ended.
 
     evidence_before, evidence_after: the newest file that shows progress, when it began and when it ended.
-    final: whether trying again would fail in the same way.
+    final: whether trying again would fail in the same way. own: whether a death is of the program's own making (an
+    error, a crash, memory that ran out) rather than a kill from outside.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Attempt:
     evidence_before: str = ""
     evidence_after: str = ""
     action: str = ""
+    own: bool = True
 
 
 class JobFolder:
@@ -100,6 +106,8 @@ class JobFolder:
             for line in read_jsonl(path):
                 merged |= line
             if merged:
+                crash = path.with_suffix(".crash")
+                merged["crash"] = crash.read_text(errors="replace") if crash.exists() else ""
                 found.append(merged)
         return found
 
@@ -123,12 +131,19 @@ class RankRecord:
                 "pid": os.getpid(),
                 "began": time.time(),
                 "evidence": job.evidence(),
+                "oom": oom_kills(),
             }
         )
+        self._before = faulthandler.is_enabled()
+        with contextlib.suppress(OSError):
+            # Unbuffered, and open as long as the process lives: what is in it says that the process crashed.
+            self._crash = self.path.with_suffix(".crash").open("w")
+            faulthandler.enable(self._crash)
 
     def end(self, outcome: Outcome, signal: str | None = None) -> None:
         """The process has finished, or stopped because of a signal, with all its work saved."""
         self._append({"ended": time.time(), "outcome": outcome, "signal": signal})
+        self._close()
 
     def fail(self, error: BaseException) -> None:
         """The process ends with an error."""
@@ -142,8 +157,16 @@ class RankRecord:
                 "final": full or isinstance(error, _FINAL),
                 # One that only noticed the end of another is not the one to read.
                 "secondary": isinstance(error, ConnectionError),
+                "oom_after": oom_kills(),
             }
         )
+        self._close()
+
+    def _close(self) -> None:
+        """No crash is to be told any more."""
+        faulthandler.disable()
+        if self._before:
+            faulthandler.enable()
 
     def _append(self, record: dict[str, Any]) -> None:
         # A full disk must not hide the error that is being told.
@@ -151,11 +174,14 @@ class RankRecord:
             lines.append(record)
 
 
-def fruitless(history: Sequence[Attempt]) -> int:
-    """How many of the last starts, one after another, died without getting on. Preempted ones do not count."""
+def fruitless(history: Sequence[Attempt], own: bool = True) -> int:
+    """How many of the last starts, one after another, died without getting on. Preempted ones do not count.
+
+    own: count deaths of the program's own making; False: kills from outside.
+    """
     count = 0
     for attempt in reversed(history):
         if attempt.outcome in ("finished", "resubmitted") or attempt.evidence_after != attempt.evidence_before:
             break
-        count += attempt.outcome in ("failed", "killed")
+        count += attempt.outcome in ("failed", "killed") and attempt.own is own
     return count

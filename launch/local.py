@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ import submitit
 from submitit.local import local
 
 from .gpus import VARIABLE, claimed
-from .settle import Circumstances, settle
+from .settle import Circumstances, pause, settle
 from .submission import ATTEMPT, Submission
 
 _INDEX, _AT_ONCE = "LAUNCH_INDEX", "LAUNCH_AT_ONCE"
@@ -28,6 +29,7 @@ _INDEX, _AT_ONCE = "LAUNCH_INDEX", "LAUNCH_AT_ONCE"
 _GRACE = 10.0
 _KILL_WAIT = 30.0
 _POLL = 0.05
+_KILLED = (0, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
 
 
 class LocalExecutor(submitit.LocalExecutor):
@@ -106,12 +108,16 @@ class Controller(local.Controller):
                 for task in tasks:
                     task.wait()
             limit = time.monotonic() - began >= self.timeout_s - self.signal_delay_s
-            attempt, again = settle(self.job, name, Circumstances(limit=limit, cancelled=self.cancelled))
+            around = Circumstances(limit=limit, cancelled=self.cancelled, status=_status(tasks))
+            attempt, again = settle(self.job, name, around)
             why = f" ({attempt.why})" if attempt.why else ""
             with (self.folder / f"{self.pid}_0_log.out").open("a") as log:
                 log.write(f"start {name}: {attempt.outcome}{why}. {attempt.message} {attempt.action}\n")
             if not again or self.cancelled:
                 return
+            end = time.monotonic() + pause(self.job.history())
+            while time.monotonic() < end and not self.cancelled:
+                time.sleep(_POLL)
 
     def wait(self, freq: int = 24) -> list[int | None]:
         """Until all processes have ended, one has died and the others had time to notice, or the limit is over."""
@@ -135,6 +141,12 @@ class Controller(local.Controller):
     def _cancel(self, number: int, _: Any) -> None:
         # `wait` passes it on, also to processes that are only being started.
         self.cancelled = True
+
+
+def _status(tasks: Sequence[subprocess.Popen[Any]]) -> int:
+    """What the processes ended with, as a shell has it: an error or a crash before the kills that followed it."""
+    codes = [task.returncode or 0 for task in tasks]
+    return max((128 - code if code < 0 else code for code in codes), key=lambda code: (code not in _KILLED, code))
 
 
 def take_turn(folder: Path, at_once: int) -> IO[str] | None:

@@ -17,6 +17,7 @@ from typing import Any, Self
 from detr_container.files import refuse_link
 
 from .alive import mark
+from .leftovers import sweep
 
 _log = logging.getLogger(__name__)
 NAME = ".lock"
@@ -86,6 +87,8 @@ class FolderLock:
         if not mine:
             os.close(self._descriptor)
             return False
+        # Whoever left its name in the file is dead, or it would hold the lock.
+        sweep(self.path.parent, _content(self.path).get("pid"))
         here = {"host": platform.node(), "pid": os.getpid(), "process": mark(os.getpid()), "job": self.job}
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps({**here, "since": time.time()}).encode(), 0)
@@ -103,6 +106,7 @@ class FolderLock:
             self._lockless = True
             other = _content(self.path)
             if not made and _gone(other, self.job):
+                sweep(self.path.parent, other.get("pid"))
                 self._remove(other)
             return made
         return True
@@ -141,6 +145,13 @@ def holder(folder: Path) -> dict[str, Any] | None:
     finally:
         os.close(descriptor)
     return None
+
+
+def tidy(folder: Path) -> None:
+    """Remove the lock and the half-written files of a killed process, unless somebody has the folder now."""
+    if (folder / NAME).exists() and holder(folder) is None:
+        with contextlib.suppress(ValueError, OSError), FolderLock(folder):
+            pass
 
 
 def describe(other: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -72,6 +73,18 @@ def job(name: str) -> dict[str, str]:
             # For an instant after a requeue there is no answer.
             time.sleep(0.3)
     return {}
+
+
+def start_again(name: str, pause: float) -> None:
+    """Put a job that runs, or has ended, back into the queue, not to begin for so many seconds.
+
+    Raises ValueError with Slurm's own words when it refuses.
+    """
+    ask("scontrol", "requeue", name)
+    if pause:
+        # A job that is still on its way out of its nodes takes this as well.
+        with contextlib.suppress(ValueError):
+            ask("scontrol", "update", f"JobId={name}", f"StartTime=now+{pause:.0f}")
 
 
 def queued(names: Iterable[str]) -> dict[str, Queued]:

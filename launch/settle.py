@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from detr_container.files import atomic_write
 
 from .attempts import Attempt, JobFolder, fruitless
+from .lock import tidy
+from .oom import oom_kills
 
 DEATHS = 3
-"""So many starts in a row that die without getting on are enough."""
+"""So many starts in a row that die of the program's own making without getting on are enough."""
+KILLS = 50
+"""So many that are killed from outside are."""
+_LONGEST_PAUSE = 600.0
+_CRASHES = {128 + number for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)}
+# What srun ends with when Slurm has seen the kernel kill a process for want of memory: its own signal 125.
+_SLURM_OOM = 253
 
 
 @dataclass(frozen=True)
@@ -19,19 +31,23 @@ class Circumstances:
     """What the scheduler knows of a start that has ended.
 
     limit: its time was up, or nearly; cancelled: somebody wants it to end; restarted: the scheduler starts it again by
-    itself.
+    itself; status: what the processes ended with, as a shell has it, None where nobody could see it; memory: the
+    scheduler says that it ran out; batch: the batch script itself was killed.
     """
 
     limit: bool = False
     cancelled: bool = False
     restarted: bool = False
+    status: int | None = None
+    memory: bool = False
+    batch: bool = False
 
 
 def settle(job: JobFolder, name: str, around: Circumstances) -> tuple[Attempt, bool]:
     """Judge a start that has ended and add it to the history.
 
     Returns it, and whether somebody has to start the job again: after a stop that saved, and after a death, unless it
-    is one that would repeat itself or the third in a row that got nowhere.
+    is one that would repeat itself, the third in a row of its own making that got nowhere, or the last of very many.
     """
     cancelled = around.cancelled or job.cancelled_path.exists()
     attempt = _judge(job, name, replace(around, cancelled=cancelled))
@@ -44,14 +60,30 @@ def settle(job: JobFolder, name: str, around: Circumstances) -> tuple[Attempt, b
         again, action = False, "started again by the scheduler"
     elif attempt.final:
         action = "not started again: it would fail in the same way"
-    elif attempt.outcome != "stopped" and fruitless([*job.history(), attempt]) >= DEATHS:
-        again = False
-        action = f"not started again: it died {DEATHS} times in a row without getting on"
+    elif attempt.outcome != "stopped" and (reason := _enough([*job.history(), attempt])):
+        again, action = False, f"not started again: {reason}"
     else:
         action = "started again"
     attempt = replace(attempt, action=action)
     job.remember(attempt)
+    if not again and not around.restarted:
+        tidy(job.run)
     return attempt, again
+
+
+def pause(history: Sequence[Attempt]) -> float:
+    """Seconds to wait before the next start: longer with every kill from outside in a row that let nothing be saved."""
+    kills = fruitless(history, own=False)
+    return min(5.0 * 2 ** min(kills - 2, 10), _LONGEST_PAUSE) if kills > 1 else 0.0
+
+
+def _enough(history: Sequence[Attempt]) -> str:
+    """Why a run that died again is not started again; empty when it is."""
+    if fruitless(history) >= DEATHS:
+        return f"it died {DEATHS} times in a row without getting on"
+    if fruitless(history, own=False) >= KILLS:
+        return f"it was killed from outside {KILLS} times in a row before it could save"
+    return ""
 
 
 def settle_lost(job: JobFolder, current: str) -> None:
@@ -61,12 +93,12 @@ def settle_lost(job: JobFolder, current: str) -> None:
     """
     for name in job.unsettled(current):
         attempt = _judge(job, name, Circumstances(restarted=True))
-        if attempt.outcome == "killed":
+        if attempt.outcome == "killed" and not attempt.own:
             attempt = replace(attempt, why="node failure, or requeued without warning")
         job.remember(replace(attempt, action="started again by the scheduler"))
-    if fruitless(job.history()) >= DEATHS:
+    if reason := _enough(job.history()):
         raise ValueError(
-            f"{job.run} died {DEATHS} times in a row without getting on, so it is not started again: "
+            f"{job.run} is not started again: {reason}. "
             f"{job.history()[-1].message} See {job.errors_path}, mend it, and resubmit"
         )
 
@@ -86,7 +118,7 @@ def _judge(job: JobFolder, name: str, around: Circumstances) -> Attempt:
         evidence_after=job.evidence(),
     )
     if not ranks:
-        return replace(base, outcome="killed", why="error", message="no process of it got as far as running Python.")
+        return _never_began(base, around)
     failed = sorted((rank for rank in ranks if rank.get("error")), key=lambda rank: (rank["secondary"], rank["ended"]))
     dead = [rank for rank in ranks if not rank.get("ended")]
     missing = ranks[0]["world"] - len(ranks)
@@ -100,6 +132,8 @@ def _judge(job: JobFolder, name: str, around: Circumstances) -> Attempt:
     signal = next((rank["signal"] for rank in stopped if rank["signal"]), "") or "unknown signal"
     if around.cancelled or signal == "SIGINT":
         why = "cancelled"
+    elif around.batch:
+        why = "batch script killed"
     elif around.limit:
         why = "time limit"
     else:
@@ -111,7 +145,22 @@ def _failed(job: JobFolder, base: Attempt, failed: list[dict[str, Any]], dead: l
     first = failed[0]
     _write_errors(job, base, failed, dead)
     message = f"{_place(first)}: {first['error']}"
-    return replace(base, outcome="failed", why="error", message=message, final=bool(first["final"]))
+    # All only noticed that the connection was gone: the network's doing.
+    own = not first["secondary"]
+    return replace(base, outcome="failed", why="error", message=message, final=bool(first["final"]), own=own)
+
+
+def _never_began(base: Attempt, around: Circumstances) -> Attempt:
+    """What becomes of a start of which no process got as far as writing down that it began."""
+    base = replace(base, outcome="killed", message="no process of it got as far as running Python.", own=False)
+    if around.cancelled:
+        return replace(base, why="cancelled")
+    if around.restarted:
+        return replace(base, why="requeued")
+    if around.batch or around.status is None:
+        return replace(base, why="batch script killed")
+    own = 0 < around.status < 128 or around.status in _CRASHES or around.status == _SLURM_OOM or around.memory
+    return replace(base, why="error" if own else "killed", own=own)
 
 
 def _killed(
@@ -128,13 +177,31 @@ def _killed(
     if around.limit:
         message = "the time limit came before it had saved: raise slurm.lead."
         return replace(base, outcome="killed", why="time limit", message=message)
+    crashed = next((rank for rank in dead if rank["crash"]), None)
+    starved = next((rank for rank in dead if _starved(rank, dead + failed)), None)
+    if crashed:
+        told = crashed["crash"].strip().splitlines()[0]
+        return replace(base, outcome="killed", why="crashed", message=f"{_place(crashed)} crashed: {told}.")
+    if starved or around.memory or around.status == _SLURM_OOM:
+        message = f"{_place(starved or dead[0])} was killed because memory ran out." if dead else "memory ran out."
+        return replace(base, outcome="killed", why="out of memory", message=message)
+    own = around.status in _CRASHES and not around.restarted
     if dead:
-        message = (
-            f"{_place(dead[0])} ended without a word: killed by the system (out of memory?), by hand, or with its node."
-        )
+        message = f"{_place(dead[0])} ended without a word: killed by the system, by hand, or with its node."
     else:
         message = f"{missing} process(es) never began."
-    return replace(base, outcome="killed", why="killed", message=message)
+    why = "requeued" if around.restarted else "batch script killed" if around.batch else "killed"
+    return replace(base, outcome="killed", why=why, message=message, own=own)
+
+
+def _starved(rank: dict[str, Any], all_ranks: list[dict[str, Any]]) -> bool:
+    """Whether the kernel has killed for want of memory, on the machine of a rank that died, since that rank began."""
+    if rank.get("oom") is None:
+        return False
+    here = os.environ.get("SLURMD_NODENAME") or platform.node()
+    later = [each.get("oom_after") for each in all_ranks if each["host"] == rank["host"]]
+    later += [oom_kills()] if rank["host"] == here else []
+    return any(count is not None and count > rank["oom"] for count in later)
 
 
 def _place(rank: dict[str, Any]) -> str:
@@ -144,7 +211,8 @@ def _place(rank: dict[str, Any]) -> str:
 def _write_errors(job: JobFolder, attempt: Attempt, failed: list[dict[str, Any]], dead: list[dict[str, Any]]) -> None:
     """All that went wrong on all processes, the cause first, in one file."""
     parts = [f"start {attempt.name}, ended {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(attempt.ended))}\n"]
-    parts += [f"{_place(rank)} (process {rank['pid']}) ended without a word\n" for rank in dead]
+    for rank in dead:
+        parts.append(f"{_place(rank)} (process {rank['pid']}) {rank['crash'] or 'ended without a word'}\n")
     for rank in failed:
         if rank["secondary"]:
             parts.append(f"{_place(rank)} (process {rank['pid']}) noticed that another process had ended\n")

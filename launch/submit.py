@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -24,7 +25,9 @@ from .resources import unprintable
 from .settle import Circumstances, settle
 from .submission import ATTEMPT, Submission, Work
 from .task import HELD_BACK, Task
+from .watch import arm
 
+_log = logging.getLogger(__name__)
 _AFTERWARDS = "detr_container.launch.afterwards"
 
 
@@ -49,9 +52,27 @@ def submit(submission: Submission, works: Sequence[Work], name: str, at_once: in
     submission = replace(submission, jobs=[job.job_id for job in jobs])
     submission.write()
     submission.tell_runs()
+    if submission.where == "slurm":
+        with clean_env(), _slurm_conf(os.environ.get("SLURM_CONF")):
+            _watch(submission)
     if submission.where == "debug":
         _run_here(submission, jobs)
     return submission
+
+
+def _watch(submission: Submission) -> None:
+    """Have every job watched, or say what that means where the cluster does not let it."""
+    for index, job in enumerate(submission.jobs):
+        try:
+            arm(submission, index)
+        except ValueError as error:
+            _log.warning(
+                "job %s runs, but no second job may wait beside it (%s): should its batch script itself be killed, "
+                "start the run again by `resubmit`",
+                job,
+                _last_words(error),
+            )
+            return
 
 
 def script(submission: Submission, name: str, jobs: int = 1, at_once: int = 0) -> str:
@@ -85,6 +106,10 @@ def slurm_parameters(submission: Submission, name: str, at_once: int) -> dict[st
             f"export {ATTEMPT}=$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}} LAUNCH_BEGAN=$(date +%s)",
             "# this shell outlives the signals that end the job, to judge how it ended and to requeue it",
             "trap : TERM USR2",
+            "# srun ends with this shell, should that be killed",
+            "if setpriv --pdeath-signal KILL true 2>/dev/null; then",
+            '  srun() { setpriv --pdeath-signal KILL srun "$@"; }',
+            "fi",
         ],
         "teardown": [
             "status=$?",

@@ -142,6 +142,11 @@ def kill_all(slurm: Cluster, job: str, run: Path) -> None:
         os.kill(process, signal.SIGKILL)
 
 
+def kill_the_batch_script(slurm: Cluster, job: str, run: Path) -> None:
+    """Nobody is left who could ask for a requeue."""
+    slurm.run("scancel", "--batch", "--signal=KILL", job)
+
+
 def drain_a_node(slurm: Cluster, job: str, run: Path) -> None:
     """An administrator takes a node down; Slurm tells the processes, and requeues the job itself."""
     slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
@@ -175,6 +180,7 @@ def lose_the_nodes(slurm: Cluster, job: str, run: Path) -> None:
         (requeue, "stopped", {"requeued"}),
         (kill_a_process, "killed", {"killed"}),
         (kill_all, "killed", {"killed"}),
+        (kill_the_batch_script, "stopped", {"batch script killed"}),
         (drain_a_node, "stopped", {"requeued"}),
         (lose_the_nodes, "killed", {"node failure, or requeued without warning"}),
     ],
