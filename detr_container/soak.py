@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +31,7 @@ from .terminal import console
 
 # Longer than a job on a busy cluster is wanted for this; a queue may be slow all the same.
 _PATIENCE = 3600.0
+_HELP = 10
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,15 @@ class SoakOptions:
     """Where the two runs go."""
 
 
-def run(options: SoakOptions) -> int:
-    """Run undisturbed, then disturbed; returns 0 when both are the same to the last bit."""
+Way = Callable[[str, random.Random], bool]
+"""Interrupts a job; returns whether it did."""
+
+
+def run(options: SoakOptions, ways: Mapping[str, Way] | None = None) -> int:
+    """Run undisturbed, then disturbed; returns 0 when both are the same to the last bit.
+
+    ways: how to interrupt, by name; default: what the person can do to a job of their own.
+    """
     screen = console()
     quiet, noisy = options.folder / "undisturbed", options.folder / "disturbed"
     for folder in (quiet, noisy):
@@ -65,7 +73,7 @@ def run(options: SoakOptions) -> int:
             raise ValueError(f"the undisturbed run did not finish: detr-container status {quiet}")
         screen.print(f"undisturbed: {standing(quiet).step} steps", soft_wrap=True)
         began = time.monotonic()
-        kinds = _disturb(noisy, options, screen)
+        kinds, helped = _disturb(noisy, options, WAYS[options.cluster] if ways is None else ways, screen)
     except KeyboardInterrupt:
         screen.print(
             f"the job that was started goes on; this ends it: detr-container cancel {options.folder}", soft_wrap=True
@@ -86,6 +94,9 @@ def run(options: SoakOptions) -> int:
         "equal to the undisturbed run, bit for bit: weights, optimiser, averages, metrics, evaluations and detections",
         style="green",
     )
+    if helped:
+        screen.print(f"but it had to be resubmitted {helped} times")
+        return 1
     if done < options.times:
         screen.print(
             f"but only {done} of {options.times} interruptions came before its end: raise --train.epochs",
@@ -100,21 +111,22 @@ def _submit(folder: Path, options: SoakOptions) -> None:
     jobs.submit([member], folder / "job" / "submissions", options.slurm, options.cluster)
 
 
-def _disturb(folder: Path, options: SoakOptions, screen: Console) -> Counter[str]:
-    """Submit the run and interrupt it; returns how often in which way."""
-    draw, kinds = random.Random(options.draw), Counter[str]()
-    ways = _WAYS[options.cluster]
+def _disturb(folder: Path, options: SoakOptions, ways: Mapping[str, Way], screen: Console) -> tuple[Counter[str], int]:
+    """Submit the run and interrupt it; returns how often in which way, and how often it needed a person."""
+    draw, kinds, helped = random.Random(options.draw), Counter[str](), 0
     _submit(folder, options)
     while True:
         now = _wait(folder, lambda now: now.state not in ("queued", "unknown"))
-        if now.state == "failed":
+        if now.state in ("failed", "lost", "stopped"):
+            helped += 1
+            if helped > _HELP:
+                raise ValueError(f"{folder} is {now.state} again and again: {now.message}")
             screen.print(
-                f"given up after three deaths in a row at step {now.step}; resubmitted, as a person would",
-                soft_wrap=True,
+                f"{now.state} at step {now.step}; resubmitted, as a person would: {now.message}", soft_wrap=True
             )
             _submit(folder, options)
         elif now.state not in ACTIVE:
-            return kinds
+            return kinds, helped
         elif kinds.total() >= options.times:
             _wait(folder, lambda now: now.state not in ACTIVE)
         else:
@@ -160,11 +172,12 @@ def _slurm(*command: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-_WAYS: dict[str, dict[str, Callable[[str, random.Random], bool]]] = {
+WAYS: dict[str, dict[str, Way]] = {
     "local": {"preemption (USR2)": _tell_controller, "SIGKILL of a process": _kill_local},
     "slurm": {
         "preemption (USR2)": lambda job, draw: _slurm("scancel", "--signal=USR2", job),
         "SIGKILL of all processes": lambda job, draw: _slurm("scancel", "--signal=KILL", f"{job}.0"),
+        "SIGKILL of the batch script": lambda job, draw: _slurm("scancel", "--batch", "--signal=KILL", job),
         "scontrol requeue": lambda job, draw: _slurm("scontrol", "requeue", job),
     },
 }

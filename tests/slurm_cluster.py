@@ -100,6 +100,7 @@ class Cluster:
         self.environment: dict[str, str] = {"SLURM_CONF": str(configuration), "PATH": _PATH, MARK: str(folder)}
         self._folder = folder
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._slurmds: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self, *command: str | os.PathLike[str], seconds: float = 60) -> str:
         """What a command such as squeue writes to stdout; RuntimeError with all that it wrote when it fails."""
@@ -143,8 +144,19 @@ class Cluster:
         self._launch("slurmctld", "slurmctld", "-D", "-c", "-i")
         self._until("answer of slurmctld", " UP", "scontrol", "ping")
         for node in NODES:
-            self._launch(f"slurmd.{node}", "slurmd", "-D", "-N", node)
+            self.start_slurmd(node)
         self._until("idle nodes", str(len(NODES)), "sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D")
+
+    def start_slurmd(self, node: str) -> None:
+        """Start a node's daemon, for the first time or again."""
+        self._slurmds[node] = self._launch(f"slurmd.{node}", "slurmd", "-D", "-N", node)
+
+    def kill_slurmd(self, node: str) -> None:
+        """A node's daemon dies; the jobs there do not."""
+        daemon = self._slurmds.pop(node)
+        self._daemons.remove(daemon)
+        daemon.kill()
+        daemon.wait(10)
 
     def cancel_all(self, seconds: float = 2) -> None:
         """Cancel every job and wait a little, as far as the daemons still answer."""
@@ -160,7 +172,7 @@ class Cluster:
         for daemon in self._daemons:
             daemon.wait(10)
 
-    def _launch(self, name: str, *command: str) -> None:
+    def _launch(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a daemon that shares nothing with this process: no terminal, no open file, no signal."""
         with (self._folder / "log" / f"{name}.out").open("ab") as output:
             daemon = subprocess.Popen(
@@ -173,6 +185,7 @@ class Cluster:
                 start_new_session=True,
             )
         self._daemons.append(daemon)
+        return daemon
 
     def _until(self, what: str, expected: str, *command: str, seconds: float = 30) -> None:
         """Wait until a command succeeds and writes what is expected."""

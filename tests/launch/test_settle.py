@@ -1,12 +1,17 @@
 """The verdict on every way a start can end, from the files that its processes leave."""
 
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from detr_container.files import read_jsonl
 from detr_container.launch.attempts import JobFolder, RankRecord, fruitless
-from detr_container.launch.settle import DEATHS, Circumstances, settle, settle_lost
+from detr_container.launch.lock import FolderLock
+from detr_container.launch.settle import DEATHS, KILLS, Circumstances, pause, settle, settle_lost
 
 
 def start(job: JobFolder, name: str, *ends: str | BaseException, world: int = 0) -> None:
@@ -54,7 +59,17 @@ PEER = ConnectionError("another process has ended")
         ([FloatingPointError("NaN")], Circumstances(), "failed", "error", False),
         ([OSError(28, "no space")], Circumstances(), "failed", "error", False),
         ([OSError(5, "input/output error")], Circumstances(), "failed", "error", True),
-        ([], Circumstances(), "killed", "error", True),
+        (["died"], Circumstances(memory=True), "killed", "out of memory", True),
+        (["died", "SIGTERM"], Circumstances(batch=True), "killed", "batch script killed", True),
+        (["SIGTERM", "SIGTERM"], Circumstances(batch=True), "stopped", "batch script killed", True),
+        (["died", "died"], Circumstances(restarted=True), "killed", "requeued", True),
+        ([PEER, PEER], Circumstances(), "failed", "error", True),
+        ([], Circumstances(status=1), "killed", "error", True),
+        ([], Circumstances(status=139), "killed", "error", True),
+        ([], Circumstances(status=137), "killed", "killed", True),
+        ([], Circumstances(batch=True), "killed", "batch script killed", True),
+        ([], Circumstances(restarted=True, status=143), "killed", "requeued", True),
+        ([], Circumstances(cancelled=True), "killed", "cancelled", False),
     ],
 )
 def test_verdicts(
@@ -88,13 +103,87 @@ def test_a_rank_that_never_began_is_counted(job: JobFolder) -> None:
     assert attempt.message == "3 process(es) never began."
 
 
-def test_three_deaths_in_a_row_are_enough(job: JobFolder) -> None:
+@pytest.mark.parametrize(
+    ("end", "around"),
+    [
+        (RuntimeError("out of memory"), Circumstances(status=1)),
+        ("died", Circumstances(status=139)),
+        ("died", Circumstances(memory=True)),
+    ],
+    ids=["an error", "a crash", "no memory"],
+)
+def test_three_deaths_of_its_own_making_are_enough(
+    end: str | BaseException, around: Circumstances, job: JobFolder
+) -> None:
     for number in range(DEATHS):
-        start(job, f"1-{number}", "died")
-        attempt, again = settle(job, f"1-{number}", Circumstances())
+        start(job, f"1-{number}", end)
+        attempt, again = settle(job, f"1-{number}", around)
         assert again == (number < DEATHS - 1)
     assert attempt.action == "not started again: it died 3 times in a row without getting on"
     assert job.errors_path.exists()
+
+
+def test_kills_from_outside_get_many_tries_with_longer_and_longer_pauses(job: JobFolder) -> None:
+    """Whatever else comes between them, and whether or not Python had begun."""
+    pauses = []
+    for number in range(KILLS):
+        again = settle(job, f"1-{number}", Circumstances(status=137))[1] if number % 2 else None
+        if again is None:
+            start(job, f"1-{number}", "died", PEER)
+            again = settle(job, f"1-{number}", Circumstances(status=137))[1]
+        assert again == (number < KILLS - 1), number
+        pauses.append(pause(job.history()))
+    assert pauses[:4] == [0, 5, 10, 20]
+    assert pauses[-1] == 600
+    assert (
+        job.history()[-1].action
+        == "not started again: it was killed from outside 50 times in a row before it could save"
+    )
+    assert fruitless(job.history()) == 0
+
+
+def test_a_crash_is_told_from_a_kill(job: JobFolder) -> None:
+    """By what Python itself writes when it gets a signal that only a fault of the program sends."""
+    code = "import os, sys; from pathlib import Path; from detr_container.launch.attempts import *; "
+    code += "RankRecord(JobFolder(Path(sys.argv[1])), sys.argv[2], 0, 1); os.kill(os.getpid(), int(sys.argv[2]))"
+    found = {}
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL):
+        name = str(int(number))
+        done = subprocess.run([sys.executable, "-c", code, str(job.run), name], capture_output=True, check=False)
+        assert done.returncode == -number
+        attempt, _ = settle(job, name, Circumstances())
+        found[number] = (attempt.why, attempt.own)
+    assert found == {
+        signal.SIGSEGV: ("crashed", True),
+        signal.SIGABRT: ("crashed", True),
+        signal.SIGKILL: ("killed", False),
+    }
+
+
+def test_memory_that_ran_out_since_a_process_began(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detr_container.launch.attempts.oom_kills", lambda: 4)
+    start(job, "1-0", "died")
+    monkeypatch.setattr("detr_container.launch.settle.oom_kills", lambda: 5)
+    attempt, again = settle(job, "1-0", Circumstances(status=137))
+    assert (attempt.why, attempt.own, again) == ("out of memory", True, True)
+    assert "because memory ran out" in attempt.message
+
+
+def test_what_killed_processes_leave_is_removed_and_nothing_else(job: JobFolder) -> None:
+    """At the next start, and when there is none: what the last holder of the lock was writing."""
+    for take in (lambda: FolderLock(job.run).__enter__(), lambda: settle(job, "1-0", Circumstances(cancelled=True))):
+        (job.run / ".lock").write_text(json.dumps({"host": "h", "pid": 4711}))
+        mine = [job.run / ".a.png.4711-0a1b2c3d.tmp", job.run / "detections" / ".b.4711-0a1b2c3d.tmp"]
+        others = [job.run / ".a.png.4712-0a1b2c3d.tmp", job.run / ".mine.4711.tmp", job.run / "a.4711-0a1b2c3d.tmp"]
+        for path in [*mine, *others]:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        held = take()
+        assert not any(path.exists() for path in mine)
+        assert all(path.exists() for path in others)
+        if isinstance(held, FolderLock):
+            held.__exit__(None, None, None)
+        assert not (job.run / ".lock").exists()
 
 
 def test_a_run_that_gets_on_may_die_as_often_as_it_likes(job: JobFolder) -> None:
@@ -105,7 +194,8 @@ def test_a_run_that_gets_on_may_die_as_often_as_it_likes(job: JobFolder) -> None
 
 
 def test_preemption_neither_counts_as_a_death_nor_forgives_one(job: JobFolder) -> None:
-    ends = ["died", "SIGTERM", "SIGTERM", "died", "SIGTERM", "died"]
+    error = RuntimeError("out of memory")
+    ends = [error, "SIGTERM", "SIGTERM", error, "SIGTERM", error]
     wanted = []
     for number, end in enumerate(ends):
         start(job, f"1-{number}", end)
@@ -132,11 +222,11 @@ def test_starts_that_nobody_settled(job: JobFolder) -> None:
 
 def test_the_fourth_start_after_three_lost_ones_is_refused(job: JobFolder) -> None:
     for number in range(DEATHS):
-        start(job, f"1-{number}", "died")
+        start(job, f"1-{number}", RuntimeError("out of memory"))
         if number:
             settle_lost(job, f"1-{number}")
     start(job, "1-3", "died")
-    with pytest.raises(ValueError, match=r"died 3 times in a row without getting on, so it is not started again"):
+    with pytest.raises(ValueError, match=r"is not started again: it died 3 times in a row without getting on"):
         settle_lost(job, "1-3")
 
 

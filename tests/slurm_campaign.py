@@ -1,0 +1,198 @@
+"""Interrupt a run on a real Slurm in every way that a cluster knows, and compare it with an undisturbed one.
+
+python tests/slurm_campaign.py FOLDER --times 40 --draw 1 starts a private cluster (tests/slurm_cluster.py) in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+from runs import tiny
+from slurm_cluster import NODES, Cluster, cluster
+
+from detr_container import soak
+from detr_container.datasets.shapes import make_shapes
+from detr_container.launch.resources import Resources
+
+Way = Callable[[str, random.Random], bool]
+
+
+class Ways:
+    """What can happen to a job; each returns whether it has happened."""
+
+    def __init__(self, slurm: Cluster) -> None:
+        self.slurm = slurm
+
+    def all(self) -> dict[str, Way]:
+        """By name, those that any user can do to a job of his own included."""
+        mine: dict[str, Way] = {
+            "SIGKILL of a rank": self.kill_a_rank,
+            "batch script and ranks killed": self.kill_everything,
+            "preemption": self.preempt,
+            "node down": self.node_down,
+            "slurmd killed": self.slurmd_killed,
+            "power cut": self.power_cut,
+            "time limit": self.time_limit,
+        }
+        return soak.WAYS["slurm"] | mine
+
+    def kill_a_rank(self, job: str, draw: random.Random) -> bool:
+        ranks = _ranks(job)
+        return bool(ranks) and _kill([draw.choice(ranks)])
+
+    def kill_everything(self, job: str, draw: random.Random) -> bool:
+        return _kill([*_batch(job), *_ranks(job)])
+
+    def preempt(self, job: str, draw: random.Random) -> bool:
+        wants = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4", "--output=/dev/null"]
+        self.slurm.run("sbatch", "--partition=high", *wants, "--wrap=sleep 2")
+        return True
+
+    def node_down(self, job: str, draw: random.Random) -> bool:
+        node = draw.choice(NODES)
+        self.slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=campaign")
+        self._back(node)
+        return True
+
+    def slurmd_killed(self, job: str, draw: random.Random) -> bool:
+        """The node is unreachable: what runs there goes on until its slurmd is back."""
+        node = draw.choice(NODES)
+        self.slurm.kill_slurmd(node)
+        self.slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=campaign")
+        time.sleep(2)
+        self.slurm.start_slurmd(node)
+        self._back(node)
+        return True
+
+    def power_cut(self, job: str, draw: random.Random) -> bool:
+        """All of the job's processes on a node, and what looks after them, are gone at once."""
+        node = draw.choice(NODES)
+        stepds = [each for each in psutil.process_iter(["cmdline"]) if _is_step(each, job) and _node(each) == node]
+        victims = [child for each in stepds for child in _children(each)]
+        for each in [*stepds, *victims]:
+            with suppress(psutil.Error):
+                each.suspend()
+        self.slurm.kill_slurmd(node)
+        _kill([*stepds, *victims])
+        self.slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=campaign")
+        self.slurm.start_slurmd(node)
+        self._back(node)
+        return True
+
+    def time_limit(self, job: str, draw: random.Random) -> bool:
+        """The limit comes within a minute, whichever start this is; afterwards the job has its time again."""
+        known = self.slurm.job(job)
+        if known["JobState"] != "RUNNING":
+            return False
+        hours, minutes, _ = map(int, known["RunTime"].split(":"))
+        self.slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 1}")
+        end = time.monotonic() + 150
+        while self.slurm.job(job)["Restarts"] == known["Restarts"] and time.monotonic() < end:
+            if self.slurm.job(job)["JobState"] not in ("RUNNING", "COMPLETING", "PENDING", "TIMEOUT"):
+                break
+            time.sleep(0.5)
+        self.slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+        return True
+
+    def _back(self, node: str) -> None:
+        time.sleep(2)
+        with suppress(RuntimeError):
+            self.slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def _is_step(process: psutil.Process, job: str) -> bool:
+    return f"[{job}." in " ".join(process.info["cmdline"] or [])
+
+
+def _steps(job: str) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter(["cmdline"]) if _is_step(each, job)]
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _node(step: psutil.Process) -> str:
+    """A step's node: with all nodes on one machine, its processes' environment says it."""
+    for child in _children(step):
+        with suppress(psutil.Error):
+            if name := child.environ().get("SLURMD_NODENAME"):
+                return name
+    return ""
+
+
+def _ranks(job: str) -> list[psutil.Process]:
+    steps = [each for each in _steps(job) if f"[{job}.batch" not in " ".join(each.info["cmdline"] or [])]
+    return [child for each in steps for child in _children(each)]
+
+
+def _batch(job: str) -> list[psutil.Process]:
+    steps = [each for each in _steps(job) if f"[{job}.batch" in " ".join(each.info["cmdline"] or [])]
+    return [child for each in steps for child in _children(each)]
+
+
+def _kill(processes: list[psutil.Process]) -> bool:
+    for each in processes:
+        with suppress(psutil.Error):
+            each.send_signal(signal.SIGKILL)
+    return bool(processes)
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Files of killed processes in a run's folder, and srun processes without a parent."""
+    found = [
+        str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name == ".lock" or ".tmp" in path.name
+    ]
+    for each in psutil.process_iter(["name", "ppid"]):
+        if each.info["name"] == "srun" and each.info["ppid"] == 1:
+            found.append(f"srun, process {each.pid}")
+    return found
+
+
+def campaign(slurm: Cluster, folder: Path, times: int, draw: int, within: float = 12.0, epochs: int = 0) -> int:
+    """Interrupt a run so often; returns 0 when it ended as the undisturbed one, nothing left behind."""
+    root = folder / "data"
+    if not root.exists():
+        make_shapes(root, 16, 5, 64, workers=0)
+    epochs = epochs or 20 + 15 * times
+    settings = {"train__micro_batch": 1, "train__ema_decay": 0.9, "head__dropout": 0.1}
+    experiment = tiny(root, train__epochs=epochs, train__eval_every=epochs // 2, **settings)
+    experiment = replace(experiment, train=replace(experiment.train, checkpoint_minutes=0.05))
+    resources = Resources(nodes=2, gpus_per_node=0, tasks_per_node=1, time="1h", cpus_per_task=1)
+    options = soak.SoakOptions(
+        experiment, resources, cluster="slurm", times=times, within=within, draw=draw, folder=folder / f"soak-{draw}"
+    )
+    status = soak.run(options, Ways(slurm).all())
+    found = left_behind(options.folder)
+    sys.stdout.write(f"left behind: {', '.join(found) or 'nothing'}\n")
+    return status or bool(found)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--times", type=int, default=40)
+    parser.add_argument("--draw", type=int, nargs="+", default=[0])
+    parser.add_argument("--within", type=float, default=12.0)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    with cluster(folder / "cluster") as slurm:
+        os.environ.update(slurm.environment, OMP_NUM_THREADS="1")
+        return max(campaign(slurm, folder, options.times, draw, options.within) for draw in options.draw)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
