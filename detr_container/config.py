@@ -182,7 +182,8 @@ class TrainConfig:
     log_every: Annotated[int, positive(2**31)] = 50
     """Steps between two lines of metrics."""
     checkpoint_minutes: Annotated[float, natural(1e6)] = 15.0
-    """Minutes between two checkpoints within an epoch; one is always written at an epoch's end."""
+    """Minutes between two checkpoints within an epoch; one is written at an epoch's end, and after a start's first step
+    unless this is 0."""
     keep_checkpoints: Annotated[int, positive(1_000_000)] = 2
     """How many of the newest checkpoints stay; with 1 there is none to fall back on."""
     eval_every: Many = 1
