@@ -271,6 +271,44 @@ def test_a_comparison_as_an_array_ends_with_its_report(slurm: Cluster, quiet: Pa
     assert "all 2 runs are done" in command(quiet, *line).stdout
 
 
+def test_killed_batch_scripts_of_an_array(slurm: Cluster, quiet: Path, root: Path) -> None:
+    """Of one member twice, the second time before anything was saved; the other is not touched by it."""
+    common = ["data.make-shapes=0 0 0", "data.workers=0", "data.eval-batch=2", "train.epochs=20", "device=cpu"]
+    line = ["sweep", "killed", "--experiments", "debug", "--seeds", "0", "1", "--set", f"data.root={root}", *common]
+    done = command(quiet, *line, "--slurm.gpus-per-node", "0", "--slurm.time", "10m")
+    assert done.returncode == 0, done.stderr
+    members = [quiet / "runs" / "killed" / f"debug-seed{seed}" for seed in (0, 1)]
+    facts = JobFolder(members[1]).submission()
+    assert facts is not None
+    for restarts in ("0", "1"):
+        wait_until(
+            lambda: (slurm.job(facts["job"])["JobState"], slurm.job(facts["job"])["Restarts"]) == ("RUNNING", restarts),  # noqa: B023
+            "running",
+            slurm,
+        )
+        slurm.run("scancel", "--batch", "--signal=KILL", facts["job"])
+    for run in members:
+        assert end_of(run, slurm).state == "finished", said(run)
+    assert [attempt.why for attempt in JobFolder(members[0]).history()] == [""]
+    assert [attempt.why for attempt in JobFolder(members[1]).history()] == ["batch script killed"] * 2 + [""]
+    # No watcher is left, of these jobs or of others that have ended.
+    wait_until(lambda: "watch-" not in slurm.run("squeue", "--noheader", "--format=%j"), "without watchers", slurm)
+
+
+def test_a_cancelled_run_stays_so_though_its_batch_script_was_killed(slurm: Cluster, quiet: Path, root: Path) -> None:
+    run = quiet / "runs" / "cancelled-killed"
+    job = submit(quiet, root, run.name, epochs=400)
+    wait_until(lambda: rows(run) >= 2, "running", slurm)
+    JobFolder(run).cancelled_path.touch()
+    slurm.run("scancel", "--batch", "--signal=KILL", job)
+    slurm.wait(job, "FAILED", 60)
+    facts = JobFolder(run).submission()
+    assert facts is not None
+    slurm.wait(facts["watch"], "COMPLETED", 60)
+    assert slurm.job(job)["Restarts"] == "0"
+    assert standing(run).state == "cancelled"
+
+
 def test_cancel_and_resubmit_for_longer(slurm: Cluster, quiet: Path, root: Path) -> None:
     run = quiet / "runs" / "cancelled"
     submit(quiet, root, run.name, epochs=400)
