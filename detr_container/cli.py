@@ -14,7 +14,7 @@ import tyro
 from rich.table import Table
 
 from .arguments import experiment_first, parse, start_logging
-from .compare_commands import compare, report
+from .compare_commands import backbones, compare, report
 from .config import Experiment
 from .experiments import BUILDERS, named
 from .job_commands import cancel, logs, resubmit, status, submit, sweep
@@ -445,6 +445,7 @@ def soak(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "experiments": experiments,
+    "backbones": backbones,
     "preflight": preflight,
     "train": train,
     "submit": submit,

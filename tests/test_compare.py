@@ -118,13 +118,13 @@ def test_time_is_estimated_with_the_threads_that_members_will_have(
     said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "program"
-    program.write_text('#!/bin/sh\necho "{\\"one\\": $OMP_NUM_THREADS}"\n')
+    program.write_text('#!/bin/sh\necho "{\\"name\\": \\"one\\", \\"found\\": $OMP_NUM_THREADS}"\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("OMP_NUM_THREADS", said)
-    threads = training_seconds({"one": named("debug").experiment}, environment_of_member(2))["one"]
-    assert threads == int(said or 4)
+    found = training_seconds({"one": named("debug").experiment}, environment_of_member(2))
+    assert found == ({"one": int(said or 4)}, {})
 
 
 def test_a_dry_run_only_plans(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +132,29 @@ def test_a_dry_run_only_plans(root: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(arguments) == 0
     assert capsys.readouterr().out.count(": to train, about ") == 4
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_backbone_that_cannot_be_is_named_and_does_not_stop_the_others(root: Path, tmp_path: Path) -> None:
+    """One of one size, too small for these pictures, one whose maps are others than it states, one without a name."""
+    bad = ["timm/efficientformer_l1", "timm/pit_ti_224", "timm/no_such_model"]
+    arguments = ["compare", "--base", "debug", "--heads", "smca", "--backbones", *bad, "container_light_tiny"]
+    arguments += ["--seeds", "0", "--no-measure", *options(root, "data.max_size=320")]
+    planned = command(tmp_path, *arguments, "--dry-run")
+    assert planned.returncode == 1, planned.stderr
+    assert planned.stdout.count(": cannot be trained: ") == planned.stdout.count("left out: ") == 3
+    assert "--data.resize square --data.scales 224 --data.eval-size 224" in planned.stdout
+    assert "container_light_tiny-seed0: to train, about " in planned.stdout
+    told = command(tmp_path, *arguments)
+    assert told.returncode == 1, told.stderr
+    home = tmp_path / "runs" / "comparison"
+    assert standing(home / "smca-container_light_tiny-seed0").state == "finished"
+    warnings = report_of(home)["warnings"]
+    for name in bad:
+        assert f"SMCA-DETR, {name} was left out: " in told.stderr
+        assert any(warning.startswith(f"SMCA-DETR, {name} was left out: ") for warning in warnings)
+    alone = command(tmp_path, *arguments[:5], "--backbones", *bad, *arguments[10:], "--dry-run")
+    assert alone.returncode == 2, alone.stdout
+    assert "timm/efficientformer_l1 takes images of 224" in alone.stderr
 
 
 def test_interrupted_it_goes_on_where_it_was(

@@ -7,11 +7,13 @@ import logging
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from detr_container import jobs
-from detr_container.build import open_data
+from detr_container.build import check_backbone, open_data
 from detr_container.clock import clock
 from detr_container.config import Experiment
 from detr_container.costs import costs, validation_sizes
@@ -37,29 +39,57 @@ BACKWARD = 2
 
 @dataclass(frozen=True)
 class Campaign:
-    """A comparison: its folder, its members and how each stands; command: what makes it."""
+    """A comparison: its folder, its members and how each stands; command: what makes it.
+
+    refused: cells that cannot be trained, and why; the others are.
+    """
 
     options: CompareOptions
     home: Path
     members: list[Member]
     standing: dict[Path, Standing]
     command: str
+    refused: dict[str, str]
 
     @classmethod
     def of(cls, options: CompareOptions, command: str) -> Campaign:
-        """What the options describe. Raises ValueError when a member cannot be, or is another run already."""
+        """What the options describe, backbones that cannot be built marked as refused.
+
+        Raises ValueError when no member can be, or one is another run already.
+        """
         home = place_of_many(options.runs, options.name, "--name")
         members = members_of(home, options.heads, options.backbones, options.seeds, options.base, options.setting)
         now = dict(zip((m.folder for m in members), standings([m.folder for m in members]), strict=True))
-        campaign = cls(options, home, members, now, command)
+        campaign = cls(options, home, members, now, command, {})
+        for label, experiment in campaign._cells().items():
+            with campaign._refusing(label, ValueError, OSError):
+                check_backbone(experiment)
+        campaign._check_some_left()
         for member in campaign.todo:
             jobs.check_member(member, world=1)
         return campaign
 
     @property
     def todo(self) -> list[Member]:
-        """Members that neither are finished nor go on somewhere already."""
-        return [m for m in self.members if self.standing[m.folder].state not in (*ACTIVE, "finished")]
+        """Members that neither are finished nor go on somewhere already, and can be trained."""
+        return [
+            m
+            for m in self.members
+            if self.standing[m.folder].state not in (*ACTIVE, "finished") and label_of(m.experiment) not in self.refused
+        ]
+
+    @contextmanager
+    def _refusing(self, label: str, *errors: type[Exception]) -> Iterator[None]:
+        """Take such an error for a reason not to train this cell."""
+        try:
+            yield
+        except errors as error:
+            self.refused[label] = " ".join(str(error).split())
+
+    def _check_some_left(self) -> None:
+        """Raise ValueError when every cell is refused."""
+        if len(self.refused) == len(self._cells()):
+            raise ValueError("; ".join(dict.fromkeys(self.refused.values())))
 
     # -- the plan -------------------------------------------------------------------------------------------------
 
@@ -67,13 +97,16 @@ class Campaign:
         """What there is to do and what it will cost, a line per run and one for all."""
         # First, since it finds what cannot be built, at once and in plain words.
         amount, seconds = self._amount(), self._seconds()
+        self._check_some_left()
         lines, total, known = [], 0.0, True
         for member in self.members:
             now = self.standing[member.folder]
             label = label_of(member.experiment)
             estimate = seconds.get(label)
             left = 1.0 - now.epoch / member.experiment.train.epochs
-            if member not in self.todo:
+            if label in self.refused and now.state not in (*ACTIVE, "finished"):
+                what = f"cannot be trained: {self.refused[label]}"
+            elif member not in self.todo:
                 what = now.state + (f", AP {100 * now.ap:.1f}" if now.ap is not None else "")
             else:
                 what = f"goes on after epoch {now.epoch:.1f}" if now.step else "to train"
@@ -95,6 +128,7 @@ class Campaign:
             )
         else:
             lines.append(f"all {len(self.members)} runs are done or going on")
+        lines += [f"left out: {label}: {why}" for label, why in self.refused.items()]
         return lines
 
     def _amount(self) -> list[str]:
@@ -102,8 +136,13 @@ class Campaign:
         data = open_data(self.members[0].experiment)
         lines = []
         for label, experiment in self._cells().items():
+            if label in self.refused:
+                continue
             size = Counter(validation_sizes(experiment, data.val.annotations)).most_common(1)[0][0]
-            cost = costs(experiment, len(data.classes), [size])
+            with self._refusing(label, ValueError, OSError, RuntimeError):
+                cost = costs(experiment, len(data.classes), [size])
+            if label in self.refused:
+                continue
             pictures = len(data.train) * experiment.train.epochs
             work = (1 + BACKWARD) * cost.gflops.total * pictures
             lines.append(
@@ -127,7 +166,9 @@ class Campaign:
             return found
         wanted = {label_of(member.experiment) for member in self.todo} - found.keys()
         cells = {label: one for label, one in self._cells().items() if label in wanted}
-        return found | training_seconds(cells, environment_of_member(self._at_once))
+        tried, failed = training_seconds(cells, environment_of_member(self._at_once))
+        self.refused.update({label: f"a first step failed: {why}" for label, why in failed.items()})
+        return found | tried
 
     # -- running it -----------------------------------------------------------------------------------------------
 
@@ -147,9 +188,11 @@ class Campaign:
                 return stop.exit_code
         for folder, why in failed.items():
             _log.warning("%s failed: %s", folder, why)
+        for label, why in self.refused.items():
+            _log.warning("%s was left out: %s", label, why)
         page = self._report()
         sys.stdout.write(f"{page}\n{page.resolve().as_uri()}\n")
-        return 1 if failed else 0
+        return 1 if failed or self.refused else 0
 
     def submit(self) -> int:
         """Submit what is left as an array; the run that finishes last writes the report. Returns the exit status."""
@@ -158,7 +201,7 @@ class Campaign:
             going = [folder for folder, now in self.standing.items() if now.state in ACTIVE]
             if going:
                 sys.stdout.write(f"{len(going)} runs are going on: detr-container status {self.home}\n")
-                return 0
+                return self.status
             return self.run()
         work = functools.partial(run_member, home=str(self.home.absolute()))
         submission = jobs.submit(
@@ -175,11 +218,16 @@ class Campaign:
             f"  detr-container report {self.home}   a report of what there is so far\n"
             f"the last run to finish writes {self.home / 'report'}; the same command submits what has failed\n"
         )
-        return 0
+        return self.status
+
+    @property
+    def status(self) -> int:
+        """The exit status of a plan: 1 where something cannot be trained."""
+        return int(bool(self.refused))
 
     def _note(self) -> None:
         names = [member.folder.name for member in self.members]
-        write_json(self.home / PLAN, {"command": self.command, "members": names})
+        write_json(self.home / PLAN, {"command": self.command, "members": names, "refused": self.refused})
 
     def _report(self) -> Path:
         measure = self.options.measure and not self.options.submit

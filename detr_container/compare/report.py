@@ -59,6 +59,7 @@ def write_report(
     if options.measure:
         write_json(path, measure(analysis))
     latencies = _latencies(path, [cell.cell.label for cell in analysis.cells])
+    trouble += _left_out(options.runs)
     document = make_document(analysis, known, latencies, options, trouble)
     return write(document, options.output)
 
@@ -94,6 +95,12 @@ def _planned(home: Path, what: str) -> Any:
         return json.loads((home / PLAN).read_text())[what]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _left_out(names: Sequence[str]) -> list[str]:
+    """What comparisons that are given as folders did not train, and why."""
+    refused = [_planned(Path(name), "refused") for name in names]
+    return [f"{label} was left out: {why}" for each in refused if isinstance(each, dict) for label, why in each.items()]
 
 
 def make_document(

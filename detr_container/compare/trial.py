@@ -1,14 +1,12 @@
 """How long training will take, by a few steps of it, in a process of its own: what it took is given back by its end.
 
-python -m detr_container.compare.trial reads experiments from standard input, as JSON {name: settings}, and writes
-{name: seconds}.
+python -m detr_container.compare.trial is the other process of `one_by_one`: an item is an experiment's settings, and
+what is found the seconds.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,26 +15,29 @@ from pathlib import Path
 
 from detr_container import config
 from detr_container.config import Experiment
+from detr_container.one_by_one import answer_each, found_of
 
 STEPS, SECONDS = 3, 10.0
 """Steps to measure after the first, and after how long to be content with fewer."""
+LIMIT = 3600.0
+"""Seconds that the steps of one experiment may take; what takes longer hangs."""
 
 
-def training_seconds(experiments: Mapping[str, Experiment], environment: Mapping[str, str]) -> dict[str, float]:
-    """Seconds that each experiment's training will take on this machine, evaluation not counted.
+def training_seconds(
+    experiments: Mapping[str, Experiment], environment: Mapping[str, str]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Seconds that each experiment's training will take here, evaluation not counted; why others cannot be trained.
 
     environment: of the processes that will train, which says how many threads they will have.
-    Raises ValueError, in its own words, when one cannot be trained.
     """
-    if not experiments:
-        return {}
-    request = json.dumps({name: config.to_dict(experiment) for name, experiment in experiments.items()})
-    command = [sys.executable, "-m", __name__]
-    done = subprocess.run(command, input=request, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        words = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-        raise ValueError(f"a first step of the comparison failed: {words[-1]}")
-    return dict(json.loads(done.stdout))
+    items = {name: config.to_dict(experiment) for name, experiment in experiments.items()}
+    seconds, failed = dict[str, float](), dict[str, str]()
+    for name, found, why in found_of(__name__, items, LIMIT, environment):
+        if why:
+            failed[name] = why
+        else:
+            seconds[name] = float(found)
+    return seconds, failed
 
 
 def _tried(experiment: Experiment) -> float:
@@ -58,16 +59,9 @@ def _tried(experiment: Experiment) -> float:
 
 def main() -> int:
     """Try every experiment in turn."""
-    experiments = {name: config.from_dict(values) for name, values in json.load(sys.stdin).items()}
-    found = {}
-    for name, experiment in experiments.items():
-        try:
-            found[name] = _tried(experiment)
-        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-            sys.stderr.write(f"{name}: {' '.join(str(error).split())}\n")
-            return 1
-    json.dump(found, sys.stdout)
-    return 0
+    return answer_each(
+        lambda name, item: _tried(config.from_dict(item)), (ValueError, OSError, RuntimeError, FloatingPointError)
+    )
 
 
 if __name__ == "__main__":
