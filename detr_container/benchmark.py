@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import tyro
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from .config import Experiment, validate
 from .files import write_json
 from .measure_options import PARTS, MeasureOptions, size_text
 from .side_by_side import side_by_side
-from .terminal import console
+from .terminal import console, shown
 
 _log = logging.getLogger(__name__)
 _NAMES, _FIGURE, _RATIO = 32, 9, 18
@@ -86,21 +87,21 @@ def _table(result: dict[str, Any], labels: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for label in labels:
-        failed = "\n[red]failed[/red]" if result["experiments"][label]["failure"] else ""
-        table.add_column(label + failed, justify="right", overflow="fold")
+        failed = "\nfailed" if result["experiments"][label]["failure"] else ""
+        table.add_column(Text.assemble(shown(label), (failed, "red")), justify="right", overflow="fold")
         if label != result["first"]:
             table.add_column("ratio", justify="right", style="cyan", no_wrap=True)
         elif len(labels) == 1:
             table.add_column("rounds", justify="right", style="cyan", no_wrap=True)
     figures = [result["experiments"][label]["figures"] for label in labels]
     for title, rows in _sections(result["options"]):
-        shown = [(name, key, scale) for name, key, scale in rows if any(key in each for each in figures)]
-        if shown:
-            table.add_row(f"[bold]{title}[/bold]")
-        for name, key, scale in shown:
+        known = [(name, key, scale) for name, key, scale in rows if any(key in each for each in figures)]
+        if known:
+            table.add_row(Text(title, style="bold"))
+        for name, key, scale in known:
             cells = [cell for each in figures for cell in _cells(each, key, scale, alone=len(labels) == 1)]
             table.add_row(f"  {name}", *(cells if len(labels) == 1 else [cells[0], *cells[2:]]))
-        if shown:
+        if known:
             table.add_section()
     return table
 
