@@ -6,7 +6,6 @@ and a checkpoint carries it, so the three can never disagree. Nothing here impor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
+from .checked import read_plain
 from .limits import Many, Pictures, Rate, Seed, Share, Side, Weight, Workers, between, check, natural, positive, told
 
 _STRICT = ConfigDict(extra="forbid")
@@ -234,11 +234,16 @@ def from_dict(values: dict[str, Any]) -> Experiment:
 
 
 def load(path: Path) -> Experiment:
-    """Read a run's config.json."""
+    """Read a run's config.json. Raises ValueError for what is not one, or has settings that no run can have."""
+    values = read_plain(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not a run's settings: copy it again")
     try:
-        return from_dict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): was it cut short? Copy it again") from error
+        experiment = from_dict(values)
+        validate(experiment)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return experiment
 
 
 def flatten(experiment: Experiment) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     with open_regular(path) as file:
         data = file.read()
     records = []
-    for number, line in enumerate(data[: _whole(data)].splitlines(), start=1):
+    for number, line in enumerate(data[: whole(data)].splitlines(), start=1):
         record = _record(line)
         if record is None:
             raise ValueError(
@@ -174,10 +174,11 @@ class JsonLines:
         refuse_link(self.path)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._descriptor = os.open(self.path, flags, 0o666)
+        _refuse_unless_regular(self.path, os.fstat(self._descriptor).st_mode)
         data = self.path.read_bytes()
-        whole = _whole(data)
-        os.ftruncate(self._descriptor, whole)
-        if whole and not data[:whole].endswith(b"\n"):
+        kept = whole(data)
+        os.ftruncate(self._descriptor, kept)
+        if kept and not data[:kept].endswith(b"\n"):
             self._write(b"\n")
 
     def append(self, record: dict[str, Any]) -> None:
@@ -312,13 +313,13 @@ def _record(line: bytes) -> dict[str, Any] | None:
     """The JSON object in a line, or None."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _whole(data: bytes) -> int:
-    """How many leading bytes are whole lines.
+def whole(data: bytes) -> int:
+    """Of JSON lines: how many leading bytes are whole lines.
 
     A last line without its line break counts if it is an object: a cut one lacks its closing brace.
     """

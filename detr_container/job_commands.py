@@ -21,6 +21,7 @@ from detr_container.launch.resources import Resources
 
 from .arguments import experiment_first, parse
 from .config import Experiment
+from .files import open_regular
 from .limits import AtOnce, Many, Seed
 from .names import place, place_of_many
 from .terminal import console
@@ -124,13 +125,16 @@ def status(arguments: Sequence[str]) -> int:
     # Into a file or a pipe, a run is a line.
     console(width=None if sys.stdout.isatty() else 500).print(table)
     for row in rows:
-        if row.message:
+        if row.message and row.message not in row.faults:
             _say(f"{row.folder}: {row.message}")
+        for fault in row.faults:
+            _say(f"{row.folder}: {fault}")
     if len(rows) == 1 and rows[0].state == "failed":
         errors = folders[0] / "job" / "errors.txt"
         if errors.is_file():
-            _say(f"\n{errors}:", errors.read_text())
-    return 0
+            with open_regular(errors) as file:
+                _say(f"\n{errors}:", file.read().decode(errors="replace"))
+    return 1 if any(row.faults for row in rows) else 0
 
 
 @dataclass(frozen=True)

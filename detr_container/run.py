@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from detr_container.datasets.annotations import Category
 
 from . import config
+from .checked import read_lines
 from .config import Experiment
 from .experiments import BUILDERS, named
 from .files import JsonLines, read_jsonl, write_json, write_jsonl
+from .run_files import EvaluationLine, MetricsLine
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoints
@@ -64,13 +66,13 @@ class Run:
 
         return Checkpoints(self.folder / "checkpoints", keep)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics so far."""
-        return read_jsonl(self.metrics_path) if self.metrics_path.exists() else []
+    def metrics(self, faults: list[str] | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics so far; faults: see `read_lines`."""
+        return read_lines(self.metrics_path, MetricsLine, faults) if self.metrics_path.exists() else []
 
-    def evaluations(self) -> list[dict[str, Any]]:
-        """The evaluations so far, one per evaluated epoch."""
-        return read_jsonl(self.evaluations_path) if self.evaluations_path.exists() else []
+    def evaluations(self, faults: list[str] | None = None) -> list[dict[str, Any]]:
+        """The evaluations so far, one per evaluated epoch; faults: see `read_lines`."""
+        return read_lines(self.evaluations_path, EvaluationLine, faults) if self.evaluations_path.exists() else []
 
     def check_resumable(
         self, experiment: Experiment, path: Path, state: Mapping[str, Any], steps_per_epoch: int
@@ -103,8 +105,9 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Forget metrics and evaluations that ran ahead of the checkpoint at `step`; they will be made again."""
-        for path in (self.metrics_path, self.evaluations_path):
+        for path, lines in ((self.metrics_path, self.metrics), (self.evaluations_path, self.evaluations)):
             if path.exists():
+                lines()
                 records = read_jsonl(path)
                 kept = [record for record in records if record["step"] <= step]
                 if len(kept) < len(records):

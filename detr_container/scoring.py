@@ -267,7 +267,7 @@ def _columns(results: Sequence[Record]) -> tuple[NDArray[Any], NDArray[Any], NDA
         categories = np.asarray([record["category_id"] for record in results])
         boxes = np.asarray([record["bbox"] for record in results], dtype=np.float64)
         confidences = np.asarray([record["score"] for record in results], dtype=np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"detections are not in COCO's result format ({error}): {_RULE}") from error
     if images.dtype.kind not in "iu" or categories.dtype.kind not in "iu" or boxes.shape != (len(results), 4):
         raise ValueError(f"detections are not in COCO's result format: {_RULE}")

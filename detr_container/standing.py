@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from detr_container.launch.submission import Submission
 
 from .run import Run
 
+_YEARS = 10 * 365 * 86400.0
+"""Seconds; what would take longer is no estimate."""
 ACTIVE = ("queued", "starting", "running")
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING", "REQUEUE_FED")
 _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING")
@@ -44,6 +46,8 @@ class Standing:
     eta: float | None = None
     whole: bool = False
     message: str = ""
+    faults: tuple[str, ...] = ()
+    """What of its files cannot be read, a sentence each."""
 
 
 def standing(folder: Path) -> Standing:
@@ -53,7 +57,8 @@ def standing(folder: Path) -> Standing:
 
 def standings(folders: Sequence[Path]) -> list[Standing]:
     """How several runs stand, the queue asked once for all of them."""
-    submissions = {folder: JobFolder(folder).submission() for folder in folders}
+    unread: dict[Path, list[str]] = {folder: [] for folder in folders}
+    submissions = {folder: _submission(folder, unread[folder]) for folder in folders}
     slurm = [facts for facts in submissions.values() if facts and facts["where"] == "slurm"]
     names = [facts[key] for facts in slurm for key in ("job", "watch") if facts.get(key)]
     try:
@@ -63,18 +68,29 @@ def standings(folders: Sequence[Path]) -> list[Standing]:
     found = []
     for folder in folders:
         try:
-            found.append(_standing(folder, submissions[folder], queued, silent))
-        except ValueError as error:
-            found.append(Standing(folder, "unreadable", message=str(error)))
+            found.append(_standing(folder, submissions[folder], queued, silent, unread[folder]))
+        except (ValueError, OSError) as error:
+            found.append(Standing(folder, "unreadable", message=str(error), faults=(str(error),)))
     return found
 
 
-def _standing(folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queued], silent: str) -> Standing:
-    history = JobFolder(folder).history()
-    known = _progress(folder)
+def _submission(folder: Path, faults: list[str]) -> dict[str, Any] | None:
+    try:
+        return JobFolder(folder).submission()
+    except (ValueError, OSError) as error:
+        faults.append(str(error))
+        return None
+
+
+def _standing(
+    folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queued], silent: str, faults: list[str]
+) -> Standing:
+    history = JobFolder(folder).history(faults)
+    known = _progress(folder, faults)
     here = holder(folder)
     job = facts["job"] if facts else ""
     common: dict[str, Any] = {**known, "folder": folder, "job": job, "restarts": _restarts(history)}
+    common["faults"] = tuple(faults)
     last = history[-1] if history else None
     message = last.message if last and last.outcome in ("failed", "killed") else ""
     entry = _local(folder, facts) if facts and facts["where"] == "local" else queued.get(job)
@@ -164,26 +180,38 @@ def _command_line(process: psutil.Process) -> str:
     return ""
 
 
-def _progress(folder: Path) -> dict[str, Any]:
-    """Steps, epochs, AP, and the seconds that the rest will take at the recent pace."""
+def _lines(read: Callable[[list[str]], list[dict[str, Any]]], faults: list[str]) -> list[dict[str, Any]]:
+    try:
+        return read(faults)
+    except (ValueError, OSError) as error:
+        faults.append(str(error))
+        return []
+
+
+def _progress(folder: Path, faults: list[str]) -> dict[str, Any]:
+    """Steps, epochs, AP, and the seconds that the rest will take at the recent pace; what cannot be read to faults."""
     run = Run(folder)
     known: dict[str, Any] = {"step": 0, "total": None, "epoch": 0.0, "epochs": None, "ap": None, "eta": None}
     known["whole"] = False
     try:
         settings = run.experiment().train
-        rows, evaluations = run.metrics(), run.evaluations()
-    except ValueError:
+    except (ValueError, OSError) as error:
+        if run.exists:
+            faults.append(str(error))
         return known
+    rows, evaluations = (_lines(read, faults) for read in (run.metrics, run.evaluations))
     known["epochs"] = settings.epochs
     if evaluations:
         known["ap"] = evaluations[-1].get("ap")
     if not rows:
         return known
     last = rows[-1]
-    per_epoch = round(last["step"] / last["epoch"])
+    per_epoch = max(1, round(last["step"] / last["epoch"]))
     total = per_epoch * settings.epochs
     rates = [row["images_per_second"] for row in rows[-5:] if row.get("images_per_second")]
     seconds = (total - last["step"]) * settings.batch / (sum(rates) / len(rates)) if rates else None
+    if seconds is not None and not 0 <= seconds < _YEARS:
+        seconds = None
     # One that was ended during its last evaluation has that still to do.
     judged = not settings.eval_every or (bool(evaluations) and evaluations[-1]["epoch"] >= settings.epochs)
     whole = last["step"] >= total and judged
@@ -193,7 +221,7 @@ def _progress(folder: Path) -> dict[str, Any]:
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run, was submitted to become one, or has lost its configuration."""
     run = Run(folder)
-    return run.exists or JobFolder(folder).submission() is not None or run.metrics_path.exists()
+    return run.exists or JobFolder(folder).submitted or run.metrics_path.exists()
 
 
 def started(folder: Path) -> tuple[Submission, int]:
@@ -201,7 +229,10 @@ def started(folder: Path) -> tuple[Submission, int]:
     facts = JobFolder(folder).submission()
     if facts is None:
         raise ValueError(f"{folder} was not submitted: it has no job/job.json. `submit` or `resubmit` does that")
-    return Submission.read(Path(facts["submission"])), facts["index"]
+    submission, index = Submission.read(Path(facts["submission"])), facts["index"]
+    if index >= min(len(submission.jobs), len(submission.folders)):
+        raise ValueError(f"{folder} is job {index} of {facts['submission']}, which has fewer: submit the run again")
+    return submission, index
 
 
 def runs_in(paths: Sequence[Path]) -> Iterator[Path]:

@@ -14,22 +14,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import json
+import logging
 import os
 import platform
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from detr_container.files import JsonLines, read_jsonl, write_json
+from pydantic import Field
+
+from detr_container.checked import Schema, mistakes, read_json, read_lines
+from detr_container.files import JsonLines, write_json
 
 from .oom import oom_kills
 
 Outcome = Literal["finished", "stopped", "failed", "killed", "resubmitted"]
 """`resubmitted` is no start: a person has asked for another, so that what came before no longer counts."""
+_log = logging.getLogger(__name__)
 # What trying again does not mend.
 _FINAL = (ValueError, FloatingPointError, FileNotFoundError, PermissionError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -58,6 +62,55 @@ class Attempt:
     own: bool = True
 
 
+Seconds = Annotated[float, Field(ge=0, le=1e11)]
+
+
+class JobFile(Schema):
+    """job.json."""
+
+    submission: str
+    where: Literal["slurm", "local", "debug"]
+    index: Annotated[int, Field(ge=0, le=10**6)]
+    job: str
+    host: str = ""
+    watch: str | None = None
+
+
+class HistoryLine(Schema):
+    """A line of history.jsonl."""
+
+    name: str
+    hosts: list[str]
+    began: Seconds
+    ended: Seconds
+    outcome: Outcome
+    why: str
+    message: str = ""
+    final: bool = False
+    evidence_before: str = ""
+    evidence_after: str = ""
+    action: str = ""
+    own: bool = True
+
+
+class RankFile(Schema):
+    """The lines of rank-N.jsonl, merged."""
+
+    rank: Annotated[int, Field(ge=0)]
+    world: Annotated[int, Field(ge=1)]
+    host: str
+    pid: int
+    began: Seconds
+    evidence: str
+    ended: Seconds | None = None
+    outcome: Outcome | None = None
+    signal: str | None = None
+    error: str = ""
+    traceback: str = ""
+    final: bool = False
+    secondary: bool = False
+
+
 class JobFolder:
     """The part of a run's folder that launching owns. evidence: a pattern of files that a run which gets on writes."""
 
@@ -73,21 +126,24 @@ class JobFolder:
         write_json(self.folder / "job.json", facts)
 
     def submission(self) -> dict[str, Any] | None:
-        """What `describe` wrote last, or None when the run was never submitted."""
-        try:
-            facts = json.loads((self.folder / "job.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return facts if isinstance(facts, dict) else None
+        """What `describe` wrote last, or None when the run was never submitted. ValueError for what is no such file."""
+        return read_json(self.folder / "job.json", JobFile) if self.submitted else None
 
-    def history(self) -> list[Attempt]:
-        """All starts that have ended, oldest first. Raises ValueError when the file cannot be read."""
+    @property
+    def submitted(self) -> bool:
+        """Whether the run was submitted."""
+        return (self.folder / "job.json").exists()
+
+    def history(self, faults: list[str] | None = None) -> list[Attempt]:
+        """All starts that have ended, oldest first; faults: see `read_lines`. Without it, what is wrong is logged."""
         if not self.history_path.exists():
             return []
-        try:
-            return [Attempt(**row) for row in read_jsonl(self.history_path)]
-        except TypeError as error:
-            raise ValueError(f"{self.history_path} is not of this version ({error}): move it away") from error
+        wrong = faults if faults is not None else list[str]()
+        known = {field.name for field in fields(Attempt)}
+        rows = read_lines(self.history_path, HistoryLine, wrong)
+        for fault in wrong if faults is None else ():
+            _log.warning("%s", fault)
+        return [Attempt(**{name: value for name, value in row.items() if name in known}) for row in rows]
 
     def remember(self, attempt: Attempt) -> None:
         """Add a start to the history."""
@@ -103,12 +159,18 @@ class JobFolder:
         found = []
         for path in sorted((self.folder / "attempts" / attempt).glob("rank-*.jsonl")):
             merged: dict[str, Any] = {}
-            for line in read_jsonl(path):
+            wrong: list[str] = []
+            for line in read_lines(path, Schema, wrong):
                 merged |= line
             if merged:
                 crash = path.with_suffix(".crash")
                 merged["crash"] = crash.read_text(errors="replace") if crash.exists() else ""
+            if merged and (reason := mistakes(merged, RankFile)):
+                wrong.append(f"{path}: {reason}")
+            elif merged:
                 found.append(merged)
+            for fault in wrong:
+                _log.warning("%s", fault)
         return found
 
     def unsettled(self, current: str) -> list[str]:

@@ -158,6 +158,7 @@ def test_help_does_not_wait_for_torch(repository: Path) -> None:
     assert imported <= {
         "__future__",
         "json",
+        "checked",
         "limits",
         "collections",
         "dataclasses",

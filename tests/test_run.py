@@ -100,7 +100,7 @@ def test_rewind_forgets_what_ran_ahead(run: Run) -> None:
     for path in (run.metrics_path, run.evaluations_path):
         with JsonLines(path) as lines:
             for step in (2, 4, 6):
-                lines.append({"step": step})
+                lines.append({"step": step, "epoch": step // 2})
     run.rewind(4)
     assert [row["step"] for row in run.metrics()] == [2, 4]
     assert [row["step"] for row in run.evaluations()] == [2, 4]

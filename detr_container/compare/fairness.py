@@ -114,9 +114,9 @@ def _facts(cells: Sequence[Cell]) -> list[Difference]:
     """What provenance says: code, versions, machine."""
     facts: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
         ("code version", "commit", _commit),
-        ("code version", "torch", lambda line: str(line.get("packages", {}).get("torch", "unknown"))),
-        ("code version", "torchvision", lambda line: str(line.get("packages", {}).get("torchvision", "unknown"))),
-        ("code version", "timm", lambda line: str(line.get("packages", {}).get("timm", "unknown"))),
+        ("code version", "torch", lambda line: str((line.get("packages") or {}).get("torch", "unknown"))),
+        ("code version", "torchvision", lambda line: str((line.get("packages") or {}).get("torchvision", "unknown"))),
+        ("code version", "timm", lambda line: str((line.get("packages") or {}).get("timm", "unknown"))),
         ("device", "device", _device),
         ("device", "processes", lambda line: str(line.get("world_size", "unknown"))),
         ("data version", "training annotations", lambda line: _data(line, "train")),

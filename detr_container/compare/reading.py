@@ -5,16 +5,17 @@ A run is judged by the detections of one of its evaluations, which are on disk, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detr_container import config
+from detr_container.checked import Schema, read_json, read_lines
 from detr_container.config import Experiment
-from detr_container.files import read_jsonl, sha256
+from detr_container.files import sha256
 from detr_container.run import Run
+from detr_container.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
 from detr_container.scoring import Record, read_results
 from detr_container.standing import ACTIVE, Standing, standings
 
@@ -99,9 +100,9 @@ def _read(folder: Path, now: Standing) -> RunRecord:
         experiment = run.experiment()
     except (ValueError, OSError) as error:
         faults.append(str(error))
-    evaluations = _lines(run.evaluations_path, faults, "epoch")
-    metrics = _lines(run.metrics_path, faults, "step")
-    provenance = _lines(folder / "provenance.jsonl", faults)
+    evaluations = _lines(run.evaluations_path, faults, EvaluationLine)
+    metrics = _lines(run.metrics_path, faults, MetricsLine)
+    provenance = _lines(folder / "provenance.jsonl", faults, ProvenanceLine)
     if any(row.get("loss", 0.0) is None for row in metrics):
         faults.append("its loss was not a number at some step")
     if any(row.get("ap", 0.0) is None for row in evaluations):
@@ -119,20 +120,16 @@ def _unfinished(record: RunRecord, experiment: Experiment, now: Standing) -> str
     return f"{verb}{why}: {last} of {experiment.train.epochs}"
 
 
-def _lines(path: Path, faults: list[str], needed: str = "") -> list[dict[str, Any]]:
-    """The lines of a log that hold what they need."""
+def _lines(path: Path, faults: list[str], schema: type[Schema]) -> list[dict[str, Any]]:
+    """The lines of a log that are as they were written."""
     try:
-        rows = read_jsonl(path)
+        return read_lines(path, schema, faults)
     except FileNotFoundError:
         faults.append(f"{path.name} is missing")
         return []
     except (OSError, ValueError) as error:
         faults.append(str(error))
         return []
-    kept = [row for row in rows if not needed or isinstance(row.get(needed), int | float)]
-    if len(kept) < len(rows):
-        faults.append(f"{path.name}: {len(rows) - len(kept)} lines without {needed} are left out")
-    return kept
 
 
 @dataclass(frozen=True)
@@ -173,9 +170,8 @@ def judge(record: RunRecord, epoch: int, annotations: Path | None = None) -> Jud
 
 def _pinned(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-        return dict(content["evaluated_with"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return dict(read_json(path, ScoresFile)["evaluated_with"])
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it says how the detections were made") from error
 
 

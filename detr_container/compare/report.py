@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +13,11 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
+from detr_container.checked import read_json, read_plain
 from detr_container.costs import Costs, costs, validation_sizes
 from detr_container.datasets.annotations import Annotations, read_annotations
 from detr_container.files import write_json
+from detr_container.run_files import PlanFile
 from detr_container.standing import runs_in
 from detr_container.terminal import column, console
 
@@ -92,8 +93,8 @@ def members_in(home: Path) -> list[Path]:
 def _planned(home: Path, what: str) -> Any:
     """One entry of a comparison's plan; None where there is no plan or no such entry."""
     try:
-        return json.loads((home / PLAN).read_text())[what]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(home / PLAN, PlanFile).get(what)
+    except FileNotFoundError:
         return None
 
 
@@ -200,7 +201,7 @@ def _latencies(path: Path, labels: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = read_plain(path)
         return {label: one for label, one in content["experiments"].items() if label in labels}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _log.warning("%s cannot be read (%s): latencies are left out", path, error)
