@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from .files import atomic_write
+from .fonts import families
+from .terminal import shown
 
 Rows = Sequence[Mapping[str, Any]]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -36,12 +39,18 @@ def plot_curves(metrics: Rows, evaluations: Rows, path: str | Path, title: str =
 
 def make_figure(metrics: Rows, evaluations: Rows, title: str = "") -> Figure:
     """Make the figure that `plot_curves` writes: panels for loss, AP, learning rate, gradient norm, in that order."""
+    terms = _largest_terms(metrics)
+    # A name with two dollar signs is a name.
+    with mpl.rc_context({"text.parse_math": False, "font.family": families(shown("".join((title, *terms))))}):
+        return _figure(metrics, evaluations, shown(title), terms)
+
+
+def _figure(metrics: Rows, evaluations: Rows, title: str, terms: Sequence[str]) -> Figure:
     figure = Figure(figsize=(12, 7.5), dpi=110, layout="constrained")
     ((loss, precision), (rate, norm)) = figure.subplots(2, 2)
     if title:
         figure.suptitle(title, fontweight="bold")
-    terms = _largest_terms(metrics)
-    losses = {"total": _curve(metrics, "loss"), **{name: _curve(metrics, "losses", name) for name in terms}}
+    losses = {"total": _curve(metrics, "loss"), **{shown(name): _curve(metrics, "losses", name) for name in terms}}
     _panel(loss, "Loss", losses, "{:.3g}", logarithmic=True, smooth=True)
     scores = {"AP": _curve(evaluations, "ap"), "AP50": _curve(evaluations, "ap50")}
     _panel(precision, "Average precision, %", {name: (x, 100 * y) for name, (x, y) in scores.items()}, "{:.1f}")
@@ -111,12 +120,12 @@ def _panel(
         present = np.flatnonzero(np.isfinite(y))
         if not present.size:
             continue
-        shown = _smoothed(y) if smooth and len(y) >= 80 else y
-        if shown is not y:
+        drawn = _smoothed(y) if smooth and len(y) >= 80 else y
+        if drawn is not y:
             axes.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)
-        axes.plot(x, shown, color=colour, linewidth=1.6, marker="o", markersize=3.5, markevery=_marked(y))
+        axes.plot(x, drawn, color=colour, linewidth=1.6, marker="o", markersize=3.5, markevery=_marked(y))
         last = present[-1]
-        ends.append((float(x[last]), float(shown[last]), f"{name} {form.format(shown[last])}".strip(), colour))
+        ends.append((float(x[last]), float(drawn[last]), f"{name} {form.format(drawn[last])}".strip(), colour))
     if not ends:
         axes.text(0.5, 0.5, "nothing recorded yet", transform=axes.transAxes, ha="center", va="center", color="0.5")
         axes.set_xticks([])

@@ -22,6 +22,7 @@ from detr_container.datasets.annotations import Annotations, read_annotations, r
 from .files import atomic_write, write_json
 from .pictures import contact_sheet, draw_detections, outlined, overlay_heat, row, to_image
 from .predict import Prediction, as_records, file_stems, over_picture, predict, query_maps
+from .terminal import shown
 from .trained import Trained, open_trained
 
 _log = logging.getLogger(__name__)
@@ -389,7 +390,7 @@ def _maps_row(
             continue
         panels += [outlined(overlay_heat(image, heat), one.box * factor) for heat in over_picture(one.maps, prediction)]
         record = one.record
-        head = f"{number}. {model.label}: {record['category']} {record['score']:.2f}"
+        head = f"{number}. {model.label}: {shown(record['category'])} {record['score']:.2f}"
         share = f"{record['attention_in_box']:.0%} in the box ({record['picture_in_box']:.0%} if even)"
         titles += [f"{head}\n{name}{f', {share}' if name == 'attention' else ''}" for name in names]
     return row(panels, titles, _GAP, _LETTERS, _LEAST)

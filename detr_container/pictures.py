@@ -7,21 +7,18 @@ Colours tell classes apart also for colour-blind readers (Okabe and Ito 2008); t
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
-import matplotlib.font_manager as font_manager
 import numpy as np
-from matplotlib.ft2font import FT2Font
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-_log = logging.getLogger(__name__)
+from .fonts import dejavu, font_with, legible_names
+from .terminal import shown
 
 Picture = Image.Image | Tensor | NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -235,49 +232,7 @@ def _enlarged(image: Image.Image, legible: int) -> tuple[Image.Image, int]:
 @functools.cache
 def _font(size: int, bold: bool = False, path: str = "") -> ImageFont.FreeTypeFont:
     """Load a font file; by default DejaVu Sans, which matplotlib always brings along."""
-    return ImageFont.truetype(path or _dejavu(bold), size)
-
-
-def _dejavu(bold: bool = False) -> str:
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
-
-
-@functools.lru_cache(1024)
-def font_with(letters: frozenset[str]) -> str | None:
-    """The path of a font that has all these letters: "" for DejaVu Sans, else one of the system's; None without any."""
-    wanted = {ord(letter) for letter in letters if not letter.isspace()}
-    if wanted <= _letters_of(_dejavu()):
-        return ""
-    found = sorted(font_manager.findSystemFonts())
-    return next((path for path in found if wanted <= _letters_of(path)), None)
-
-
-@functools.cache
-def _letters_of(path: str) -> frozenset[int]:
-    try:
-        return frozenset(FT2Font(path).get_charmap())
-    except (OSError, RuntimeError, ValueError):
-        # A file that is no font after all.
-        return frozenset()
-
-
-def legible_names(classes: Sequence[str]) -> list[str]:
-    """Names that can be drawn: `class k` for one whose letters no font here has, of which a warning tells once."""
-    return [_legible(name, label) for label, name in enumerate(classes)]
-
-
-@functools.cache
-def _legible(name: str, label: int) -> str:
-    if font_with(frozenset(name)) is not None:
-        return name
-    _log.warning(
-        "no font here has the letters of %r: it is drawn as class %d. Install one that has them, for instance the "
-        "package fonts-noto-cjk or fonts-noto-core",
-        name,
-        label,
-    )
-    return f"class {label}"
+    return ImageFont.truetype(path or dejavu(bold), size)
 
 
 def _clipped(draw: ImageDraw.ImageDraw, box: NDArray[np.float64]) -> tuple[float, float, float, float]:
@@ -322,6 +277,9 @@ def _tag(
 ) -> tuple[float, float, float, float]:
     """Write a label at one of the box's corners, inside the picture, where it covers other labels least."""
     width, height = draw.im.size
+    # One line, and of a long name no more than can be seen: the rest would only be measured again and again.
+    text = shown(text)
+    text = text if len(text) <= width else text[:width] + "…"
     font = _font(letters or max(11, round(min(width, height) / 40)), path=font_with(frozenset(text + "…")) or "")
     while len(text) > 1 and font.getlength(text) + 6 > width:
         text = text[:-2] + "…"
@@ -346,6 +304,7 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 
 def _paragraph(text: str, width: int, size: int, bold: bool = False) -> Image.Image:
     """Set text in lines of at most `width` pixels, on paper just as high as it needs."""
+    text = shown(text, keep="\n")
     font = _font(size, bold, font_with(frozenset(text)) or "")
     letters = max(1, int(width / font.getlength("i")))
     lines = _wrapped(text, letters)

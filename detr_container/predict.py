@@ -23,7 +23,8 @@ from detr_container.models.postprocess import Detections, postprocess
 from .build import evaluation_augmentation
 from .evaluate import autocast
 from .files import write_json
-from .pictures import attention_sheet, draw_detections, legible_names
+from .fonts import legible_names
+from .pictures import attention_sheet, draw_detections
 from .trained import Trained
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}

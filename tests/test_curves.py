@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detr_container.curves import _smoothed, make_figure, plot_curves
+from detr_container.fonts import font_with
+from detr_container.terminal import shown
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:
@@ -97,3 +99,15 @@ def test_rows_without_values_and_without_an_epoch() -> None:
     figure = make_figure([{"step": 1, "loss": 3.0}, {"epoch": 1.0, "losses": None, "lr": math.inf}], [{"epoch": 1}])
     assert all(not axes.lines for axes in figure.axes)
     assert all(axes.texts[0].get_text() == "nothing recorded yet" for axes in figure.axes)
+
+
+def test_names_are_text_in_a_font_that_has_their_letters(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    name = "$x_1$ \n\x1b[31m" + ("红细胞" if font_with(frozenset("红细胞")) else "κύτταρο")
+    metrics = [{**row(step), "losses": {"$a$ $\\b": 1.0, "l\ng": 2.0}} for step in range(3)]
+    figure = make_figure(metrics, [], name)
+    texts = list(figure.axes[0].texts)
+    assert figure.get_suptitle() == shown(name)
+    assert {text.get_text() for text in texts} == {"total 1.53", "$a$ $\\b 1", "l\\ng 2"}
+    assert not any(text.get_parse_math() for text in texts)
+    plot_curves(metrics, [], tmp_path / "curves.png", name)
+    assert not [str(warning.message) for warning in recwarn if "missing from font" in str(warning.message)]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from detr_container.fonts import font_with, legible_names
 from detr_container.pictures import (
     PALETTE,
     _overlap,
@@ -21,8 +22,6 @@ from detr_container.pictures import (
     attention_sheet,
     contact_sheet,
     draw_detections,
-    font_with,
-    legible_names,
     outlined,
     overlay_heat,
     row,
@@ -168,6 +167,17 @@ def test_a_font_of_the_system_is_taken_for_letters_that_ours_lacks() -> None:
     one, other = (draw_detections(plain(), [[20, 40, 120, 140]], [0], None, (name,)) for name in ("红", "胞"))
     assert path
     assert (pixels(one) != pixels(other)).any(), "boxes for missing letters look alike"
+
+
+def test_names_are_one_line_of_visible_characters() -> None:
+    box = [[20, 40, 120, 140]]
+    for name, told in (("x\ny", "x\\ny"), ("a\x85\u2028b", "a\\x85\\u2028b"), ("t\tab\x1b[2J", "t\\tab\\x1b[2J")):
+        assert legible_names([name]) == [told]
+        for scores in (None, [0.7]):
+            one, other = (draw_detections(plain(), box, [0], scores, (text,)) for text in (name, told))
+            assert (pixels(one) == pixels(other)).all()
+        attention_sheet(plain(), box, [[np.ones((3, 4))]], [f"{name} 0.70"], ("detection", "attention"), name)
+    assert draw_detections(plain(), box, [0], None, ("m" * 1_000_000,)).size == (600, 400)
 
 
 def test_wrong_detections_are_refused() -> None:

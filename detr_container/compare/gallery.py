@@ -14,6 +14,7 @@ from detr_container.config import Experiment
 from detr_container.datasets.annotations import Annotations, read_annotations, resolve_split
 from detr_container.datasets.images import read_image
 from detr_container.pictures import draw_detections, row, to_image
+from detr_container.terminal import shown
 
 from .analysis import Analysis, CellResult
 from .document import Figure
@@ -73,18 +74,19 @@ def _sheet(analysis: Analysis, annotations: Annotations, index: int, name: str) 
     names = [category.name for category in annotations.categories]
     drawn = partial(draw_detections, image, classes=names, threshold=0.0, legible=0, letters=LETTERS)
     crowd = annotations.crowd[objects]
-    shown = [drawn(boxes=scale * boxes, labels=annotations.labels[objects], scores=None, crowd=crowd)]
+    sheets = [drawn(boxes=scale * boxes, labels=annotations.labels[objects], scores=None, crowd=crowd)]
     titles, said = ["ground truth"], []
     for cell in analysis.judged:
         found, labels, scores = _found(cell, int(picture), analysis, int((~crowd).sum()))
-        shown.append(drawn(boxes=scale * found, labels=labels, scores=scores))
+        sheets.append(drawn(boxes=scale * found, labels=labels, scores=scores))
         quality = float(np.mean([one.quality[index] for one in cell.results]))
         titles.append(f"{cell.cell.label}: {100 * quality:.0f}")
         said.append(f"{cell.cell.label} {100 * quality:.0f}")
-    caption = f"{path.name}, and the AP of this picture alone."
-    alt = f"Picture {path.name} with its objects, and with what each model found; AP of the picture {listed(said)}."
-    panels = [(title, _jpeg(one)) for title, one in zip(titles, shown, strict=True)]
-    return Figure(name, caption, alt, _jpeg(row(shown, titles)), wide=True, panels=panels)
+    file = shown(path.name)
+    caption = f"{file}, and the AP of this picture alone."
+    alt = f"Picture {file} with its objects, and with what each model found; AP of the picture {listed(said)}."
+    panels = [(title, _jpeg(one)) for title, one in zip(titles, sheets, strict=True)]
+    return Figure(name, caption, alt, _jpeg(row(sheets, titles)), wide=True, panels=panels)
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.scoring import Columns, Truth
+from detr_container.terminal import shown
 
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """Areas in pixels of the picture on disk, both ends included."""
@@ -56,7 +57,7 @@ class Ground:
         return cls(
             pictures,
             categories,
-            tuple(truth.names.values()),
+            tuple(map(shown, truth.names.values())),
             np.searchsorted(pictures, column("image_id", np.int64)),
             np.searchsorted(categories, column("category_id", np.int64)),
             column("bbox", np.float64).reshape(-1, 4),

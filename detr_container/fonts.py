@@ -1,0 +1,79 @@
+"""Fonts for names in whatever script: DejaVu Sans, which matplotlib brings along, else one of the system's."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import matplotlib.font_manager as font_manager
+from matplotlib.ft2font import FT2Font
+
+from .terminal import shown
+
+_log = logging.getLogger(__name__)
+
+_BESIDE_NAMES = "…0123456789.(crowd)"
+"""What stands beside a name in a label, and is drawn with the same font."""
+
+
+def dejavu(bold: bool = False) -> str:
+    """The path of DejaVu Sans."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
+
+
+@functools.lru_cache(1024)
+def font_with(letters: frozenset[str]) -> str | None:
+    """The path of a font that has all these letters: "" for DejaVu Sans, else one of the system's; None without any."""
+    wanted = {ord(letter) for letter in letters if not letter.isspace()}
+    if wanted <= _letters_of(dejavu()):
+        return ""
+    return next((path for path in _system_fonts() if wanted <= _letters_of(path)), None)
+
+
+@functools.cache
+def _system_fonts() -> tuple[str, ...]:
+    return tuple(sorted(font_manager.findSystemFonts()))
+
+
+@functools.cache
+def _letters_of(path: str) -> frozenset[int]:
+    """The letters that a font has as outlines, which can be drawn in any size."""
+    try:
+        font = FT2Font(path)
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+    except (OSError, RuntimeError, ValueError):
+        # A file that is no font after all.
+        return frozenset()
+
+
+def legible_names(classes: Sequence[str]) -> list[str]:
+    """Names as one line that can be drawn: `class k` for one whose letters no font here has, told by one warning."""
+    return [_legible(shown(name), label) for label, name in enumerate(classes)]
+
+
+@functools.cache
+def _legible(name: str, label: int) -> str:
+    if font_with(frozenset(name + _BESIDE_NAMES)) is not None:
+        return name
+    _log.warning(
+        "no font here has the letters of %r: it is drawn as class %d. Install one that has them, for instance the "
+        "package fonts-noto-cjk or fonts-noto-core",
+        name,
+        label,
+    )
+    return f"class {label}"
+
+
+def families(text: str) -> list[str]:
+    """Names of fonts, as matplotlib takes them for `font.family`, of which each letter finds the first that has it."""
+    found = ["DejaVu Sans"]
+    for letter in sorted(set(text)):
+        path = font_with(frozenset(letter))
+        if path:
+            font_manager.fontManager.addfont(path)
+            found.append(font_manager.FontProperties(fname=path).get_name())
+    return list(dict.fromkeys(found))
