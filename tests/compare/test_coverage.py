@@ -36,9 +36,9 @@ class Population:
         every = np.ones((1, len(world.ground.pictures)))
         return cls(runs, float(np.mean([figures(run, every).overall[0, 0] for run in runs])))
 
-    def draw(self, rng: np.random.Generator, seeds: int, pictures: list[int], weights: Floats) -> Sample:
-        """An experiment with some of the seeds on some of the pictures."""
-        chosen = rng.integers(0, len(self.runs), seeds)
+    def draw(self, rng: np.random.Generator, seeds: int, pictures: list[int], weights: Floats, again: bool) -> Sample:
+        """An experiment with some of the seeds on some of the pictures. again: whether a seed may be drawn twice."""
+        chosen = rng.choice(len(self.runs), seeds, replace=again)
         rows = [figures([_only(one, pictures) for one in self.runs[i]], weights).overall[:, 0] for i in chosen]
         judged = np.stack(rows)
         return Sample(judged[:, 0], judged[:, 1:], len(pictures))
@@ -57,13 +57,16 @@ def _only(one: ClassMatches, pictures: list[int]) -> ClassMatches:
     )
 
 
-def experiments(a: Population, b: Population, total: int, seeds: int, trials: int) -> list[tuple[Sample, Sample]]:
+def experiments(
+    a: Population, b: Population, total: int, seeds: int, trials: int, again: bool = True
+) -> list[tuple[Sample, Sample]]:
     told = []
     for trial in range(trials):
         rng = np.random.default_rng(trial)
         pictures = np.sort(rng.choice(total, PICTURES, replace=False)).tolist()
         weights = np.concatenate([np.ones((1, PICTURES)), resamples(PICTURES, RESAMPLES, trial)])
-        told.append((a.draw(rng, seeds, pictures, weights), b.draw(rng, seeds, pictures, weights)))
+        drawn = [side.draw(rng, seeds, pictures, weights, again) for side in (a, b)]
+        told.append((drawn[0], drawn[1]))
     return told
 
 
@@ -116,3 +119,20 @@ def test_intervals_over_seeds_cover_at_their_rate_and_those_that_ignore_seeds_do
     ignorant = [of_difference(careless(one), careless(other)) for one, other in told]
     assert [one.value for one in ignorant] == pytest.approx([one.value for one in differences])
     assert coverage(ignorant, truth) < 0.75
+
+
+def test_intervals_of_two_seeds_cover_where_one_side_varies_more() -> None:
+    """Each run's skill is drawn, eight times as widely on one side; two seeds of each are compared."""
+    total, trials, count = 400, 100, 24
+    world = simulated.scene(total, CLASSES, 0, objects=4)
+    rng = np.random.default_rng(0)
+    a, b = (
+        Population.of(world, rng.normal(skill, spread, count), 100 * place)
+        for place, (skill, spread) in enumerate(((0.6, 0.8), (0.2, 0.1)))
+    )
+    # Of so few runs one would be drawn twice in one of 24 experiments, which tells that seeds do nothing.
+    told = experiments(a, b, total, 2, trials, again=False)
+    differences, truth = [of_difference(one, other) for one, other in told], a.truth - b.truth
+    assert np.std([one.mean for one, _ in told]) > 2 * np.std([other.mean for _, other in told])
+    assert coverage(differences, truth) >= LEVEL - tolerance(trials)
+    assert coverage([of_figure(one) for one, _ in told], a.truth) >= LEVEL - tolerance(trials)
