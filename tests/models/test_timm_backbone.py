@@ -1,6 +1,5 @@
 """Every kind of timm model: it works, with the maps that it states, or is refused in one line that says what works."""
 
-from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -93,19 +92,14 @@ def test_a_model_without_drop_path_says_so() -> None:
         backbone_of("vgg11", drop_path=0.1)
 
 
-def smallest_of_each_family() -> list[str]:
-    with torch.device("meta"):
-        names = [(family, name) for family in timm.list_modules() for name in timm.list_models(module=family)]
-        sizes = defaultdict[str, dict[str, int]](dict)
-        for family, name in names:
-            sizes[family][name] = sum(p.numel() for p in timm.create_model(name).parameters())
-    return sorted(min(found, key=lambda name: found[name]) for found in sizes.values())
+# Of every module of timm.models the one with the fewest parameters.
+SMALLEST = ["beit_base_patch16_224", "halonet_h1", "test_byobnet", "cait_xxs24_224", "coat_tiny", "convit_tiny", "convmixer_768_32", "test_convnext", "cpubone_nano", "crossvit_tiny_240", "csatv2", "cs3darknet_focus_s", "cspnext_tiny", "davit_tiny", "deepseek_vit_412m", "deit_tiny_patch16_224", "densenet121", "dla46x_c", "dpn48b", "edgenext_xx_small", "efficientformer_l1", "efficientformerv2_s0", "test_efficientnet", "efficientvim_m1", "efficientvit_b0", "efficientvit_m0", "vit_tiny_patch16_dinov3_qkvb", "fasternet_t0", "fastvit_t8", "focalnet_tiny_srf", "gcvit_xxtiny", "gemma4_vit_167m", "ghostnet_050", "hardcorenas_b", "hgnetv2_b0", "hiera_tiny_224", "sam2_hiera_tiny", "hrnet_w18_small", "iformer_t", "inception_next_atto", "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2_small", "levit_128s", "lowformer_b0", "test_mambaout", "test_coatnet", "poolformerv2_s12", "gmlp_ti16_224", "mobilenetv3_small_050", "mobilenetv5_base", "mobilevit_xxs", "mvitv2_tiny", "naflexvit_base_patch16_parfac_gap", "nasnetalarge", "nest_tiny", "nextvit_small", "test_nfnet", "pit_ti_224", "pnasnet5large", "pvt_v2_b0", "qwen3_vit_88m", "rdnet_tiny", "regnetx_002", "repghostnet_050", "repvit_m1", "res2next50", "resnest14d", "test_resnet", "resnetv2_18", "rexnet_100", "selecsls42", "legacy_seresnet18", "sequencer2d_s", "shvit_s1", "skresnet18", "starnet_s050", "swiftformer_xs", "swin_tiny_patch4_window7_224", "swinv2_tiny_window16_256", "swinv2_cr_tiny_224", "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m", "twins_svt_small", "vgg11", "visformer_tiny", "test_vit", "vit_tiny_r_s16_p8_224", "test_vit_relpos", "samvit_base_patch16_224", "vitamin_small_224", "volo_d1_224", "ese_vovnet19b_slim_dw", "legacy_xception", "xception41p", "xcit_nano_12_p8_224"]
 
 
 @pytest.mark.long
 def test_the_smallest_model_of_every_family_works_or_says_why_not() -> None:
     worked, refused = [], {}
-    for name in smallest_of_each_family():
+    for name in filter(timm.is_model, SMALLEST):
         try:
             backbone = backbone_of(name, 128)
         except ValueError as error:
@@ -130,4 +124,4 @@ def test_the_smallest_model_of_every_family_works_or_says_why_not() -> None:
         worked.append(name)
     print(f"{len(worked)} work, {len(refused)} are refused: {', '.join(refused)}")  # noqa: T201
     assert not any("\n" in reason for reason in refused.values())
-    assert len(worked) >= 85
+    assert len(worked) >= 85, refused
