@@ -107,7 +107,7 @@ def test_names_are_text_in_a_font_that_has_their_letters(tmp_path: Path, recwarn
     figure = make_figure(metrics, [], name)
     texts = list(figure.axes[0].texts)
     assert figure.get_suptitle() == shown(name)
-    assert {text.get_text() for text in texts} == {"total 1.53", "$a$ $\\b 1", "l\\ng 2"}
+    assert {text.get_text() for text in texts} == {"total 1.03", "$a$ $\\b 1", "l\\ng 2"}
     assert not any(text.get_parse_math() for text in texts)
     plot_curves(metrics, [], tmp_path / "curves.png", name)
     assert not [str(warning.message) for warning in recwarn if "missing from font" in str(warning.message)]
