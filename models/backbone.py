@@ -76,9 +76,12 @@ class Backbone(nn.Module):
 
     def count_parameters(self) -> list[tuple[str, int, int]]:
         """(stage, trained, frozen) numbers of parameters."""
-        rows = []
+        rows, counted = [], set[int]()
         for name, modules in self.stages():
-            parameters = [parameter for module in modules for parameter in module.parameters()]
+            held = {id(parameter): parameter for module in modules for parameter in module.parameters()}
+            # One that stages share belongs to the first.
+            parameters = [parameter for number, parameter in held.items() if number not in counted]
+            counted |= held.keys()
             trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
             rows.append((name, trained, sum(parameter.numel() for parameter in parameters) - trained))
         return rows

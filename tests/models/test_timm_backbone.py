@@ -195,6 +195,12 @@ SMALLEST = [
 ]
 
 
+def test_parameters_that_stages_share_are_counted_once() -> None:
+    backbone = backbone_of("coat_tiny", 64)
+    counts = sum(trained + frozen for _, trained, frozen in backbone.count_parameters())
+    assert counts == sum(p.numel() for p in backbone.parameters())
+
+
 @pytest.mark.long
 def test_the_smallest_model_of_every_family_works_or_says_why_not() -> None:
     worked, refused = [], {}
@@ -208,7 +214,8 @@ def test_the_smallest_model_of_every_family_works_or_says_why_not() -> None:
         multiple = backbone.size_multiple
         rows, columns = (-(-side // multiple) * multiple for side in ((128, 128) if backbone.side else (96, 128)))
         held = [id(p) for _, parts in backbone.stages() for part in parts for p in part.parameters()]
-        assert len(held) == len(set(held)), name
+        counts = sum(trained + frozen for _, trained, frozen in backbone.count_parameters())
+        assert counts == sum(p.numel() for p in backbone.parameters()), name
         assert set(held) == {id(p) for p in backbone.parameters()}, name
         for _ in range(2):
             images = torch.randn(2, 3, rows, columns).contiguous(memory_format=torch.channels_last)
