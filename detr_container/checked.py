@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import codecs
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from .files import open_regular, whole
 
 LARGEST = 1 << 28
 """Bytes that are read of one file; detections of a whole data set are allowed more."""
+PathText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""A path in a file: the system takes no zero byte."""
 _MOST = 3
 _REMEDY = "Put back a copy of it, or move it away"
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.table import Table
@@ -25,6 +25,9 @@ from .files import open_regular
 from .limits import AtOnce, Many, Seed
 from .names import place, place_of_many
 from .terminal import console
+
+if TYPE_CHECKING:
+    from .standing import Standing
 
 Where = Literal["slurm", "local", "debug"]
 
@@ -163,7 +166,7 @@ def logs(arguments: Sequence[str]) -> int:
     while True:
         active = options.follow and standing(options.run).state in ACTIVE
         if path.exists():
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 file.seek(seen)
                 text = file.read()
             seen += len(text)
@@ -188,39 +191,53 @@ class CancelOptions:
 
 def cancel(arguments: Sequence[str]) -> int:
     """End runs' jobs; a running one saves first and can be resubmitted: `cancel RUN ...`."""
-    from detr_container.launch import queue
-
-    from .files import refuse_links
-    from .run import WRITTEN
-    from .standing import ACTIVE, runs_in, standings, started
+    from .standing import runs_in, standings
 
     options = parse(CancelOptions, arguments, "cancel", cancel.__doc__)
     if not options.run:
         raise ValueError("name what to cancel: detr-container cancel RUN ..., runs' folders or folders of runs")
+    failed = []
     for row in standings(list(runs_in(options.run))):
-        if row.state not in ACTIVE or not row.job:
-            why = "it was not submitted: stop its process" if row.state in ACTIVE else f"it is {row.state}"
-            _say(f"{row.folder}: nothing to cancel, {why}")
-            continue
-        submission, _ = started(row.folder)
-        submission.refuse_foreign(row.folder)
-        refuse_links(row.folder, WRITTEN)
-        mark = submission.job_folder(row.folder).cancelled_path
-        mark.touch()
         try:
-            if submission.where == "local":
-                _end_controller(submission.job_folder(row.folder), int(row.job))
-            else:
-                queue.ask("scancel", row.job)
-                # Who watches it has nothing to wait for.
-                if watcher := (submission.job_folder(row.folder).submission() or {}).get("watch"):
-                    with contextlib.suppress(ValueError):
-                        queue.ask("scancel", str(watcher))
-        except ValueError:
-            mark.unlink(missing_ok=True)
-            raise
-        _say(f"{row.folder}: cancelled job {row.job}. `detr-container resubmit {row.folder}` goes on from there")
+            _say(_cancel(row))
+        except (ValueError, OSError) as error:
+            # The others are cancelled all the same.
+            failed.append(f"{row.folder} was not cancelled: {error}")
+    if failed:
+        raise ValueError("; ".join(failed))
     return 0
+
+
+def _cancel(row: Standing) -> str:
+    """Cancel one run's job; returns what became of it. Raises ValueError or OSError when that cannot be done."""
+    from detr_container.launch import queue
+
+    from .files import refuse_links
+    from .run import WRITTEN
+    from .standing import ACTIVE, started
+
+    job = JobFolder(row.folder)
+    facts = job.submission() or {}
+    if row.state not in ACTIVE or not row.job:
+        why = "it was not submitted: stop its process" if row.state in ACTIVE else f"it is {row.state}"
+        return f"{row.folder}: nothing to cancel, {why}"
+    submission, _ = started(row.folder)
+    submission.refuse_foreign(row.folder)
+    refuse_links(row.folder, WRITTEN)
+    job.cancelled_path.touch()
+    try:
+        if submission.where == "local":
+            _end_controller(job, int(row.job))
+        else:
+            queue.ask("scancel", row.job)
+            # Who watches it has nothing to wait for.
+            if watcher := facts.get("watch"):
+                with contextlib.suppress(ValueError):
+                    queue.ask("scancel", str(watcher))
+    except ValueError:
+        job.cancelled_path.unlink(missing_ok=True)
+        raise
+    return f"{row.folder}: cancelled job {row.job}. `detr-container resubmit {row.folder}` goes on from there"
 
 
 def _end_controller(job: JobFolder, process: int) -> None:
@@ -257,11 +274,12 @@ def resubmit(arguments: Sequence[str]) -> int:
     folder = Path(arguments[0])
     run = Run(folder)
     experiment = run.experiment()
-    try:
-        before, _ = started(folder)
-    except ValueError:
-        before = None
-    if before is not None:
+    if JobFolder(folder).submitted:
+        try:
+            before, _ = started(folder)
+        except ValueError as error:
+            kept = folder / "job" / "job.json"
+            raise ValueError(f"{error}. Or move {kept} away: then this asks for the usual resources") from error
         before.refuse_foreign(folder)
         default = ResubmitOptions(experiment, before.resources, before.where)
         code: Path | None = Path(before.code)
@@ -270,7 +288,10 @@ def resubmit(arguments: Sequence[str]) -> int:
         # Trained by `train` until now.
         default, code, workdir = ResubmitOptions(experiment, jobs.usual_resources(), "slurm"), None, None
     options = parse(ResubmitOptions, arguments[1:], "resubmit", resubmit.__doc__, default)
-    if options.update_code or (code is not None and not code.is_dir()):
+    if code is not None and not options.update_code and not code.is_dir():
+        _say(f"{code}, the copy of the code that it ran, is gone: it goes on with the code as it is now")
+        code = None
+    if options.update_code:
         code = None
     member = jobs.Member(folder, options.settings)
     where = options.cluster or "slurm"

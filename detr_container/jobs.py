@@ -14,6 +14,7 @@ from typing import Any
 
 from detr_container.datasets.annotations import resolve
 from detr_container.launch import queue
+from detr_container.launch.attempts import JobFolder
 from detr_container.launch.interrupt import StopRequest
 from detr_container.launch.resources import Resources, cluster_facts
 from detr_container.launch.snapshot import take_snapshot
@@ -183,6 +184,8 @@ def _check_settings(experiment: Experiment, world: int) -> None:
 def _check_folder(member: Member) -> None:
     """That the run is not going on already, is not another one, and has something left to do."""
     refuse_links(member.folder, WRITTEN)
+    # Where this cannot be read, nobody knows whether a job of the run waits or runs.
+    JobFolder(member.folder).submission()
     run, now, folder = Run(member.folder), standing(member.folder), member.folder
     if run.exists:
         before = run.experiment()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
 import shlex
@@ -17,7 +16,7 @@ import psutil
 import torch
 
 from detr_container.launch.processes import current_process
-from detr_container.launch.snapshot import NOTE
+from detr_container.launch.snapshot import read_note
 
 PACKAGES = (
     "detr-container",
@@ -66,10 +65,9 @@ def code_version() -> dict[str, Any] | None:
     None when neither is known.
     """
     root = Path(__file__).resolve().parent.parent
-    note = root / NOTE
-    if note.is_file():
-        copied: dict[str, Any] = json.loads(note.read_text())
-        return {**(copied["git"] or {}), "copied_from": copied["package"], "sha256": copied["sha256"]}
+    copied = read_note(root)
+    if copied is not None:
+        return {**(copied.get("git") or {}), "copied_from": copied["package"], "sha256": copied["sha256"]}
     return _git(root)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .checked import Schema
+from .checked import PathText, Schema
 
 Step = Annotated[int, Field(ge=0, le=10**12)]
 Number = float | None
@@ -86,4 +86,34 @@ class PlanFile(Schema):
     """compare.json: what belongs to a comparison."""
 
     command: str = ""
-    members: list[str] | None = None
+    members: list[PathText] | None = None
+    refused: dict[str, str] | None = None
+
+
+class Ratio(Schema):
+    """A figure over that of the first experiment."""
+
+    least: float
+    median: float
+    most: float
+
+
+class Figure(Schema):
+    """A measured time, in seconds."""
+
+    value: Annotated[float, Field(ge=0)]
+    ratio: Ratio | None = None
+
+
+class Measurement(Schema):
+    """What was measured of one experiment."""
+
+    device: str = ""
+    failure: str | None = None
+    figures: dict[str, Figure] = Field(default_factory=dict)
+
+
+class BenchmarkFile(Schema):
+    """benchmark.json."""
+
+    experiments: dict[str, Measurement]

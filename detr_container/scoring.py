@@ -15,16 +15,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from detr_container.datasets.annotations import Annotations, read_annotations
 
-from .files import atomic_write, open_regular
+from .checked import Schema, mistakes, read_plain
+from .files import atomic_write
 
 Evaluator = Literal["faster", "pycocotools"]
 FIGURES = {
@@ -43,6 +45,19 @@ FIGURES = {
 }
 """COCO's twelve figures in COCO's order: their names here and in print."""
 _RULE = "each has image_id and category_id (whole numbers), bbox [x, y, width, height] in pixels and score"
+
+
+_LARGEST = 1 << 33
+"""Bytes of a file of detections: ten times what the largest public data sets make."""
+
+
+class DetectionRow(Schema):
+    """One detection of a file."""
+
+    image_id: int
+    category_id: int
+    bbox: Annotated[list[float], Field(min_length=4, max_length=4)]
+    score: float
 
 
 class Record(TypedDict):
@@ -162,7 +177,7 @@ def score(
 
 def read_results(path: str | Path) -> list[Record]:
     """Read a file in COCO's result format. Raises ValueError when it is not one."""
-    content = _read_json(Path(path))
+    content = read_plain(Path(path), _LARGEST)
     if not isinstance(content, list):
         raise ValueError(f"{path} holds a {type(content).__name__}: COCO's result format is a list; {_RULE}")
     return content
@@ -176,15 +191,6 @@ def write_results(path: str | Path, results: Sequence[Record]) -> None:
     encode = json.JSONEncoder(allow_nan=False).encode
     text = "[\n" + ",\n".join(map(encode, results)) + "\n]\n"
     atomic_write(path, lambda file: file.write(text.encode()))
-
-
-def _read_json(path: Path) -> Any:
-    with open_regular(path) as file:
-        content = file.read()
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:  # also what bytes that are not UTF-8 raise
-        raise ValueError(f"{path} is not valid JSON ({error}): was it cut short? Write or copy it again") from error
 
 
 def read_truth(path: Path, image_ids: Sequence[int] | None = None) -> Truth:
@@ -265,12 +271,17 @@ def _columns(results: Sequence[Record]) -> tuple[NDArray[Any], NDArray[Any], NDA
     try:
         images = np.asarray([record["image_id"] for record in results])
         categories = np.asarray([record["category_id"] for record in results])
-        boxes = np.asarray([record["bbox"] for record in results], dtype=np.float64)
-        confidences = np.asarray([record["score"] for record in results], dtype=np.float64)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"detections are not in COCO's result format ({error}): {_RULE}") from error
-    if images.dtype.kind not in "iu" or categories.dtype.kind not in "iu" or boxes.shape != (len(results), 4):
-        raise ValueError(f"detections are not in COCO's result format: {_RULE}")
+        boxes = np.asarray([record["bbox"] for record in results])
+        confidences = np.asarray([record["score"] for record in results])
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
+        raise ValueError(_not_in_format(results)) from error
+    kinds = (images.dtype.kind, categories.dtype.kind, boxes.dtype.kind, confidences.dtype.kind)
+    shapes = (images.shape, categories.shape, confidences.shape, boxes.shape)
+    # As they came: asked for numbers, numpy would make some of texts.
+    fits = all(kind in allowed for kind, allowed in zip(kinds, ("iu", "iu", "iuf", "iuf"), strict=True))
+    if not fits or shapes != (*[(len(results),)] * 3, (len(results), 4)):
+        raise ValueError(_not_in_format(results))
+    boxes, confidences = boxes.astype(np.float64), confidences.astype(np.float64)
     wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < 0).any(axis=1) | ~np.isfinite(confidences)
     if wrong.any():
         index = int(np.flatnonzero(wrong)[0])
@@ -279,6 +290,14 @@ def _columns(results: Sequence[Record]) -> tuple[NDArray[Any], NDArray[Any], NDA
             "A model that gives such boxes has diverged; in a file, check that bbox is [x, y, width, height]"
         )
     return images, categories, boxes, confidences
+
+
+def _not_in_format(results: Sequence[Any]) -> str:
+    """What is wrong with the first record that is."""
+    for index, record in enumerate(results):
+        if wrong := mistakes(record, DetectionRow):
+            return f"detections are not in COCO's result format: record {index}: {wrong}; {_RULE}"
+    return f"detections are not in COCO's result format: {_RULE}"
 
 
 def _some(ids: Sequence[int]) -> str:

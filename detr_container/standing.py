@@ -123,6 +123,9 @@ def _is_over(folder: Path, entry: Queued | None) -> bool:
 def _ended(folder: Path, facts: dict[str, Any] | None, last: Attempt | None, entry: Queued | None) -> str:
     """The state of a run that neither runs nor waits."""
     if facts is None:
+        if JobFolder(folder).submitted:
+            # By a job of which nothing can be read.
+            return "unknown"
         return "stopped" if Run(folder).exists else "no run"
     if JobFolder(folder).cancelled_path.exists() or (entry and entry.state == "CANCELLED"):
         return "cancelled"
@@ -159,7 +162,7 @@ def _local(folder: Path, facts: dict[str, Any]) -> Queued | None:
     if facts.get("host") != platform.node():
         return None
     try:
-        if facts.get("process", "") != "" and mark(int(facts["job"])) != facts["process"]:
+        if facts.get("process") and mark(int(facts["job"])) != facts["process"]:
             return None
         process = psutil.Process(int(facts["job"]))
         # Within a line of the shell, as long as that sets things up.

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from detr_container.checked import Schema, mistakes, read_json, read_lines
+from detr_container.checked import PathText, Schema, mistakes, read_json, read_lines
 from detr_container.files import JsonLines, write_json
 
 from .oom import oom_kills
@@ -63,17 +63,20 @@ class Attempt:
 
 
 Seconds = Annotated[float, Field(ge=0, le=1e11)]
+JobName = Annotated[str, Field(pattern=r"^(DEBUG_)?[0-9]{1,19}(_[0-9]{1,9})?$")]
+"""Slurm's number, with that of an array's member; a process id; what submitit's debug executor makes up."""
 
 
 class JobFile(Schema):
     """job.json."""
 
-    submission: str
+    submission: PathText
     where: Literal["slurm", "local", "debug"]
     index: Annotated[int, Field(ge=0, le=10**6)]
-    job: str
+    job: JobName
     host: str = ""
-    watch: str | None = None
+    process: str = ""
+    watch: JobName | None = None
 
 
 class HistoryLine(Schema):

@@ -12,11 +12,15 @@ import platform
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from pydantic import Field
+
+from detr_container.checked import Schema, read_json
 from detr_container.files import refuse_link
 
 from .alive import mark
+from .attempts import Seconds
 from .leftovers import sweep
 
 _log = logging.getLogger(__name__)
@@ -26,6 +30,16 @@ _MOMENT = 2.0
 # A lock on NFS of a node that has failed lasts until the server's lease on it runs out, 90 seconds by default.
 _LEASE = 180.0
 _CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class LockFile(Schema):
+    """.lock: who holds it."""
+
+    host: str
+    pid: Annotated[int, Field(ge=1, le=2**31)]
+    process: str = ""
+    job: str
+    since: Seconds
 
 
 class FolderLock:
@@ -170,13 +184,13 @@ def _gone(other: dict[str, Any], job: str = "") -> bool:
     """
     if job and other.get("job") == job:
         return True
-    known = isinstance(other.get("pid"), int) and other.get("host") == platform.node() and other.get("process")
+    known = other.get("host") == platform.node() and other.get("process")
     return bool(known) and mark(other["pid"]) != other["process"]
 
 
 def _content(path: Path) -> dict[str, Any]:
+    """What the holder wrote; nothing where that cannot be read, which may be because it is just being written."""
     try:
-        content = json.loads(path.read_bytes())
+        return read_json(path, LockFile, largest=1 << 16)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

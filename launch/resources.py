@@ -144,6 +144,11 @@ def cluster_facts(path: Path) -> Resources:
         values: dict[str, Any] = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
+    return resources_of(values, path)
+
+
+def resources_of(values: dict[str, Any], path: Path) -> Resources:
+    """The resources that a file describes; path: for messages. Raises ValueError naming what does not fit."""
     try:
         found = TypeAdapter(Resources).validate_python(values)
     except ValidationError as error:

@@ -7,12 +7,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from detr_container.checked import Schema, read_json
 from detr_container.files import write_json
 
 from .ownership import keep_own
 
 NOTE = "snapshot.json"
 """The file that says where a copy came from."""
+
+
+class NoteFile(Schema):
+    """snapshot.json."""
+
+    package: str
+    sha256: str
+    git: dict[str, Any] | None = None
+
+
+def read_note(copy: Path) -> dict[str, Any] | None:
+    """Where a copy came from; None for what is no copy. Raises ValueError when its note is damaged."""
+    note = copy / NOTE
+    return read_json(note, NoteFile) if note.exists() else None
 
 
 def take_snapshot(package: Path, target: Path, facts: dict[str, Any]) -> Path:

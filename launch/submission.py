@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import TypeAdapter
-
+from detr_container.checked import PathText, Schema, read_json
 from detr_container.files import write_json
 
 from .alive import mark
-from .attempts import JobFolder
+from .attempts import JobFolder, JobName, Seconds
 from .interrupt import StopRequest
 from .ownership import keep_own, refuse_foreign
-from .resources import Resources, minutes
+from .resources import Resources, minutes, resources_of
 
 Where = Literal["slurm", "local", "debug"]
 Work = Callable[[StopRequest], int]
@@ -27,6 +25,19 @@ Work = Callable[[StopRequest], int]
 ATTEMPT = "LAUNCH_ATTEMPT"
 """The variable that tells every process of one start of a job the start's name."""
 _FILE = "submission.json"
+
+
+class SubmissionFile(Schema):
+    """submission.json."""
+
+    where: Where
+    folders: list[PathText]
+    resources: dict[str, Any]
+    evidence: PathText
+    code: PathText
+    workdir: PathText
+    time: Seconds
+    jobs: list[JobName]
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,13 @@ class Submission:
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The submission in a folder. Raises ValueError when there is none that can be read."""
+        path = folder / _FILE
         try:
-            content = json.loads((folder / _FILE).read_text())
-            resources = TypeAdapter(Resources).validate_python(content.pop("resources"))
-            return cls(folder=folder, resources=resources, **content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / _FILE} cannot be read ({error}): submit the run again") from error
+            content = read_json(path, SubmissionFile)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}): put back a copy of it") from error
+        content = {name: content[name] for name in SubmissionFile.model_fields}
+        return cls(folder=folder, **{**content, "resources": resources_of(content["resources"], path)})
 
     def write(self) -> None:
         """Keep it, where its jobs will look for it."""

@@ -126,7 +126,7 @@ def analyse(
         try:
             found, remarks = _columns(judged[record.folder].results, truth, path)
         except ValueError as error:
-            unjudged[record.folder] = str(error)
+            unjudged[record.folder] = f"its detections after epoch {judged[record.folder].epoch}: {error}"
             continue
         result = _result(record, judged[record.folder].epoch, ground, found, weights)
         results[record.folder] = result

@@ -28,7 +28,7 @@ from .measured import measured
 from .member import run_member
 from .options import PLAN, CompareOptions, ReportOptions
 from .reading import label_of, read_runs
-from .report import judging, write_report
+from .report import judging, plan_of, write_report
 from .running import environment_of_member, train_here
 from .trial import training_seconds
 
@@ -59,6 +59,8 @@ class Campaign:
         """
         home = place_of_many(options.runs, options.name, "--name")
         members = members_of(home, options.heads, options.backbones, options.seeds, options.base, options.setting)
+        # What would be written over it may be another's.
+        plan_of(home)
         now = dict(zip((m.folder for m in members), standings([m.folder for m in members]), strict=True))
         campaign = cls(options, home, members, now, command, {})
         for label, experiment in campaign._cells().items():

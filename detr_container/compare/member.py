@@ -38,12 +38,12 @@ def _report_if_last(home: Path) -> None:
     from .reading import read_runs
     from .report import members_in, write_report
 
-    records = read_runs(members_in(home))
-    waiting = [str(record.folder) for record in records if not record.finished]
-    if waiting:
-        _log.info("the comparison waits for %s", ", ".join(waiting))
-        return
     try:
+        records = read_runs(members_in(home))
+        waiting = [str(record.folder) for record in records if not record.finished]
+        if waiting:
+            _log.info("the comparison waits for %s", ", ".join(waiting))
+            return
         _log.info("the comparison is complete: %s", write_report(ReportOptions((str(home),), output=home / "report")))
     except (ValueError, OSError) as error:
         _log.warning("the report could not be written (%s): `detr-container report %s` tries again", error, home)

@@ -13,11 +13,11 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
-from detr_container.checked import read_json, read_plain
+from detr_container.checked import read_json
 from detr_container.costs import Costs, costs, validation_sizes
 from detr_container.datasets.annotations import Annotations, read_annotations
 from detr_container.files import write_json
-from detr_container.run_files import PlanFile
+from detr_container.run_files import BenchmarkFile, PlanFile
 from detr_container.standing import runs_in
 from detr_container.terminal import column, console
 
@@ -60,7 +60,8 @@ def write_report(
     if options.measure:
         write_json(path, measure(analysis))
     latencies = _latencies(path, [cell.cell.label for cell in analysis.cells])
-    trouble += _left_out(options.runs)
+    plans = _plans(options.runs, trouble)
+    trouble += [f"{label} was left out: {why}" for plan in plans for label, why in (plan.get("refused") or {}).items()]
     document = make_document(analysis, known, latencies, options, trouble)
     return write(document, options.output)
 
@@ -80,28 +81,39 @@ def folders_of(names: Sequence[str]) -> list[Path]:
             raise ValueError(f"{name} is neither a folder nor a pattern that fits any: name runs' folders")
         for path in paths:
             if path.is_dir():
-                found |= dict.fromkeys([*members_in(path), *runs_in([path])] or [path])
+                found |= dict.fromkeys([*_members_in(path), *runs_in([path])] or [path])
     return list(found)
 
 
+def plan_of(home: Path) -> dict[str, Any]:
+    """A comparison's plan; empty where a folder has none. Raises ValueError or OSError for one that is damaged."""
+    path = home / PLAN
+    return read_json(path, PlanFile) if path.exists() else {}
+
+
 def members_in(home: Path) -> list[Path]:
-    """The members of a comparison, as they were planned; of any other folder none."""
-    names = _planned(home, "members")
-    return [home / str(name) for name in names] if isinstance(names, list) else []
+    """The members of a comparison, as they were planned; of any other folder none. Raises as `plan_of`."""
+    return [home / name for name in plan_of(home).get("members") or ()]
 
 
-def _planned(home: Path, what: str) -> Any:
-    """One entry of a comparison's plan; None where there is no plan or no such entry."""
+def _members_in(home: Path) -> list[Path]:
+    """The same, none where the plan is damaged: the runs that are there are found without it."""
     try:
-        return read_json(home / PLAN, PlanFile).get(what)
-    except FileNotFoundError:
-        return None
+        return members_in(home)
+    except (ValueError, OSError) as error:
+        _log.warning("%s. Planned runs that are not there are not named", error)
+        return []
 
 
-def _left_out(names: Sequence[str]) -> list[str]:
-    """What comparisons that are given as folders did not train, and why."""
-    refused = [_planned(Path(name), "refused") for name in names]
-    return [f"{label} was left out: {why}" for each in refused if isinstance(each, dict) for label, why in each.items()]
+def _plans(names: Sequence[str], trouble: list[str]) -> list[dict[str, Any]]:
+    """The plans of comparisons that are given as folders; why one cannot be read goes to `trouble`."""
+    found = []
+    for name in names:
+        try:
+            found.append(plan_of(Path(name)))
+        except (ValueError, OSError) as error:
+            trouble.append(str(error))
+    return found
 
 
 def make_document(
@@ -150,8 +162,8 @@ def make_document(
 
 def _commands(options: ReportOptions) -> str:
     """What made the comparisons that were given as folders, and what makes the same report of them."""
-    noted = [_planned(Path(name), "command") for name in options.runs]
-    return "\n".join([*(command for command in noted if isinstance(command, str)), _command(options)])
+    noted = [plan.get("command") for plan in _plans(options.runs, [])]
+    return "\n".join([*(command for command in noted if command), _command(options)])
 
 
 def _command(options: ReportOptions) -> str:
@@ -201,9 +213,9 @@ def _latencies(path: Path, labels: Sequence[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = read_plain(path)
+        content = read_json(path, BenchmarkFile)
         return {label: one for label, one in content["experiments"].items() if label in labels}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         _log.warning("%s cannot be read (%s): latencies are left out", path, error)
         return {}
 

@@ -50,7 +50,8 @@ def _latency(one: Mapping[str, Any]) -> tuple[str, float] | None:
     """Size and seconds of one picture."""
     for key, figure in one.get("figures", {}).items():
         parts = key.split("/")
-        if parts[0] == "forward" and parts[2:] == ["1", "total"]:
+        # Backbone and total are measured together.
+        if parts[0] == "forward" and parts[2:] == ["1", "total"] and f"forward/{parts[1]}/1/backbone" in one["figures"]:
             return parts[1], figure["value"]
     return None
 
