@@ -149,6 +149,7 @@ def build_criterion(experiment: Experiment) -> Criterion:
         loss.no_object_weight,
         loss.focal_alpha,
         loss.focal_gamma,
+        loss.normalise,
     )
 
 

@@ -109,6 +109,11 @@ class LossConfig:
     """Focal only: how strongly what is already right is discounted."""
     auxiliary: bool = True
     """Supervise every decoder layer, not only the last."""
+    normalise: Literal["global", "process"] = "global"
+    """What losses are divided by. `global`: the targets of the whole batch, so that accumulation and the number of
+    processes change nothing. `process`, as published: each micro batch stands for a process of the published code,
+    also where gradients accumulate. It divides DETR's softmax loss by the weight of its own targets, boxes (and focal
+    loss) by the mean number of objects of a micro batch, but no fewer than one; gradients are averaged."""
 
 
 @with_config(_STRICT)

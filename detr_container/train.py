@@ -37,15 +37,7 @@ from .files import JsonLines
 from .gallery import draw_validation
 from .progress import Progress
 from .randomness import seed_step
-from .resume import (
-    FORMAT,
-    check_head,
-    check_tensors,
-    data_changes,
-    my_meters,
-    newest_on_all,
-    restore_optimiser,
-)
+from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimiser
 from .run import Run
 from .scoring import Scores
 from .together import data_on_all, versions_on_all
@@ -201,6 +193,7 @@ class Trainer:
         wishes = (float(self.stop.requested is not None), float(due and self.here.main))
         values = [*map(sum, zip(*sums, strict=True)), *wishes]
         shared = self.here.sum(to_device(values, device, torch.float32))
+        norms = self.criterion.of_step(sums, shared[:2], self.here.world)
         signals = torch.cat((shared[2:], self.bad[None]))
         # Dropout draws from the step, not from what was drawn before, so a resumed run draws the same.
         seed_step(experiment.seed, self.step, self.here.process.rank, device)
@@ -218,7 +211,7 @@ class Trainer:
                 if turn == 0:
                     told = matches.signals
                     self._check_last_step(told[2])
-                losses = self.criterion(output, batch.targets, matches, shared[:2])
+                losses = self.criterion(output, batch.targets, matches, norms[turn])
                 # DDP averages gradients over processes; the normalisers already count all of them.
                 (losses.total * self.here.world).backward()
             extra = diagnostics(output, batch.targets, matches, experiment.loss.classification == "softmax")

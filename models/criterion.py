@@ -1,7 +1,8 @@
 """DETR's set loss (Carion et al. 2020, section 3.1), focal as in SMCA-DETR on request, for all layers at once.
 
 Every normaliser is a function of the number of objects alone, so that it can be summed over gradient accumulation and
-over processes before the first forward pass: N small steps then give exactly one large step.
+over processes before the first forward pass: N small steps then give exactly one large step. `normalise="process"` is
+what the published code does instead: see `Criterion.of_step`.
 Shapes: D decoder layers, B pictures, Q queries, K logits, M matched pairs.
 """
 
@@ -41,6 +42,7 @@ class Criterion:
     no_object_weight: float = 0.1
     alpha: float = 0.25
     gamma: float = 2.0
+    normalise: str = "global"
 
     def normalisers(self, counts: Sequence[int], queries: int) -> tuple[float, float]:
         """What the class loss and the box losses of pictures with so many objects are divided by, before any minimum.
@@ -53,6 +55,23 @@ class Criterion:
             return objects, objects
         matched = sum(min(count, queries) for count in counts)
         return matched + self.no_object_weight * (queries * len(counts) - matched), objects
+
+    def of_step(self, mine: Sequence[tuple[float, float]], whole: Tensor, world: int) -> Tensor:
+        """[T, 2] normalisers of this process's T micro batches, with which the losses of all processes add up.
+
+        mine: `normalisers` of each micro batch; whole: [2] float32, their sum over micro batches and processes.
+        "global": `whole` for each. "process": those of the mean over all micro batches of the loss that the published
+        code has on one process for each. There the softmax loss is divided by the weight of the process's own targets,
+        the others by the mean number of objects of a process, but no fewer than one.
+        """
+        if self.normalise == "global":
+            return whole.expand(len(mine), 2)
+        parts = len(mine) * world
+        boxes = whole[1].clamp(min=parts).expand(len(mine))
+        if self.classification == "focal":
+            return torch.stack((boxes, boxes), dim=1)
+        own = [max(weight, 1e-6) * parts for weight, _ in mine]
+        return torch.stack((to_device(own, whole.device, whole.dtype), boxes), dim=1)
 
     def __call__(self, output: Output, targets: Targets, matches: Matches, normalisers: Tensor | None = None) -> Losses:
         """The losses of one batch.

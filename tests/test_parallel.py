@@ -1,6 +1,7 @@
 """One process, gradient accumulation and two ranks: the same training, the same evaluation, and one stop for all."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+import torch.nn.functional as F
 from runs import (
     HARD,
     REPOSITORY,
@@ -26,14 +28,21 @@ from runs import (
     train_in,
     wait_for,
 )
+from torchvision.ops import box_convert, generalized_box_iou
 
 from detr_container import cli, config
 from detr_container.build import open_data
 from detr_container.config import Experiment
+from detr_container.datasets.batch import Targets
 from detr_container.datasets.loader import permutation
+from detr_container.distributed import session
 from detr_container.files import read_jsonl
+from detr_container.launch.interrupt import StopRequest
+from detr_container.models.detector import Output
+from detr_container.models.matcher import Matches
 from detr_container.run import Run
 from detr_container.same import metrics
+from detr_container.train import Trainer
 
 SMCA: dict[str, Any] = {"backbone__norm": "frozen", "train__epochs": 1, "train__eval_every": 0, "train__log_every": 1}
 DETR: dict[str, Any] = {
@@ -44,6 +53,7 @@ DETR: dict[str, Any] = {
     "loss__cost_class": 1.0,
 }
 KINDS = {"smca": SMCA, "detr": DETR}
+PUBLISHED = {**DETR, "loss__normalise": "process", "train__micro_batch": 2}
 ACCUMULATED = {**HARD, "train__micro_batch": 1}
 
 
@@ -60,6 +70,7 @@ def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, settings in KINDS.items():
         train(f"{kind}-pair", **settings, train__micro_batch=1)
         train(f"{kind}-lonely", **settings, train__micro_batch=1, train__batch=2)
+    train("detr-published", **PUBLISHED)
     train("whole", **ACCUMULATED)
     train("broken", **ACCUMULATED, train__max_steps=3, data__workers=1)
     train("broken", **ACCUMULATED, data__workers=1)
@@ -128,6 +139,50 @@ def test_a_rank_without_objects(kind: str, pair: Path, root: Path, tmp_path: Pat
     assert set(empty) & set(permutation(16, experiment.seed, 0))
     assert train_in(tmp_path / "one", experiment) == 0
     assert_close_run(tmp_path / "one", pair / f"{kind}-lonely")
+
+
+def published_loss(output: Output, targets: Targets, matches: Matches, boxes: float) -> torch.Tensor:
+    """DETR's loss on one process, layer by layer; boxes: what the box losses are divided by."""
+    no_object = output.logits.shape[-1] - 1
+    weight = torch.ones(no_object + 1)
+    weight[no_object] = 0.1
+    total = torch.zeros(())
+    for layer, (logits, found) in enumerate(zip(output.logits, output.boxes, strict=True)):
+        at = matches.layer == layer
+        image, query, target = matches.image[at], matches.query[at], matches.target[at]
+        labels = torch.full(logits.shape[:2], no_object)
+        labels[image, query] = targets.labels[target]
+        ours, wanted = found[image, query], targets.boxes[target]
+        corners = (box_convert(each, "cxcywh", "xyxy") for each in (ours, wanted))
+        overlap = generalized_box_iou(*corners).diag()
+        total = total + F.cross_entropy(logits.transpose(1, 2), labels, weight)
+        total = total + (5 * (ours - wanted).abs().sum() + 2 * (1 - overlap).sum()) / boxes
+    return total
+
+
+def test_losses_divided_by_each_process_as_published(pair: Path, root: Path, tmp_path: Path) -> None:
+    """Two ranks with unequal numbers of objects, and one process that accumulates: the mean of two published losses."""
+    experiment = tiny(root, **PUBLISHED)
+    with one_thread(), session("cpu") as here, StopRequest() as stop:
+        trainer = Trainer(experiment, Run(tmp_path / "naive"), open_data(experiment), here, stop)
+        micro = next(trainer._batches())
+        counts = [sum(batch.targets.counts) for batch in micro]
+        assert len(set(counts)) == len(counts) == 2
+        losses = []
+        for batch in micro:
+            output = trainer.model(batch.images, batch.sizes, batch.padded)
+            matches = trainer.matcher(output, batch.targets)
+            losses.append(published_loss(output, batch.targets, matches, max(sum(counts) / 2, 1)))
+        expected = sum(losses) / 2
+        expected.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), math.inf)
+    first = metrics(pair / "detr-published")[0]
+    assert first["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    ours = metrics(pair / "detr-pair")[0]
+    assert first["loss"] != pytest.approx(ours["loss"], rel=1e-4)
+    assert train_in(tmp_path / "one", experiment) == 0
+    assert_close_run(tmp_path / "one", pair / "detr-published")
 
 
 def test_no_objects_at_all(root: Path, tmp_path: Path) -> None:

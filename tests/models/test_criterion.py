@@ -116,6 +116,29 @@ def test_small_batches_add_up_to_the_large_one(kind: str, data: st.DataObject) -
 
 
 @both
+@pytest.mark.parametrize("counts", [(3, 1, 0, 2), (0, 0, 0, 1), (0, 0, 0, 0)])
+def test_each_micro_batch_as_a_process_of_the_published_code(kind: str, counts: tuple[int, ...]) -> None:
+    """Two processes of two micro batches: the mean of four losses, boxes over the mean number of objects."""
+    criterion = replace(CRITERIA[kind], normalise="process")
+    whole = scene(counts, queries=4, softmax=kind == "softmax")
+    parts = [sliced(whole, slice(image, image + 1)) for image in range(4)]
+    sums = [criterion.normalisers(part.targets.counts, queries=4) for part in parts]
+    shared = torch.tensor(sums).sum(dim=0)
+    norms = [*criterion.of_step(sums[:2], shared, world=2), *criterion.of_step(sums[2:], shared, world=2)]
+    # `naive` divides by a picture's own objects, which are none or more.
+    own = [naive(kind, part) for part in parts]
+    boxes = max(sum(counts) / 4, 1)
+    for name in ("class", "l1", "giou"):
+        scale = [1.0 if (name, kind) == ("class", "softmax") else max(count, 1) / boxes for count in counts]
+        expected = sum(torch.tensor(each[name]) * factor for each, factor in zip(own, scale, strict=True)) / 4
+        found = [
+            criterion(part.output, part.targets, matched(kind, part), norm).terms[name]
+            for part, norm in zip(parts, norms, strict=True)
+        ]
+        torch.testing.assert_close(sum(found), expected, rtol=1e-4, atol=1e-6)
+
+
+@both
 def test_a_batch_without_objects_teaches_only_that_there_are_none(kind: str) -> None:
     shown = scene((0, 0), softmax=kind == "softmax")
     shown.output.logits.requires_grad_()
