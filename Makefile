@@ -2,6 +2,7 @@
 PYTHON ?= python3
 # Arguments for pytest: make test PYTEST_ARGS="-k matcher"
 PYTEST_ARGS ?= -n logical --dist loadfile --no-loadscope-reorder
+LONG_ARGS ?= -n logical --dist load
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,10 +10,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst /,_,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo compare-demo clean
+.PHONY: help install test test-long lint format demo compare-demo clean
 
 help:
 	@echo "make test          check style and types, and run all tests"
+	@echo "make test-long     run the tests that take minutes: hundreds of damaged inputs, every family of backbones"
 	@echo "make demo          make a small data set, train on it, evaluate, and draw what was found"
 	@echo "make compare-demo  train two heads on two backbones with two seeds on made pictures, and report; 20 minutes"
 	@echo "make lint          check style and types only"
@@ -24,6 +26,9 @@ install: $(STAMP)
 
 test: lint
 	DETR_CONTAINER_PINNED=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(STAMP)
+	DETR_CONTAINER_PINNED=1 $(BIN)/python -m pytest -m long $(LONG_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
