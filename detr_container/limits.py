@@ -57,8 +57,8 @@ Rate = Annotated[float, natural(1000.0)]
 """A learning rate or a decay."""
 Workers = Annotated[int, natural(512)]
 """Processes on one machine."""
-Seed = Annotated[int, natural(2**63 - 1)]
-"""What the generators of numpy and torch take."""
+Seed = Annotated[int, natural(2**32 - 1)]
+"""What the generators of numpy and torch use: on a CPU, torch.manual_seed drops all bits above, without a word."""
 Pictures = Annotated[int, natural(10_000_000)]
 """A number of pictures: ten times what the largest public sets of boxes have."""
 AtOnce = Annotated[int, natural(10_000)]

@@ -80,6 +80,7 @@ def test_every_number_has_a_rule(kind: type) -> None:
         (["train", "debug", "--train.lr", "9" * 5000], "train.lr=inf"),
         (["train", "debug", "--train.clip", "nan"], "train.clip=nan"),
         (["train", "debug", "--seed", "9" * 30], "seed=9999"),
+        (["train", "debug", "--seed", str(2**32)], "seed=4294967296"),
         (["train", "debug", "--seed", "9" * 5000], "--seed"),
         (["demo", "--train.epochs", "10000000000"], "train.epochs=10000000000"),
         (["preflight", "debug", "--processes", "0"], "processes=0: it must be 1 or more"),
