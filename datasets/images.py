@@ -69,6 +69,10 @@ def decode(data: bytes) -> Tensor:
                     return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
                 except RuntimeError:
                     pass  # A kind of JPEG that only Pillow knows, or a damaged one, of which Pillow says what is wrong.
+            if image.format == "PNG":
+                with _opened(data) as again:
+                    # Loading alone does not compare the checksums of the pixels' chunks.
+                    again.verify()
             image.load()
             pixels = _rgb(image)
     except _RefusedError:

@@ -21,7 +21,7 @@ class MetricsLine(Schema):
     """A line of metrics.jsonl."""
 
     step: Step
-    epoch: Annotated[float, Field(ge=1e-9, le=1e9)]
+    epoch: Annotated[float, Field(gt=0, le=1e9)]
     loss: Number = None
     losses: dict[str, Number] | None = None
     lr: Number = None

@@ -151,6 +151,15 @@ def test_what_is_too_large_or_no_file_is_refused_before_it_is_read(tmp_path: Pat
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
 
 
+def test_checksums_of_a_png_are_compared(tmp_path: Path) -> None:
+    data = zlib.compress(bytes(16 * (1 + 3 * 16)))
+    (tmp_path / "right.png").write_bytes(png(16, 16, data))
+    (tmp_path / "wrong.png").write_bytes(png(16, 16, data, wrong=1))
+    assert not read_image(tmp_path / "right.png").any()
+    with pytest.raises(ValueError, match="checksum"):
+        read_image(tmp_path / "wrong.png")
+
+
 DAMAGE_IMAGES = """
 import io, random, sys, warnings
 from PIL import Image
