@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,17 @@ import made_runs
 import pytest
 
 from detr_container import cli
+from detr_container.checked import read_json
 from detr_container.compare.analysis import analyse
+from detr_container.compare.options import PLAN
+from detr_container.compare.report import folders_of, plan_of
 from detr_container.launch.attempts import JobFolder
+from detr_container.launch.lock import NAME, FolderLock, holder
+from detr_container.launch.resources import Resources
+from detr_container.launch.snapshot import NOTE, read_note
+from detr_container.launch.submission import Submission
 from detr_container.run import Run
+from detr_container.run_files import BenchmarkFile
 
 VALUES: tuple[Any, ...] = (None, "x", -1, 0, 10**30, 1e308, [], [1], {}, {"a": 1}, True, "\0")
 FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "provenance.jsonl", "job/job.json", "job/history.jsonl")
@@ -27,9 +37,13 @@ def home(tmp_path: Path) -> Path:
     for seed, name in enumerate(("good", "bad")):
         run = tmp_path / "runs" / name
         made_runs.make_run(run, made_runs.experiment_of(tmp_path / "data", "smca", "resnet18", seed), world, 0.5)
+        place = run / "job" / "submissions" / "001"
+        (place / "jobs").mkdir(parents=True)
+        (place / "jobs" / "1_0_log.out").write_text("step 1\n")
+        Submission(place, "local", [str(run)], Resources(), "", str(run), str(run), jobs=["1"]).write()
         made_runs.write_json(
             run / "job" / "job.json",
-            {"submission": str(tmp_path / "none"), "where": "local", "index": 0, "job": "1", "host": "elsewhere"},
+            {"submission": str(place), "where": "local", "index": 0, "job": "1", "host": "elsewhere"},
         )
         line = {"name": "1-0", "hosts": ["a"], "began": 1.0, "ended": 2.0, "outcome": "finished", "why": ""}
         made_runs.write_jsonl(run / "job" / "history.jsonl", [line])
@@ -112,3 +126,147 @@ def test_a_folder_or_a_pipe_in_place_of_a_file_is_named(home: Path, capsys: pyte
         kept.rename(path)
         assert "runs/good" in capsys.readouterr().out
     shutil.rmtree(home / "runs" / "bad")
+
+
+LAST = f"detections/epoch-{made_runs.EPOCHS:03d}"
+SUBMISSION = "job/submissions/001/submission.json"
+MORE = (SUBMISSION, f"{LAST}/scores.json", f"{LAST}/detections.json", NAME)
+
+
+def mutants(path: Path, rng: random.Random, count: int) -> list[bytes]:
+    """Some changes of a file: of one of its values, however deep, or of its bytes."""
+    whole, found = path.read_bytes(), []
+    for _ in range(count):
+        draw = rng.random()
+        if draw < 0.2:
+            found.append(rng.choice(CONTENTS))
+        elif draw < 0.4:
+            at = rng.randrange(len(whole))
+            found.append(whole[:at] + bytes([rng.randrange(256)]) + whole[at + rng.randrange(3) :])
+        else:
+            value = [json.loads(line) for line in whole.splitlines()] if path.suffix == ".jsonl" else json.loads(whole)
+            here = value
+            while isinstance(here, dict | list) and here:
+                key = rng.choice(list(here) if isinstance(here, dict) else range(len(here)))
+                if not isinstance(here[key], dict | list) or not here[key] or rng.random() < 0.4:
+                    here[key] = rng.choice(VALUES)
+                    break
+                here = here[key]
+            lines = value if path.suffix == ".jsonl" else [value]
+            found.append("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+    return found
+
+
+def test_no_command_ends_in_a_traceback_whatever_a_runs_files_hold(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Errors that are not for a person pass through `cli.main`, so that they end this test."""
+    (home / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(home / "empty"))
+    run, rng = home / "runs" / "bad", random.Random(13)
+    made_runs.write_json(run / NAME, {"host": "elsewhere", "pid": 1, "process": "x", "job": "7", "since": 0})
+    picture = str(next((home / "data" / "val2017").iterdir()))
+    commands = (
+        ("status", str(home / "runs")),
+        ("logs", str(run)),
+        ("cancel", str(run)),
+        ("resubmit", str(run), "--cluster", "slurm"),
+        ("predict", str(run), picture, "--output", str(home / "predictions")),
+        ("evaluate", str(run)),
+    )
+    for name in (*FILES, *MORE):
+        path = run / name
+        whole = path.read_bytes()
+        for content in mutants(path, rng, 6):
+            path.write_bytes(content)
+            for line in commands:
+                status = cli.main(list(line))
+                err = capsys.readouterr().err
+                told = [said for said in err.splitlines() if said.startswith("error: ")]
+                assert len(told) == (status == 2), (name, content[:200], line, err)
+                assert status in ((0, 1, 2) if line[0] in ("status", "logs", "cancel") else (2,))
+            assert any(one.folder.name == "good" for one in analyse_all(home))
+            with contextlib.suppress(ValueError, OSError):
+                Run(run).rewind(10)
+        path.write_bytes(whole)
+        for log in ("metrics.jsonl", "evaluations.jsonl"):
+            shutil.copy(home / "runs" / "good" / log, run / log)
+    assert [path.name for path in (run / "job" / "submissions").iterdir()] == ["001"]
+    assert not (run / "job" / "cancelled").exists()
+
+
+@pytest.mark.parametrize("name", ["job/job.json", SUBMISSION])
+@pytest.mark.parametrize("content", ['{"job": [1]}', "[]", ""])
+def test_what_cannot_be_read_of_a_job_is_refused_by_name(
+    name: str, content: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rather than resubmitted with the usual resources, or called a run that was never submitted."""
+    run = home / "runs" / "bad"
+    path = run / name
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, **json.loads(content)}) if content.startswith("{") else content)
+    commands = [["resubmit", str(run)], ["logs", str(run)]]
+    if name == "job/job.json":
+        commands.append(["cancel", str(home / "runs")])
+        assert cli.main(["status", str(run)]) == 1
+        # Its training is complete; that is known from other files.
+        assert "finished" in capsys.readouterr().out
+    elif content.startswith("{"):
+        # No such key is read there.
+        return
+    for line in commands:
+        assert cli.main(line) == 2
+        out, err = capsys.readouterr()
+        assert str(path) in err
+        assert line[0] != "cancel" or f"{home}/runs/good: nothing to cancel" in out
+
+
+def test_a_plan_that_is_damaged(
+    home: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`compare`, which would write over it, refuses; a report finds the runs that are there without it."""
+    plan = home / "runs" / PLAN
+    for content in ("[1]", '{"members": 3}', '{"refused": ["x"]}', ""):
+        plan.write_text(content)
+        with pytest.raises(ValueError, match=str(plan)):
+            plan_of(home / "runs")
+        caplog.clear()
+        assert {path.name for path in folders_of([str(home / "runs")])} == {"good", "bad"}
+        assert str(plan) in caplog.text
+    line = ["compare", "--runs", str(home), "--name", "runs", "--backbones", "resnet18", "--base", "debug"]
+    assert cli.main([*line, "--dry-run"]) == 2
+    assert str(plan) in capsys.readouterr().err
+
+
+def test_damaged_notes_are_named(home: Path) -> None:
+    for path, read in (
+        (home / NOTE, lambda: read_note(home)),
+        (home / "benchmark.json", lambda: read_json(home / "benchmark.json", BenchmarkFile)),
+        (home / "submission.json", lambda: Submission.read(home)),
+    ):
+        for content in ("[1]", '{"experiments": {"a": {"figures": {"b": {"value": "1"}}}}}', "{", "null"):
+            path.write_text(content)
+            with pytest.raises(ValueError, match=str(path)):
+                read()
+
+
+def test_a_lock_whose_holder_cannot_be_read_is_held_all_the_same(home: Path) -> None:
+    run = home / "runs" / "bad"
+    for content in ("", "[]", '{"pid": "x"}', '{"host": "a", "pid": 1, "process": "", "job": "", "since": 1e300}'):
+        (run / NAME).write_text(content)
+        with FolderLock(run):
+            (run / NAME).write_text(content)
+            assert holder(run) == {}
+        assert not (run / NAME).exists()
+
+
+def test_a_detection_that_is_none_is_named(home: Path) -> None:
+    path = home / "runs" / "bad" / LAST / "detections.json"
+    rows = made_runs.read_json(path)
+    for key, value in (("score", "0.5"), ("bbox", ["1", "2", "3", "4"]), ("score", True), ("image_id", 1.0)):
+        bad = [{**row, key: value} if index >= 2 else row for index, row in enumerate(rows)]
+        path.write_text(json.dumps(bad if key != "score" or value is not True else [{**r, key: True} for r in rows]))
+        found = analyse([home / "runs" / "good", home / "runs" / "bad"], count=3)
+        (why,) = found.unjudged.values()
+        assert f"{key}" in why
+        assert "record 0" in why if value is True else "record 2" in why
