@@ -20,9 +20,10 @@ from torch.optim import AdamW
 from detr_container.datasets.annotations import Category
 from detr_container.models.fit import listed, state_faults, tensor_fault
 
+from .checked import read_lines
 from .checkpoint import Checkpoints, load
 from .distributed import Session
-from .files import read_jsonl
+from .run_files import ProvenanceLine
 
 FORMAT = 2
 """What is written; 1 held neither `data` nor `trained`, and its dropout was drawn from other random numbers."""
@@ -229,9 +230,13 @@ def restore_optimiser(optimiser: AdamW, saved: Mapping[int, Mapping[str, Tensor]
 
 
 def data_changes(state: Mapping[str, Any], folder: Path, now: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One line for each annotation file that is another than before; now: `Data.versions()`."""
-    before = state.get("data") or _recorded_data(folder / "provenance.jsonl")
-    return [
+    """One line for each annotation file that is another than before; now: `Data.versions()`.
+
+    Also for lines that say which it was, and cannot be read. Raises ValueError where none of them can.
+    """
+    faults: list[str] = []
+    before = state.get("data") or _recorded_data(folder / "provenance.jsonl", faults)
+    return faults + [
         f"changed since this run was started: {now[split]['annotations']} ({name} annotations) had SHA-256 "
         f"{before[split]}, now {now[split]['sha256']}: curves and figures before and after cannot be compared"
         for split, name in (("train", "training"), ("val", "validation"))
@@ -239,21 +244,11 @@ def data_changes(state: Mapping[str, Any], folder: Path, now: Mapping[str, Mappi
     ]
 
 
-def _recorded_data(path: Path) -> dict[str, str]:
+def _recorded_data(path: Path, faults: list[str]) -> dict[str, str]:
     """The annotation files' hashes of the last start, which checkpoints of format 1 do not hold."""
-    try:
-        rows = read_jsonl(path)
-    except (OSError, ValueError):
-        return {}
-    for row in reversed(rows):
-        data = row.get("data")
-        if isinstance(data, dict):
-            return {
-                split: entry["sha256"]
-                for split, entry in data.items()
-                if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-            }
-    return {}
+    rows = read_lines(path, ProvenanceLine, faults) if path.exists() else []
+    noted = [row["data"] for row in rows if row.get("data")]
+    return {split: entry["sha256"] for split, entry in noted[-1].items()} if noted else {}
 
 
 def my_meters(kept: Sequence[Sequence[float]], rank: int, world: int) -> list[float] | None:

@@ -18,7 +18,7 @@ from . import config
 from .checked import read_lines
 from .config import Experiment
 from .experiments import BUILDERS, named
-from .files import JsonLines, read_jsonl, write_json, write_jsonl
+from .files import JsonLines, write_json, write_jsonl
 from .run_files import EvaluationLine, MetricsLine
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ class Run:
         """Forget metrics and evaluations that ran ahead of the checkpoint at `step`; they will be made again."""
         for path, lines in ((self.metrics_path, self.metrics), (self.evaluations_path, self.evaluations)):
             if path.exists():
-                lines()
-                records = read_jsonl(path)
+                records = lines()
                 kept = [record for record in records if record["step"] <= step]
                 if len(kept) < len(records):
                     write_jsonl(path, kept)

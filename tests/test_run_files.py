@@ -23,6 +23,7 @@ from detr_container.launch.lock import NAME, FolderLock, holder
 from detr_container.launch.resources import Resources
 from detr_container.launch.snapshot import NOTE, read_note
 from detr_container.launch.submission import Submission
+from detr_container.resume import data_changes
 from detr_container.run import Run
 from detr_container.run_files import BenchmarkFile
 
@@ -270,3 +271,16 @@ def test_a_detection_that_is_none_is_named(home: Path) -> None:
         (why,) = found.unjudged.values()
         assert f"{key}" in why
         assert "record 0" in why if value is True else "record 2" in why
+
+
+def test_a_resume_says_when_it_cannot_tell_which_data_there_was(home: Path) -> None:
+    """Of a checkpoint that does not hold the annotation files' hashes itself."""
+    path = home / "runs" / "bad" / "provenance.jsonl"
+    line = json.loads(path.read_text())
+    now = {split: {**entry, "sha256": 64 * "0"} for split, entry in line["data"].items()}
+    assert len(data_changes({}, path.parent, now)) == 2
+    made_runs.write_jsonl(path, [line, {**line, "data": {"train": {"sha256": 3}}}])
+    told = data_changes({}, path.parent, now)
+    assert len(told) == 3
+    assert f"{path}, line 2: data.train.sha256=3" in told[0]
+    assert data_changes({"data": {"val": 64 * "0"}}, path.parent, now) == []
