@@ -6,9 +6,10 @@ import hashlib
 import os
 import random
 import warnings
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -53,13 +54,18 @@ class _Split:
 
 
 def check_dataset(
-    splits: Mapping[str, tuple[Path, Path]], workers: int = 2, progress: bool = False, sample: int = 0
+    splits: Mapping[str, tuple[Path, Path]],
+    workers: int = 2,
+    progress: bool = False,
+    sample: int = 0,
+    apply_orientation: bool = False,
 ) -> Report:
     """Check the splits of a data set and everything between them.
 
     splits: name -> (folder of pictures, annotation file), as `annotations.resolve` finds them; workers: threads that
     read pictures. sample: how many pictures of each split to read, always the same ones, and compare with each other;
     of the others it is only checked that they are there, and their annotations are. 0: all.
+    apply_orientation: read pictures as training with data.apply_orientation does.
     Nothing that is wrong with the data raises: it is in the report.
     """
     problems: list[Problem] = []
@@ -72,7 +78,10 @@ def check_dataset(
             continue
         problems += [Problem(problem.severity, problem.kind, f"{name}: {problem.message}") for problem in found]
         readable.append(_Split(name, annotations))
-    seen = {split.name: _read_pictures(split, workers, progress, sample, problems) for split in readable}
+    reader = partial(look, apply_orientation=apply_orientation)
+    seen = {split.name: _read_pictures(split, reader, workers, progress, sample, problems) for split in readable}
+    for split in readable:
+        problems += _turned(split, seen[split.name], apply_orientation)
     problems += _unlisted(readable, {path for _, path in splits.values()})
     for first, second in combinations(readable, 2):
         problems += _categories_differ(first, second)
@@ -80,11 +89,11 @@ def check_dataset(
     return Report(tuple(problems), tuple(summarise(split.name, split.annotations) for split in readable))
 
 
-def look(path: Path) -> Seen:
+def look(path: Path, apply_orientation: bool = False) -> Seen:
     """Read and decode one file exactly as training does."""
     try:
         data = read_bytes(path)
-        image = decode(data)
+        image = decode(data, apply_orientation)
     except FileNotFoundError:
         return Seen(kind="missing-image", problem="the file does not exist")
     except (OSError, ValueError) as error:
@@ -95,7 +104,12 @@ def look(path: Path) -> Seen:
 
 
 def _read_pictures(
-    split: _Split, workers: int, progress: bool, sample: int, problems: list[Problem]
+    split: _Split,
+    reader: Callable[[Path], Seen],
+    workers: int,
+    progress: bool,
+    sample: int,
+    problems: list[Problem],
 ) -> list[Seen | None]:
     """What came of every picture; None for one that is there and was not drawn for reading."""
     if not split.annotations.image_dir.is_dir():
@@ -107,7 +121,7 @@ def _read_pictures(
     drawn: Container[int] = set(random.Random(0).sample(every, sample)) if 0 < sample < len(paths) else every
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd files; what matters is whether they decode.
-        seen = list(track(_look_at_all(paths, drawn, workers), len(paths), f"reading {split.name}", progress))
+        seen = list(track(_look_at_all(paths, reader, drawn, workers), len(paths), f"reading {split.name}", progress))
     for index, found in enumerate(seen):
         if found is None:
             continue
@@ -125,14 +139,15 @@ def _read_pictures(
         elif found.flat:
             message = f"{split.of(index)}: all pixels are about the same: was it converted, or exported, wrongly?"
             problems.append(Problem("warning", "flat-image", message))
-    problems += _turned(split, seen)
     problems += _twins(split, seen)
     return seen
 
 
-def _look_at_all(paths: list[Path], drawn: Container[int], workers: int) -> Iterator[Seen | None]:
+def _look_at_all(
+    paths: list[Path], reader: Callable[[Path], Seen], drawn: Container[int], workers: int
+) -> Iterator[Seen | None]:
     def glance(index: int) -> Seen | None:
-        return look(paths[index]) if index in drawn or not _is_there(paths[index]) else None
+        return reader(paths[index]) if index in drawn or not _is_there(paths[index]) else None
 
     # Threads, for reading, hashing and decoding all let go of the interpreter's lock, while a process would first
     # spend seconds on importing torch.
@@ -149,15 +164,20 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _turned(split: _Split, seen: Sequence[Seen | None]) -> Iterator[Problem]:
+def _turned(split: _Split, seen: Sequence[Seen | None], applied: bool) -> Iterator[Problem]:
     turned = [index for index, found in enumerate(seen) if found and found.turned]
-    if turned:
+    if turned and applied:
+        message = (
+            f"{split.name}: {len(turned)} images are turned as their orientation tags say, as {split.of(turned[0])}"
+        )
+        yield Problem("note", "orientation", message)
+    elif turned:
         read = sum(found is not None and not found.kind for found in seen)
         message = (
             f"{split.name}: {len(turned)} of {read} images carry an orientation tag, as {split.of(turned[0])}. Pixels "
             "are taken as stored, as COCO's tools do: boxes that were drawn on the turned image are wrong, also where "
-            "width and height agree. Turn the files themselves (`mogrify -auto-orient`, `exiftran -ai`), or draw the "
-            "boxes on images as stored"
+            "width and height agree. Train with data.apply_orientation=True (check with --apply-orientation), turn the "
+            "files themselves (`mogrify -auto-orient`, `exiftran -ai`), or draw the boxes on images as stored"
         )
         yield Problem("warning", "orientation", message)
 

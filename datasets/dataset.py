@@ -33,14 +33,19 @@ class DetectionDataset(Dataset[Sample]):
 
     Crowd regions are left out, boxes are cut at the picture's edges, and those without area are dropped; pictures
     without objects are kept (the published code does all of this in training and evaluation).
+    apply_orientation: images are turned as their orientation tags say before anything else; sizes and boxes are of the
+    turned ones.
     An item's randomness is a function of `seed` and its key alone, so any process, worker or resumed run gets the
     same picture for the same key.
     """
 
-    def __init__(self, annotations: Annotations, augmentation: Augmentation, seed: int = 0) -> None:
+    def __init__(
+        self, annotations: Annotations, augmentation: Augmentation, seed: int = 0, apply_orientation: bool = False
+    ) -> None:
         self.annotations = annotations
         self.augmentation = augmentation
         self.seed = seed
+        self.apply_orientation = apply_orientation
 
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
@@ -80,7 +85,7 @@ class DetectionDataset(Dataset[Sample]):
             with warnings.catch_warnings():
                 # Pillow's hint at a very large picture is no news to its owner, and would come once per worker.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = read_image(path)
+                image = read_image(path, self.apply_orientation)
         except FileNotFoundError:
             raise self._refusal(path, index, "the file does not exist") from None
         except (OSError, ValueError) as error:

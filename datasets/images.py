@@ -41,14 +41,15 @@ class _RefusedError(ValueError):
     """An image that is sound, and not taken nevertheless."""
 
 
-def read_image(path: Path) -> Tensor:
-    """The image in a file as RGB, [3, h, w] uint8; orientation tags are ignored, as COCO's boxes expect.
+def read_image(path: Path, apply_orientation: bool = False) -> Tensor:
+    """The image in a file as RGB, [3, h, w] uint8; apply_orientation: turned upright as its orientation tag says.
 
+    Otherwise pixels are as stored, as COCO's boxes expect.
     Transparency is dropped; of an animation the first image counts; 16 bits keep their upper 8, and floats are
     brightness from 0 to 1. Raises OSError when the file cannot be read, ValueError when it is no regular file, too
     large, or cannot be decoded.
     """
-    return decode(read_bytes(path))
+    return decode(read_bytes(path), apply_orientation)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -60,21 +61,24 @@ def read_bytes(path: Path) -> bytes:
         return file.read(LARGEST_BYTES)
 
 
-def decode(data: bytes) -> Tensor:
+def decode(data: bytes, apply_orientation: bool = False) -> Tensor:
     """The image in a file's content, as `read_image` gives it."""
     try:
         with _opened(data) as image:
-            if image.format in ("JPEG", "MPO"):
-                try:
-                    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-                except RuntimeError:
-                    pass  # A kind of JPEG that only Pillow knows, or a damaged one, of which Pillow says what is wrong.
-            if image.format == "PNG":
-                with _opened(data) as again:
-                    # Loading alone does not compare the checksums of the pixels' chunks.
-                    again.verify()
-            image.load()
-            pixels = _rgb(image)
+            # A PNG's tag is looked for behind its pixels: they come first, and what is wrong with them.
+            tag = _tag_of(image) if image.format == "TIFF" else 0
+            pixels = _decoded_jpeg(data) if image.format in ("JPEG", "MPO") else None
+            if pixels is None:
+                if image.format == "PNG":
+                    with _opened(data) as again:
+                        # Loading alone does not compare the checksums of the pixels' chunks.
+                        again.verify()
+                image.load()
+                pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+                if tag and _tag_of(image) != tag:
+                    # Pillow has turned it, as it does with TIFFs, and taken the tag out.
+                    pixels = _turned(pixels, {6: 8, 8: 6}.get(tag, tag))
+            tag = tag or (_tag_of(image) if apply_orientation else 0)
     except _RefusedError:
         raise
     except Image.DecompressionBombError:
@@ -83,17 +87,39 @@ def decode(data: bytes) -> Tensor:
         raise ValueError(f"not a picture in any format known here ({', '.join(FORMATS)})") from None
     except _DAMAGE as error:
         raise ValueError(f"not a complete picture ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return _turned(pixels, tag) if apply_orientation else pixels
+
+
+def _decoded_jpeg(data: bytes) -> Tensor | None:
+    """The pixels of a JPEG; None for a kind that only Pillow knows, or a damaged one, of which Pillow says more."""
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        return None
+
+
+def _turned(pixels: Tensor, tag: int) -> Tensor:
+    """An image [3, h, w] as an orientation tag of EXIF (1 to 8) says; those from 5 on exchange height and width."""
+    pixels = pixels.transpose(1, 2) if tag >= 5 else pixels
+    flipped = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}.get(tag)
+    return pixels.flip(flipped) if flipped else pixels
 
 
 def orientation(data: bytes) -> int:
     """The orientation tag of a file's content, 1 to 8; 1, upright, also where there is none or it cannot be read."""
     try:
         with _opened(data) as image:
-            turned = image.getexif().get(_ORIENTATION, 1)
+            return _tag_of(image)
     except (Image.DecompressionBombError, *_DAMAGE):
         return 1
-    return turned if turned in range(1, 9) else 1
+
+
+def _tag_of(image: Image.Image) -> int:
+    try:
+        tag = image.getexif().get(_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+    return int(tag) if tag in range(1, 9) else 1
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -196,8 +196,8 @@ def open_data(experiment: Experiment) -> Data:
     annotations = read_annotations(train[1], train[0]), read_annotations(val[1], val[0])
     same_classes(annotations[0].categories, annotations[1])
     return Data(
-        DetectionDataset(annotations[0], training_augmentation(config), experiment.seed),
-        DetectionDataset(annotations[1], evaluation_augmentation(config), experiment.seed),
+        DetectionDataset(annotations[0], training_augmentation(config), experiment.seed, config.apply_orientation),
+        DetectionDataset(annotations[1], evaluation_augmentation(config), experiment.seed, config.apply_orientation),
     )
 
 

@@ -394,6 +394,8 @@ class CheckOptions:
     """Validation annotations in COCO's format, where they are not in the root."""
     workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that read pictures."""
+    apply_orientation: bool = False
+    """Read pictures as training with data.apply_orientation does."""
     examples: Many = 5
     """How many findings of one kind to list."""
 
@@ -407,7 +409,8 @@ def data_check(arguments: Sequence[str]) -> int:
     pairs = resolve(
         options.root, options.train_images, options.train_annotations, options.val_images, options.val_annotations
     )
-    report = check_dataset(dict(zip(("train", "val"), pairs, strict=True)), options.workers, progress=True)
+    splits = dict(zip(("train", "val"), pairs, strict=True))
+    report = check_dataset(splits, options.workers, progress=True, apply_orientation=options.apply_orientation)
     sys.stdout.write("\n".join(report.lines(options.examples)) + "\n")
     return 1 if report.errors else 0
 

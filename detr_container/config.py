@@ -133,6 +133,8 @@ class DataConfig:
     """Validation annotations in COCO's format, where they are not in `root`."""
     make_shapes: tuple[Pictures, Pictures, Annotated[int, natural(4096)]] = (0, 0, 0)
     """Make the shapes data set in `root` when nothing is there: training and validation pictures, and their side."""
+    apply_orientation: bool = False
+    """Turn images as their orientation tags (EXIF) say, everywhere; default: as stored, as COCO's tools take them."""
     augment: Literal["detr", "flip", "none"] = "detr"
     """`detr`: flip, resize, and half the time a random crop; `flip`: flip and resize; `none`: resize."""
     resize: Literal["shortest", "square"] = "shortest"

@@ -167,7 +167,7 @@ def few_pictures(dataset: DetectionDataset, count: int, path: Path) -> Detection
     ]
     write_json(path, content)
     annotations = read_annotations(path, dataset.annotations.image_dir)
-    return DetectionDataset(annotations, dataset.augmentation, dataset.seed)
+    return DetectionDataset(annotations, dataset.augmentation, dataset.seed, dataset.apply_orientation)
 
 
 # -- time -------------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def open_validation(experiment: Experiment, unlabelled: bool = False) -> Detecti
     make_shapes_if_asked(data)
     images, annotations = resolve_split("val", data.root, data.val_images, data.val_annotations)
     read = read_annotations(annotations, images, unlabelled)
-    return DetectionDataset(read, evaluation_augmentation(data), experiment.seed)
+    return DetectionDataset(read, evaluation_augmentation(data), experiment.seed, data.apply_orientation)
 
 
 def known_classes(classes: Sequence[Category], dataset: DetectionDataset) -> None:

@@ -41,7 +41,7 @@ def draw_validation(
     rows = []
     for index in chosen:
         rows_of = slice(int(annotations.starts[index]), int(annotations.starts[index + 1]))
-        image = read_image(annotations.image_dir / annotations.file_names[index])
+        image = read_image(annotations.image_dir / annotations.file_names[index], dataset.apply_orientation)
         boxes = annotations.boxes[rows_of].copy()
         boxes[:, 2:] += boxes[:, :2]
         left = draw_detections(

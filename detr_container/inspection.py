@@ -84,7 +84,8 @@ def open_models(paths: Sequence[Path], device: torch.device, experiments: Sequen
     """Load two or more models that have classes in common.
 
     experiments: the named experiment of each that is a published checkpoint, "" where it should be guessed.
-    Raises ValueError for fewer, or when no class name is common to all of them, and what `open_trained` raises.
+    Raises ValueError for fewer, when no class name is common to all of them, or when images are turned for some of them
+    only, and what `open_trained` raises.
     """
     if len(paths) < 2:
         named = f"only {paths[0]}" if paths else "no model"
@@ -102,6 +103,9 @@ def open_models(paths: Sequence[Path], device: torch.device, experiments: Sequen
     ]
     models = [Model(label, one) for label, one in zip(labels(paths), trained, strict=True)]
     _compare_classes(models)
+    if len({model.trained.experiment.data.apply_orientation for model in models}) > 1:
+        applied = {model.label: model.trained.experiment.data.apply_orientation for model in models}
+        raise ValueError(f"the models differ in data.apply_orientation, and so would what they look at: {applied}")
     return models
 
 

@@ -101,7 +101,7 @@ def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iter
     device = next(model.parameters()).device
     for path in paths:
         try:
-            image = read_image(path)
+            image = read_image(path, experiment.data.apply_orientation)
         except (OSError, ValueError) as error:
             raise UnreadableError(f"{path} cannot be read as a picture: {error}") from error
         size = (image.shape[1], image.shape[2])

@@ -216,7 +216,13 @@ class _Preflight:
             config.root, config.train_images, config.train_annotations, config.val_images, config.val_annotations
         )
         splits = dict(zip(("train", "val"), pairs, strict=True))
-        report = check_dataset(splits, os.cpu_count() or 1, progress=True, sample=limit)
+        report = check_dataset(
+            splits,
+            os.cpu_count() or 1,
+            progress=True,
+            sample=limit,
+            apply_orientation=config.apply_orientation,
+        )
         if report.errors:
             # Damaged pictures are no reason not to try the rest.
             with suppress(ValueError, OSError):

@@ -120,6 +120,18 @@ def test_maps_are_of_the_query_and_of_the_picture(run: Path, root: Path) -> None
     assert (row // 16, column // 16) == (1, 3)
 
 
+def test_images_are_turned_as_the_run_has_them(run: Path, tmp_path: Path) -> None:
+    trained = open_trained(run, torch.device("cpu"))
+    turning = replace(trained.experiment.data, apply_orientation=True)
+    other = replace(trained, experiment=replace(trained.experiment, data=turning))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.linear_gradient("L").resize((60, 40)).save(tmp_path / "tagged.png", exif=exif)
+    with one_thread():
+        ((stored,), (turned,)) = (list(look_at(one, [tmp_path / "tagged.png"])) for one in (trained, other))
+    assert torch.equal(turned.image, stored.image.rot90(-1, (1, 2)))
+
+
 def test_file_names_without_endings() -> None:
     paths = [Path("a/x.png"), Path("b/x.jpg"), Path("x_.gif"), Path("x"), Path("y.tar.png")]
     assert file_stems(paths) == ["x", "x_", "x__", "x___", "y.tar"]

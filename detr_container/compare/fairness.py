@@ -25,6 +25,7 @@ TOPICS = {
     "data.resize": "input size",
     "data.eval_batch": "evaluation batch",
     "data.canvas": "padding",
+    "data.apply_orientation": "orientation of images",
     "data.": "augmentation",
     "train.precision": "precision",
     "train.micro_batch": "pictures per forward pass",

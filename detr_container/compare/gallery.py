@@ -64,7 +64,7 @@ def _sheet(analysis: Analysis, annotations: Annotations, index: int, name: str) 
     picture = analysis.ground.pictures[index]
     place = int(np.searchsorted(annotations.image_ids, picture))
     path: Path = annotations.image_dir / annotations.file_names[place]
-    full = to_image(read_image(path))
+    full = to_image(read_image(path, analysis.judged[0].cell.experiment.data.apply_orientation))
     scale = SIDE / max(full.size)
     # Made small first, so that lines and names are of the size at which they are seen.
     image = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))

@@ -29,6 +29,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "data.augment": ("augmentation", "none"),
     "data.eval_batch": ("evaluation batch", 3),
     "data.canvas": ("padding", 320),
+    "data.apply_orientation": ("orientation of images", True),
     "train.epochs": ("schedule", EPOCHS - 1),
     "train.lr": ("schedule", 7e-4),
     "train.batch": ("schedule", 6),

@@ -32,7 +32,7 @@ def root(healthy: Path, tmp_path: Path) -> Path:
     return tmp_path / "shapes"
 
 
-def check(root: Path, **options: int) -> Report:
+def check(root: Path, **options: Any) -> Report:
     splits = {
         split: (root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json")
         for split in ("train", "val")
@@ -186,6 +186,16 @@ def test_damage_is_found_named_and_nothing_else_is(
     assert report.errors == errors
     if damage in (missing, truncated_jpeg, other_size):
         assert f"{raw['images'][0]['file_name']} (image {raw['images'][0]['id']})" in report.problems[0].message
+
+
+def test_images_may_be_turned_by_their_tags(root: Path) -> None:
+    path = root / "annotations" / "instances_val2017.json"
+    turned_by_its_tag(root, json.loads(path.read_text()))
+    (stored,) = check(root).problems
+    assert "data.apply_orientation" in stored.message
+    (applied,) = check(root, apply_orientation=True).problems
+    assert (applied.severity, applied.kind) == ("note", "orientation")
+    assert "val: 3 images are turned as their orientation tags say" in applied.message
 
 
 def test_a_sample_is_read_and_of_the_others_only_their_presence_is_checked(root: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detr_container.datasets.annotations import read_annotations
 from detr_container.datasets.dataset import DetectionDataset, random_of
@@ -88,6 +88,42 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str, ending: st
     with Image.open(path) as saved:
         expected = torch.from_numpy(np.array(saved.convert("RGB")))
     assert torch.equal(image.permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
+def test_orientation_tags_are_applied_on_request_alone(tmp_path: Path, ending: str) -> None:
+    options: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
+    colours(40, 60).save(tmp_path / f"upright.{ending}", **options)
+    stored = read_image(tmp_path / f"upright.{ending}")
+    path = tmp_path / f"picture.{ending}"
+    for tag in range(9):
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        colours(40, 60).save(path, exif=exif, **options)
+        assert torch.equal(read_image(path), stored)
+        with Image.open(tmp_path / f"upright.{ending}") as image:
+            image.getexif()[0x0112] = tag
+            expected = torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
+        assert torch.equal(read_image(path, apply_orientation=True), expected), tag
+
+
+def test_samples_of_turned_images_have_boxes_of_the_turned_ones(tmp_path: Path) -> None:
+    """A red object on an image that is stored lying on its side, annotated as it is seen."""
+    seen = Image.new("RGB", (60, 80))
+    seen.paste((255, 0, 0), (10, 50, 30, 70))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    seen.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "1.png", exif=exif)
+    annotations = read_annotations(
+        write(tmp_path, {"1.png": (80, 60)}, [{"image": 10, "box": [10, 50, 20, 20]}]), tmp_path
+    )
+    sample = DetectionDataset(annotations, native(80, 60), apply_orientation=True)[0, 0]
+    red = sample.image[0] > 128
+    rows, columns = red.any(dim=1).nonzero(), red.any(dim=0).nonzero()
+    assert (int(rows.min()), int(rows.max()), int(columns.min()), int(columns.max())) == (50, 69, 10, 29)
+    assert sample.boxes.tolist() == [pytest.approx([20 / 60, 60 / 80, 20 / 60, 20 / 80])]
+    with pytest.raises(ValueError, match="the file has 80 x 60 pixels"):
+        DetectionDataset(annotations, native(80, 60))[0, 0]
 
 
 def test_sixteen_bit_pictures_keep_their_contrast(tmp_path: Path) -> None:
@@ -183,7 +219,7 @@ for number in range(600):
         if data:
             data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
     try:
-        image = decode(bytes(data))
+        image = decode(bytes(data), apply_orientation=number % 2 == 0)
         assert image.ndim == 3 and image.shape[0] == 3 and str(image.dtype) == "torch.uint8"
         told["read"] += 1
     except ValueError as error:
