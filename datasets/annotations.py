@@ -130,7 +130,8 @@ def load_json(path: Path) -> Any:
             size = os.fstat(file.fileno()).st_size
             if size > LARGEST_FILE:
                 raise ValueError(f"{path} has {size:,} bytes, more than {LARGEST_FILE:,}: split the data set")
-            content = file.read(LARGEST_FILE)
+            # Python sets aside as much as it is asked for, however small the file.
+            content = file.read(size)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no annotation file {path}: check the path, or that the download was unpacked"

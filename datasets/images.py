@@ -58,7 +58,8 @@ def read_bytes(path: Path) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > LARGEST_BYTES:
             raise ValueError(f"the file has {size:,} bytes, more than {LARGEST_BYTES:,}: {_SMALLER}")
-        return file.read(LARGEST_BYTES)
+        # Python sets aside as much as it is asked for, however small the file.
+        return file.read(size)
 
 
 def decode(data: bytes, apply_orientation: bool = False) -> Tensor:

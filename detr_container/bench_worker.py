@@ -32,6 +32,7 @@ from .evaluate import autocast
 from .measure_options import PARTS, MeasureOptions, Work, size_text
 from .optim import clipped_step, make_optimiser, set_learning_rates
 from .peak_memory import MEANING, begin_phase, peak_memory
+from .shortage import out_of_memory
 
 WARMUP = 2
 """Passes and steps before anything is timed. The second step is the first with the optimiser's state beside it."""
@@ -214,15 +215,12 @@ def answer(bench: Bench | None, request: dict[str, Any]) -> tuple[Bench | None, 
         assert bench is not None
         work = Work(**{**request["work"], "size": tuple(request["work"]["size"])})
         return bench, {"figures": bench.warm(work) if request["do"] == "warm" else bench.measure(work)}
-    except torch.OutOfMemoryError as error:
-        return bench, {"no_memory": str(error)}
-    except (ValueError, OSError) as error:
-        return bench, {"refused": str(error)}
-    except RuntimeError as error:
-        # The CPU's allocator has no error of its own.
-        if "allocate memory" not in str(error):
-            raise
-        return bench, {"no_memory": str(error)}
+    except Exception as error:
+        if out_of_memory(error):
+            return bench, {"no_memory": str(error)}
+        if isinstance(error, (ValueError, OSError)):
+            return bench, {"refused": str(error)}
+        raise
 
 
 def _options(values: dict[str, Any]) -> MeasureOptions:

@@ -34,6 +34,7 @@ from detr_container.models.timm_fit import fit
 from .config import BackboneConfig, DataConfig, Experiment
 from .detector_file import load_weights, read_detector
 from .files import sha256
+from .shortage import asking, for_model
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
 
 def build_detector(experiment: Experiment, classes: int, weights: bool = True) -> Detector:
     """The model of an experiment for a number of classes; the seed alone decides what is random in it."""
-    with torch.random.fork_rng(devices=[]):
+    with asking("the model", for_model(experiment)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         backbone = build_backbone(experiment.backbone, weights, longest_side(experiment.data))
         # Again, so that the head starts the same whatever the backbone has drawn.
@@ -206,7 +207,8 @@ def make_shapes_if_asked(config: DataConfig) -> None:
     train, val, size = config.make_shapes
     if train and config.root and not config.root.exists():
         _log.info("making %d + %d pictures of shapes in %s", train, val, config.root)
-        make_shapes(config.root, train, val, size)
+        with asking("the pictures", {"data.make_shapes": config.make_shapes}):
+            make_shapes(config.root, train, val, size)
 
 
 def same_classes(classes: Sequence[Category], other: Annotations) -> None:

@@ -20,6 +20,7 @@ from .experiments import BUILDERS, named
 from .job_commands import cancel, logs, resubmit, status, submit, sweep
 from .limits import Many, Pictures, Seed, Workers, between, natural, positive
 from .names import place
+from .shortage import asking
 from .terminal import console, shown
 
 TRACEBACK = "DETR_CONTAINER_TRACEBACK"
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             2,
         )
     try:
-        return COMMANDS[given[0]](given[1:])
+        with asking(f"`{given[0]}`", {}):
+            return COMMANDS[given[0]](given[1:])
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -366,9 +368,10 @@ def data_make_shapes(arguments: Sequence[str]) -> int:
     options = parse(ShapesOptions, arguments, "data make-shapes", data_make_shapes.__doc__)
     from detr_container.datasets.shapes import make_shapes
 
-    made = make_shapes(
-        options.root, options.train, options.val, options.size, options.seed, options.workers, progress=True
-    )
+    with asking("the pictures", {"size": options.size, "workers": options.workers}):
+        made = make_shapes(
+            options.root, options.train, options.val, options.size, options.seed, options.workers, progress=True
+        )
     said = (
         f"made {options.train} training and {options.val} validation pictures in"
         if made
@@ -410,7 +413,8 @@ def data_check(arguments: Sequence[str]) -> int:
         options.root, options.train_images, options.train_annotations, options.val_images, options.val_annotations
     )
     splits = dict(zip(("train", "val"), pairs, strict=True))
-    report = check_dataset(splits, options.workers, progress=True, apply_orientation=options.apply_orientation)
+    with asking("the check", {"workers": options.workers}):
+        report = check_dataset(splits, options.workers, progress=True, apply_orientation=options.apply_orientation)
     sys.stdout.write("\n".join(report.lines(options.examples)) + "\n")
     return 1 if report.errors else 0
 

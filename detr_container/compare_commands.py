@@ -11,6 +11,7 @@ import tyro
 
 from .arguments import parse
 from .compare.options import CompareOptions, ReportOptions
+from .shortage import asking
 from .terminal import console
 
 
@@ -34,7 +35,7 @@ def report(arguments: Sequence[str]) -> int:
     options = parse(ReportOptions, arguments, "report", report.__doc__)
     from .compare.report import judging, write_report
 
-    with judging() as tell:
+    with asking("the report", {"resamples": options.resamples}), judging() as tell:
         page = write_report(options, tell)
     sys.stdout.write(f"{page}\n{page.resolve().as_uri()}\n")
     return 0

@@ -36,6 +36,7 @@ from .distributed import Session, session
 from .files import write_json
 from .peak_memory import GIB
 from .probe import Probe
+from .shortage import out_of_memory
 
 Sides = NDArray[np.int64]
 SMALL = 64
@@ -337,8 +338,8 @@ def main() -> int:
     with session("cpu") as here:
         try:
             _take_step(experiment, open_data(experiment), largest, Path(request["folder"]), here)
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):
+        except Exception as error:
+            if not out_of_memory(error):
                 raise
             return _KILLED
     sys.stdout.write(f"{round(here.peak_memory() * GIB)}\n")

@@ -21,6 +21,7 @@ from .config import Experiment
 from .distributed import Session
 from .files import write_json
 from .scoring import Detections, Evaluator, Record, Scores, score, write_results
+from .shortage import asking, for_evaluation
 
 
 def autocast(experiment: Experiment, device: torch.device) -> AbstractContextManager[Any]:
@@ -113,7 +114,8 @@ def evaluate_to(
     nothing to score.
     """
     known_classes(classes, dataset)
-    results = detect(model, dataset, classes, experiment, session, after_batch)
+    with asking("evaluation", for_evaluation(experiment)):
+        results = detect(model, dataset, classes, experiment, session, after_batch)
     if not session.main:
         return None
     write_results(folder / "detections.json", results)

@@ -25,6 +25,7 @@ from .evaluate import autocast
 from .files import write_json
 from .fonts import legible_names
 from .pictures import attention_sheet, draw_detections
+from .shortage import asking, for_evaluation
 from .trained import Trained
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -109,7 +110,7 @@ def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iter
         nothing = torch.zeros(0, dtype=torch.int64)
         sample = Sample(apply_image(plan, image), torch.zeros(0, 4), nothing, 0, size)
         batch = collate([sample], multiple, experiment.data.canvas).to(device)
-        with autocast(experiment, device):
+        with asking(f"{path}", for_evaluation(experiment)), autocast(experiment, device):
             output = model(batch.images, batch.sizes, batch.padded, maps=maps)
         found = postprocess(output, [size], experiment.loss.classification)[0]
         height, width = batch.images.shape[-2:]

@@ -332,22 +332,16 @@ class _Preflight:
         model = Probe(self._trial(), self.folder / "model", data, self.here).model
         times = [time.perf_counter()]
 
-        try:
-            with _between_steps() as stop:
+        with _between_steps() as stop:
 
-                def after_batch(done: int, total: int) -> None:
-                    times.append(time.perf_counter())
-                    if stop.requested:
-                        raise InterruptedError
+            def after_batch(done: int, total: int) -> None:
+                times.append(time.perf_counter())
+                if stop.requested:
+                    raise InterruptedError
 
-                scores = evaluate_to(
-                    folder, model, subset, data.classes, self.experiment, self.here, after_batch=after_batch
-                )
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"the largest validation pictures do not fit into memory: lower data.eval_batch="
-                f"{self.experiment.data.eval_batch} or data.eval_size={self.experiment.data.eval_size}"
-            ) from error
+            scores = evaluate_to(
+                folder, model, subset, data.classes, self.experiment, self.here, after_batch=after_batch
+            )
         assert scores is not None
         figures = {name: getattr(scores, key) for key, name in FIGURES.items()}
         wrong = [name for name, value in figures.items() if value is not None and not math.isfinite(value)]

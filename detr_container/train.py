@@ -40,6 +40,7 @@ from .randomness import seed_step
 from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimiser
 from .run import Run
 from .scoring import Scores
+from .shortage import asking, for_step
 from .together import data_on_all, versions_on_all
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None)
         session(experiment.device) as here,
     ):
         data = data_on_all(here, experiment)
-        with here.alone_in(folder):
+        with here.alone_in(folder), asking("training", for_step(experiment)):
             return Trainer(experiment, Run(folder), data, here, stop).run_to_end()
 
 
