@@ -54,7 +54,7 @@ def submit(folder: Path, root: Path, name: str, *options: str, epochs: int = 40)
     return folder / "runs" / name
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -> None:
     """Wait; fails after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -65,7 +65,7 @@ def submit(folder: Path, root: Path, name: str, *options: str, epochs: int = EPO
     return str(facts["job"])
 
 
-def wait_until(condition: Callable[[], bool], what: str, slurm: Cluster, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], what: str, slurm: Cluster, seconds: float = 300) -> None:
     """Wait; fails with Slurm's logs after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -379,6 +379,6 @@ def test_the_plain_batch_script(launcher: str, slurm: Cluster, quiet: Path, root
     job = done.stdout.strip()
     wait_until(lambda: rows(run) >= 20, "20 lines of metrics", slurm)
     preempt(slurm, job, run)
-    slurm.wait(job, "COMPLETED", 120)
+    slurm.wait(job, "COMPLETED", 300)
     assert slurm.job(job)["Restarts"] == "1"
     assert_same_run(run, quiet / "runs" / "quiet")
