@@ -44,9 +44,11 @@ def test_commit_and_edits(repository: Path, tmp_path: Path) -> None:
         pytest.skip("git is not installed")
     for name in (
         "detr_container/__init__.py",
+        "detr_container/checked.py",
         "detr_container/files.py",
         "detr_container/provenance.py",
         "launch/__init__.py",
+        "launch/ownership.py",
         "launch/processes.py",
         "launch/snapshot.py",
     ):
