@@ -282,7 +282,7 @@ def _explained(error: Exception, workers: int) -> Exception | None:
     killed = isinstance(error, RuntimeError) and "DataLoader worker (pid" in text
     broken = isinstance(error, OSError | EOFError) and "in DataLoader worker process" not in text
     if killed or broken:
-        return RuntimeError(
+        return ChildProcessError(
             f"a loader process ended unexpectedly ({error}). Most often memory or shared memory (/dev/shm) ran out: "
             "lower data.workers, or give the job more memory. data.workers=0 loads without processes"
         )

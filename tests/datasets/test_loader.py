@@ -292,7 +292,7 @@ def test_nothing_of_a_closed_stream_is_left_to_the_interpreters_exit(
 def test_a_killed_worker_is_explained(dataset: DetectionDataset) -> None:
     stream, worker = stream_and_worker(dataset, 600)
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"ended unexpectedly .* lower data\.workers"):
+    with pytest.raises(ChildProcessError, match=r"ended unexpectedly .* lower data\.workers"):
         list(stream)
 
 

@@ -7,6 +7,7 @@ importing torch would otherwise take most of the time.
 from __future__ import annotations
 
 import json
+import multiprocessing.util
 import os
 import subprocess
 import sys
@@ -130,6 +131,9 @@ def _be_a_command(arguments: list[str], folder: str, environment: dict[str, str]
         status = error.code if isinstance(error.code, int) else int(bool(error.code))
     except BaseException:  # noqa: BLE001 - whatever it is, Python would print it and exit with 1
         traceback.print_exc()
+    with suppress(Exception):
+        # What Python does at its end, and `os._exit` does not: it ends the processes that this one has started.
+        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
     with suppress(Exception):
         sys.stdout.flush()
     with suppress(Exception):
