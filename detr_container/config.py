@@ -168,7 +168,7 @@ class TrainConfig:
     """Pictures per optimiser step, over all processes."""
     micro_batch: Annotated[int, positive(65_536)] = 2
     """Pictures per process in one forward pass; gradients accumulate until `batch` is reached."""
-    lr: Annotated[float, positive(1000.0)] = 1e-4
+    lr: Annotated[float, positive(1e30)] = 1e-4
     """Learning rate of everything but the backbone."""
     lr_backbone: Rate = 1e-5
     """Learning rate of the backbone's stages that are trained."""

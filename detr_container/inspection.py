@@ -157,7 +157,7 @@ def write_inspection(
     Raises ValueError for figures out of range and for what is no picture.
     """
     if not paths:
-        raise ValueError("no picture is given: name files or folders of pictures behind --image")
+        raise ValueError("no image is given: name files, or folders of images, behind --image")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold:g}: scores lie between 0 and 1, so choose a number from 0 to 1")
     if not 0 <= lines <= LINES:

@@ -56,7 +56,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     Raises FileNotFoundError for what is not there and ValueError for a folder without pictures, or for no paths at all.
     """
     if not paths:
-        raise ValueError("no pictures are named: give files, or folders of pictures")
+        raise ValueError("no image is given: name files, or folders of images")
     found: list[Path] = []
     for path in paths:
         if path.is_dir():

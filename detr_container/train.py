@@ -125,8 +125,7 @@ class Trainer:
         with Progress(self.run, self.here.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
             supply, began = self._batches(), self.step
             last = min(self.total, self.step + (self.settings.max_steps or self.total))
-            # The first checkpoint follows the first step, so that a run gets on however often it is killed.
-            saved_at = float("-inf")
+            saved_at = time.monotonic()
             while True:
                 if self.step % self.epoch_steps == 0 and self.step:
                     self._save()
@@ -136,7 +135,10 @@ class Trainer:
                 if self.step >= last:
                     break
                 minutes = (time.monotonic() - saved_at) / 60
-                due = 0 < self.settings.checkpoint_minutes <= minutes
+                # The first follows the second step, so that a run gets on however often it is killed, and no sooner,
+                # since only that step shows whether what the first one has made can be gone on from.
+                early = self.step == began + 1
+                due = self.settings.checkpoint_minutes > 0 and (early or minutes >= self.settings.checkpoint_minutes)
                 stop, save = self._step(next(supply), due)
                 self.step += 1
                 progress.advance(self.step)

@@ -441,14 +441,14 @@ def test_mistakes(smca: Path, detr: Path, flat: Path, tmp_path: Path, capsys: py
     cases: list[tuple[Sequence[object], str]] = [
         ((smca, "--image", flat), f"only {smca} is given, and two or more are inspected side by side: name their runs"),
         (("--image", flat, smca, detr), "no model is given, and two or more are inspected"),
-        ((smca, detr, "--image"), "no picture is given: name files or folders"),
+        ((smca, detr, "--image"), "no image is given: name files, or folders"),
         ((smca, detr, "--image", tmp_path / "nowhere.png"), "there is no picture"),
         ((smca, detr, "--image", tmp_path / "broken.png"), "broken.png cannot be read as a picture"),
         ((smca, young.folder, "--image", flat), "young has no checkpoint yet: train it first"),
         ((smca, tmp_path, "--image", flat), "is not a run: it has no config.json"),
         ((smca, tmp_path / "x.pt", "--image", flat), "x.pt: there is no such checkpoint"),
-        ((smca, detr, "--image", flat, "--threshold", 1.5), "threshold=1.5: scores lie between 0 and 1"),
-        ((smca, detr, "--image", flat, "--objects", -1), "objects=-1: a sheet has lines for 0 to 50 objects"),
+        ((smca, detr, "--image", flat, "--threshold", 1.5), "threshold=1.5: it must be"),
+        ((smca, detr, "--image", flat, "--objects", -1), "objects=-1: it must be"),
         ((smca, detr, "--image", flat, "--experiment", "demo"), "--experiment has 1 names for 2 models: give one per"),
     ]
     for arguments, said in cases:

@@ -192,7 +192,7 @@ def test_subfolders_are_searched_and_hidden_files_are_left_out(tmp_path: Path) -
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert find_pictures([tmp_path]) == [tmp_path / "b.png", tmp_path / "sub" / "a.tif", tmp_path / "sub/deep/c.JPG"]
-    with pytest.raises(ValueError, match="no pictures are named"):
+    with pytest.raises(ValueError, match="no image is given"):
         find_pictures([])
 
 

@@ -172,7 +172,7 @@ def test_memory_that_ran_out_since_a_process_began(job: JobFolder, monkeypatch: 
 def test_what_killed_processes_leave_is_removed_and_nothing_else(job: JobFolder) -> None:
     """At the next start, and when there is none: what the last holder of the lock was writing."""
     for take in (lambda: FolderLock(job.run).__enter__(), lambda: settle(job, "1-0", Circumstances(cancelled=True))):
-        (job.run / ".lock").write_text(json.dumps({"host": "h", "pid": 4711}))
+        (job.run / ".lock").write_text(json.dumps({"host": "h", "pid": 4711, "job": "", "since": 1.0}))
         mine = [job.run / ".a.png.4711-0a1b2c3d.tmp", job.run / "detections" / ".b.4711-0a1b2c3d.tmp"]
         others = [job.run / ".a.png.4712-0a1b2c3d.tmp", job.run / ".mine.4711.tmp", job.run / "a.4711-0a1b2c3d.tmp"]
         for path in [*mine, *others]:
