@@ -128,7 +128,11 @@ def build_detector(experiment: Experiment, classes: int, weights: bool = True) -
             model: Detector = Detr(backbone, logits, pre_norm=head.pre_norm, **shared)
         else:
             model = SmcaDetr(backbone, logits, gaussian=head.gaussian, smooth=head.smooth, **shared)
-        return model.to(memory_format=backbone.memory_format)
+        # Not `model.to`: it would ask the same of a convolution in three dimensions, which has no such layout.
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.contiguous(memory_format=backbone.memory_format)
+        return model
 
 
 def build_matcher(experiment: Experiment) -> Matcher:

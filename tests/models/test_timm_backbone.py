@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from detr_container.build import build_backbone
-from detr_container.config import BackboneConfig
+from detr_container.build import build_backbone, build_detector
+from detr_container.config import BackboneConfig, Experiment
 from detr_container.models.timm_backbone import TimmBackbone
 from detr_container.models.timm_fit import ANY_SIZE, fit
 
@@ -85,6 +85,15 @@ def test_looking_at_a_model_draws_no_numbers() -> None:
     torch.manual_seed(0)
     second = backbone_of("levit_128s").state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_detector_holds_convolutions_in_three_dimensions() -> None:
+    """Which have no layout with channels last; those in two have it."""
+    config = BackboneConfig(name="timm/lambda_resnet26t", weights="none", frozen_stages=0)
+    model = build_detector(Experiment(backbone=config), classes=3)
+    assert any(parameter.dim() == 5 for parameter in model.parameters())
+    flat = [parameter for parameter in model.parameters() if parameter.dim() == 4]
+    assert all(parameter.is_contiguous(memory_format=torch.channels_last) for parameter in flat)
 
 
 def test_a_model_without_drop_path_says_so() -> None:
