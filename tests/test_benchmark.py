@@ -207,7 +207,7 @@ def test_own_pictures_are_loaded(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_command(number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "detr_container", "benchmark", "debug", "debug", "--rounds", "100000", *FAST]
+    command = [sys.executable, "-m", "detr_container", "benchmark", "debug", "debug", "--rounds", "10000", *FAST]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
