@@ -245,11 +245,16 @@ def load(path: Path) -> Experiment:
     values = read_plain(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, not a run's settings: copy it again")
+    return from_file(values, f"{path}")
+
+
+def from_file(values: dict[str, Any], source: str) -> Experiment:
+    """As `from_dict`, by the same rules as an experiment on the command line. source: what errors begin with."""
     try:
         experiment = from_dict(values)
         validate(experiment)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error
     return experiment
 
 
@@ -279,6 +284,11 @@ def validate(experiment: Experiment) -> list[str]:
         for name in names.split()
         if idle and flat[name] != usual[name]
     ]
+    if experiment.head.position == "learned" and not train.lr_backbone:
+        warnings.append(
+            "train.lr_backbone=0 also stops the learned positions (head.position=learned), which the published code "
+            "trains with the backbone: to freeze the backbone alone, set backbone.frozen_stages to all of its stages"
+        )
     if train.schedule == "step" and train.lr_drop >= train.epochs:
         warnings.append(
             f"train.lr_drop={train.lr_drop} has no effect: it is not before the end (train.epochs={train.epochs})"

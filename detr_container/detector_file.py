@@ -18,7 +18,7 @@ from detr_container.models.pretrained import detector_weights
 from detr_container.models.weights import Which, check_sound, find_weights
 
 from .checkpoint import load
-from .config import Experiment, from_dict, validate
+from .config import Experiment, from_file
 from .files import open_regular
 
 _log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _own(
 
     Raises ValueError, naming the file, for what it cannot be.
     """
-    experiment = _experiment(path, checkpoint["experiment"]) if "experiment" in checkpoint else None
+    experiment = from_file(checkpoint["experiment"], f"{path}: its experiment") if "experiment" in checkpoint else None
     classes = _classes(path, checkpoint["classes"]) if "classes" in checkpoint else None
     rows = len(state["class_embed.bias"])
     spare = (0, 1) if experiment is None else (int(experiment.loss.classification == "softmax"),)
@@ -145,16 +145,6 @@ def _own(
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"{path}: its step is {step!r}, not a number of steps. Use another copy")
     return experiment, classes, step
-
-
-def _experiment(path: Path, values: Any) -> Experiment:
-    """The experiment within a checkpoint, by the same rules as one on the command line."""
-    try:
-        experiment = from_dict(values)
-        validate(experiment)
-    except ValueError as error:
-        raise ValueError(f"{path}: its experiment is {error}") from error
-    return experiment
 
 
 def _classes(path: Path, values: Any) -> tuple[Category, ...]:

@@ -187,6 +187,10 @@ def _optimiser_faults(state: Mapping[str, Any], optimiser: AdamW, names: Sequenc
     faults += [f"optimizer: no state of {names[index]}" for index in sorted(expected - saved.keys())]
     faults += [f"optimizer: more states than parameters ({_show(key)})" for key in saved.keys() - expected]
     faults += [f"optimizer: {name!r} is unknown to the model" for name in trained if name not in names]
+    if not faults and "trained" in state:
+        # In the order of the states: of equal shapes, nothing else would show that they stand in other places.
+        moved = [(name, names[index]) for name, index in zip(trained, saved, strict=True) if name != names[index]]
+        faults += [f"optimizer: the state of {theirs} stands where that of {ours} is" for theirs, ours in moved]
     if faults:
         return faults
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]

@@ -88,6 +88,7 @@ def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
         ({"data__resize": "square"}, "data.max_size has no effect on square pictures"),
         ({"train__lr_drop": 1}, "train.lr_drop has no effect on the cosine schedule"),
         ({"train__schedule": "step"}, "train.lr_drop=40 has no effect: it is not before the end (train.epochs=2)"),
+        ({"head__position": "learned", "train__lr_backbone": 0.0}, "train.lr_backbone=0 also stops the learned pos"),
     ],
 )
 def test_a_setting_without_effect_is_told(changed: dict[str, Any], said: str) -> None:

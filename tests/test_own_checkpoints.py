@@ -92,6 +92,10 @@ CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
     "newer": (lambda s: s.update(format=3), "format is 3, not 1"),
     "no format": (lambda s: s.pop("format"), "format is None"),
     "data": (lambda s: s.update(data={"train": 1}), "data is a dict, not the hashes"),
+    "states exchanged": (
+        lambda s: s["trained"].insert(0, s["trained"].pop()),
+        "the state of .* stands where that of .* is",
+    ),
 }
 
 
@@ -178,6 +182,28 @@ def test_an_older_checkpoint_goes_on(saved: Path, root: Path, tmp_path: Path) ->
     state["optimizer"].pop(0)
     with pytest.raises(ValueError, match="no state of"):
         opened(root, tmp_path / "run", state)
+
+
+@pytest.mark.parametrize("form", [1, 2])
+def test_learned_positions_among_the_heads_parameters_are_refused(form: int, root: Path, tmp_path: Path) -> None:
+    """Where they stood in format 1, which is told by the format alone, and in the first checkpoints of format 2."""
+    settings = {"head__position": "learned", "train__eval_every": 0}
+    folder = tmp_path / "run"
+    assert train_in(folder, tiny(root, **settings, train__max_steps=2)) == 0
+    path = folder / "checkpoints" / "checkpoint-00000002.pt"
+    state = torch.load(path, weights_only=True)
+    entries = dict(zip(state["trained"], state["optimizer"].values(), strict=True))
+    # The head as it stands in the model, positions in the middle of it, then the backbone.
+    order = [name for name in state["model"] if name in entries and not name.startswith("backbone.")]
+    order += [name for name in state["trained"] if name.startswith("backbone.")]
+    assert order.index("position.row_embed.weight") < len(order) - 2
+    state |= {"format": form, "optimizer": dict(enumerate(entries[name] for name in order)), "trained": order}
+    if form == 1:
+        del state["data"], state["trained"]
+    torch.save(state, path)
+    message = {1: "positions trained at the head's rate, now at the backbone's: .* --init", 2: "stands where"}
+    with pytest.raises(ValueError, match=message[form]):
+        train_in(folder, tiny(root, **settings))
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -147,11 +147,13 @@ def test_a_damaged_picture_is_red_and_the_rest_is_tried(fly: Any, root: Path, tm
 def test_warnings_are_shown(flight: Any, capsys: pytest.CaptureFixture[str]) -> None:
     flight.options = replace(flight.options, pictures=3)
     flight.experiment = replace(flight.experiment, train=replace(flight.experiment.train, lr_drop=7))
-    flight.experiment = replace(flight.experiment, head=replace(flight.experiment.head, queries=1))
-    assert flight.settings().endswith(", 1 warnings")
+    flight.experiment = replace(flight.experiment, head=replace(flight.experiment.head, queries=1, position="learned"))
+    flight.experiment = replace(flight.experiment, train=replace(flight.experiment.train, lr_backbone=0.0))
+    assert flight.settings().endswith(", 2 warnings")
     assert flight.data_set().startswith("train read 3 of 16 pictures, val read 3 of 5 pictures; ")
     out = capsys.readouterr().out
     assert "        warning: train.lr_drop has no effect on the cosine schedule\n" in out
+    assert "        warning: train.lr_backbone=0 also stops the learned positions" in out
     assert re.search(r"warning: train: image \d+ has \d+ objects, of which 1 at most can be found: raise head\.q", out)
 
 

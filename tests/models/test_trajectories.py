@@ -12,16 +12,19 @@ at the seventh, and by up to 17 % of the gradient's norm. So there are two tests
   --enc_layers 2 --dec_layers 3 --dim_feedforward 256`: all eight steps, to 1e-6.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from golden import published
+from runs import one_thread
 from torch import Tensor
 
-from detr_container.build import build_criterion, build_matcher
+from detr_container.build import build_criterion, build_detector, build_matcher
 from detr_container.config import Experiment
+from detr_container.datasets.batch import Targets
 from detr_container.models.detector import Detector
 from detr_container.models.layouts import to_published
 from detr_container.models.smca import PRIOR_BIAS
@@ -111,6 +114,74 @@ def test_eight_steps_of_the_published_models(name: str) -> None:
         error = (ours - expected).norm() / expected.norm()
         # Up to 4e-3 here: after eight steps AdamW has moved any weight by 8e-4 at most.
         assert error < 1e-2, f"{key}: {error:.2g}"
+
+
+def random_batch() -> tuple[Tensor, Tensor, Targets]:
+    """Two padded images, their sizes and their objects."""
+    draw = torch.Generator().manual_seed(0)
+    images, sizes = torch.randn(2, 3, 48, 64, generator=draw), torch.tensor([[48, 64], [40, 50]])
+    images[1, :, 40:], images[1, :, :, 50:] = 0, 0
+    boxes = torch.rand(5, 4, generator=draw) * 0.4 + 0.1
+    return images, sizes, Targets(torch.tensor([1, 3, 0, 2, 5]), boxes, (3, 2))
+
+
+def weights_after(model: Detector, experiment: Experiment, take_step: Callable[[], object]) -> dict[str, Tensor]:
+    """The weights after 20 steps on the same two images; take_step: what is done with the gradient."""
+    matcher, criterion = build_matcher(experiment), build_criterion(experiment)
+    images, sizes, targets = random_batch()
+    model.train()
+    with one_thread():
+        for _ in range(20):
+            output = model(images, sizes)
+            criterion(output, targets, matcher(output, targets)).total.backward()
+            take_step()
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("kind", ["detr", "smca"])
+def test_learned_positions_take_the_published_steps(kind: str) -> None:
+    """Twenty of them beside the published grouping, which goes by the published names, clipping and AdamW."""
+    base = published.experiment(f"{kind}_r50")
+    sizes = {"queries": 8, "width": 64, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 64, "dropout": 0.0}
+    head = replace(base.head, **sizes, position="learned")
+    backbone = replace(base.backbone, name="container_light_tiny", frozen_stages=1)
+    experiment = replace(base, head=head, backbone=backbone)
+    settings = experiment.train
+    model = build_detector(experiment, 6, weights=False).double()
+    start = copy.deepcopy(model)
+    optimiser = make_optimiser(model, settings)
+    set_learning_rates(optimiser, 1.0)
+    ours = weights_after(model, experiment, lambda: clipped_step(optimiser, settings.clip))
+
+    def reference(in_backbone: Callable[[str], bool]) -> dict[str, Tensor]:
+        other = copy.deepcopy(start)
+        named = to_published({name: p for name, p in other.named_parameters() if p.requires_grad})
+        groups = [
+            {"params": [p for name, p in named.items() if not in_backbone(name)], "lr": 1e-4},
+            {"params": [p for name, p in named.items() if in_backbone(name)], "lr": 1e-5},
+        ]
+        theirs = torch.optim.AdamW(groups, weight_decay=1e-4, foreach=False)
+
+        def step() -> None:
+            torch.nn.utils.clip_grad_norm_(other.parameters(), 0.1)
+            theirs.step()
+            theirs.zero_grad()
+
+        return weights_after(other, experiment, step)
+
+    apart = difference(ours, reference(lambda name: "backbone" in name))
+    assert max(apart.values()) < 1e-12, max(apart, key=apart.__getitem__)
+    moved = difference(ours, start.state_dict())
+    assert 1e-5 < moved["position.row_embed.weight"] < 3e-4 < moved["query_embed.weight"]
+    # At the head's rate they go elsewhere, and with them everything.
+    astray = difference(ours, reference(lambda name: name.startswith("backbone.0.")))
+    assert astray["position.row_embed.weight"] > 5e-4
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
+    """The largest difference within each tensor."""
+    return {name: (value - b[name]).abs().max().item() for name, value in a.items()}
 
 
 def test_the_optimiser_has_the_published_settings() -> None:
