@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 
 from .annotations import Annotations, Problem, load_json, parse_annotations
-from .images import decode, orientation, read_bytes
+from .images import decode, faultless, orientation, read_bytes
 from .progress import track
 from .report import Report, summarise
 
@@ -66,13 +66,14 @@ def check_dataset(
     read pictures. sample: how many pictures of each split to read, always the same ones, and compare with each other;
     of the others it is only checked that they are there, and their annotations are. 0: all.
     apply_orientation: read pictures as training with data.apply_orientation does.
-    Nothing that is wrong with the data raises: it is in the report.
+    Nothing that is wrong with the data raises: it is in the report. RuntimeError: memory or open files ran out.
     """
     problems: list[Problem] = []
     readable: list[_Split] = []
     for name, (image_dir, path) in splits.items():
         try:
-            annotations, found = parse_annotations(load_json(path), path, image_dir)
+            with faultless(path):
+                annotations, found = parse_annotations(load_json(path), path, image_dir)
         except (OSError, ValueError) as error:
             problems.append(Problem("error", "annotation-file", f"{name}: {error}"))
             continue
@@ -90,10 +91,11 @@ def check_dataset(
 
 
 def look(path: Path, apply_orientation: bool = False) -> Seen:
-    """Read and decode one file exactly as training does."""
+    """Read and decode one file exactly as training does. Raises RuntimeError when memory or open files run out."""
     try:
-        data = read_bytes(path)
-        image = decode(data, apply_orientation)
+        with faultless(path):
+            data = read_bytes(path)
+            image = decode(data, apply_orientation)
     except FileNotFoundError:
         return Seen(kind="missing-image", problem="the file does not exist")
     except (OSError, ValueError) as error:

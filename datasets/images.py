@@ -7,11 +7,14 @@ and one wrong bit can end the process.
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from detr_container.files import open_regular
+from detr_container.shortage import out_of_files, out_of_memory
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 """Formats that are opened. Pillow knows others, some of which run a program (EPS) or are no images (FITS, PDF)."""
@@ -30,7 +34,7 @@ LARGEST_PIXELS, LARGEST_BYTES = 100_000_000, 2**29
 _ORIENTATION = 0x0112
 _DAMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(MemoryError, struct.error, zlib.error),
+    *(RuntimeError, struct.error, zlib.error),
 )
 """What Pillow's readers raise on damaged files."""
 _KNOWN = "brightness for certain: save it with 8 or 16 bits"
@@ -47,13 +51,26 @@ def read_image(path: Path, apply_orientation: bool = False) -> Tensor:
     Otherwise pixels are as stored, as COCO's boxes expect.
     Transparency is dropped; of an animation the first image counts; 16 bits keep their upper 8, and floats are
     brightness from 0 to 1. Raises OSError when the file cannot be read, ValueError when it is no regular file, too
-    large, or cannot be decoded.
+    large, or cannot be decoded, and RuntimeError when memory or open files run out meanwhile.
     """
-    return decode(read_bytes(path), apply_orientation)
+    with faultless(path):
+        return decode(read_bytes(path), apply_orientation)
+
+
+@contextmanager
+def faultless(path: Path) -> Iterator[None]:
+    """Blame no lack of memory or of open files on the file that is being read: raise RuntimeError for it."""
+    try:
+        yield
+    except Exception as error:
+        lack = errno.ENOMEM if out_of_memory(error) else errno.EMFILE if out_of_files(error) else 0
+        if lack:
+            raise RuntimeError(f"{os.strerror(lack)} while {path} was read") from error
+        raise
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of an image file. Raises as `read_image`."""
+    """The content of an image file. Raises OSError and ValueError as `read_image`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > LARGEST_BYTES:
@@ -63,7 +80,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, apply_orientation: bool = False) -> Tensor:
-    """The image in a file's content, as `read_image` gives it."""
+    """The image in a file's content, as `read_image` gives it. Raises MemoryError or RuntimeError for want of memory."""
     try:
         with _opened(data) as image:
             # A PNG's tag is looked for behind its pixels: they come first, and what is wrong with them.
@@ -87,6 +104,9 @@ def decode(data: bytes, apply_orientation: bool = False) -> Tensor:
     except UnidentifiedImageError:
         raise ValueError(f"not a picture in any format known here ({', '.join(FORMATS)})") from None
     except _DAMAGE as error:
+        # Pillow's decoders say so in an error like all the others.
+        if out_of_memory(error) or "out of memory" in str(error).lower():
+            raise MemoryError(str(error)) from error
         raise ValueError(f"not a complete picture ({error})") from error
     return _turned(pixels, tag) if apply_orientation else pixels
 
@@ -95,7 +115,9 @@ def _decoded_jpeg(data: bytes) -> Tensor | None:
     """The pixels of a JPEG; None for a kind that only Pillow knows, or a damaged one, of which Pillow says more."""
     try:
         return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError:
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         return None
 
 

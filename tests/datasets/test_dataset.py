@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from detr_container.datasets.annotations import read_annotations
+from detr_container.datasets.check import check_dataset
 from detr_container.datasets.dataset import DetectionDataset, random_of
 from detr_container.datasets.images import read_image
 from detr_container.datasets.transforms import Augmentation
+from detr_container.shortage import ShortageError, asking
 
 AS_THEY_ARE = Augmentation((1,), 100_000, augment="none")
 TRAINING = Augmentation((48, 64), 120, crop_resize=(40, 60), crop_range=(30, 50), augment="detr")
@@ -150,6 +153,48 @@ def test_deep_tiffs_keep_their_contrast(tmp_path: Path, kind: str) -> None:
     assert (image[1].int() - torch.from_numpy(expected).int()).abs().max() <= 1
 
 
+def memory_error(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+def told_by_a_decoder(*_: Any, **__: Any) -> Any:
+    raise OSError("out of memory error when reading image file")
+
+
+def no_memory(*_: Any, **__: Any) -> Any:
+    return torch.empty(2**50)
+
+
+def no_files(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "1.png")
+
+
+@pytest.mark.parametrize(
+    ("where", "lack", "ending"),
+    [
+        ("PIL.ImageFile.ImageFile.load", memory_error, "png"),
+        ("PIL.ImageFile.ImageFile.load", told_by_a_decoder, "png"),
+        ("detr_container.datasets.images.decode_jpeg", no_memory, "jpg"),
+        ("detr_container.datasets.images.open_regular", no_files, "png"),
+    ],
+)
+def test_no_lack_of_memory_or_files_is_blamed_on_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, lack: Any, ending: str
+) -> None:
+    """Neither in training nor in the check: the command ends in one line that names what ran out."""
+    name = f"1.{ending}"
+    colours(40, 60).save(tmp_path / name)
+    path = write(tmp_path, {name: (40, 60)}, [])
+    monkeypatch.setattr(where, lack)
+    dataset = DetectionDataset(read_annotations(path, tmp_path), native(40, 60))
+    for read in (lambda: dataset[0, 0], lambda: check_dataset({"train": (tmp_path, path)})):
+        with pytest.raises(ShortageError) as told, asking("it", {"a.b": 3}):
+            read()
+        ran_out = "too many open files" if lack is no_files else "not enough memory"
+        assert str(told.value).startswith(f"{ran_out} for it (")
+        assert f"while {tmp_path / name} was read" in str(told.value)
+
+
 @pytest.mark.parametrize("values", [[0.0, 255.0], [-1.0, 1.0], [0.0, float("nan")], [0, 70_000]])
 def test_numbers_without_a_known_white_are_refused(tmp_path: Path, values: list[float]) -> None:
     kind = np.int32 if isinstance(values[0], int) else np.float32
@@ -198,7 +243,7 @@ def test_checksums_of_a_png_are_compared(tmp_path: Path) -> None:
 
 DAMAGE_IMAGES = """
 import io, random, sys, warnings
-from PIL import Image
+from PIL import Image, features
 from detr_container.datasets.images import decode, orientation
 from test_dataset import colours, png
 warnings.simplefilter("ignore")
@@ -209,7 +254,7 @@ def saved(kind, mode="RGB", **options):
 files = [saved("PNG"), saved("PNG", "P"), saved("PNG", "RGBA"), saved("JPEG"), saved("JPEG", progressive=True)]
 files += [saved("GIF"), saved("WEBP"), saved("BMP"), saved("TIFF"), saved("TIFF", compression="tiff_lzw")]
 files += [saved("TIFF", "F"), saved("TIFF", "1", compression="group4"), saved("TGA"), saved("PPM")]
-files += [png(16, 16, b"x", 1)]
+files += [saved("JPEG2000"), png(16, 16, b"x", 1), *([saved("AVIF")] if features.check("avif") else [])]
 told = {"read": 0, "refused": 0}
 for number in range(600):
     draw, data = random.Random(number), bytearray(files[number % len(files)])
