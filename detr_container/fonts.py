@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import matplotlib.font_manager as font_manager
 from matplotlib.ft2font import FT2Font
+from PIL import ImageFont
 
 from .terminal import shown
 
 _log = logging.getLogger(__name__)
 
+_SPECIAL = re.compile("bold|black|italic|oblique|light|thin|mono|serif", re.IGNORECASE)
 _BESIDE_NAMES = "…0123456789.(crowd)"
 """What stands beside a name in a label, and is drawn with the same font."""
+_INKED = 100
+"""How many of a name's letters are looked at for whether anything of it can be seen."""
 
 
 def dejavu(bold: bool = False) -> str:
@@ -36,7 +41,10 @@ def font_with(letters: frozenset[str]) -> str | None:
 
 @functools.cache
 def _system_fonts() -> tuple[str, ...]:
-    return tuple(sorted(font_manager.findSystemFonts()))
+    """Those of the system, upright and of usual weight before others of their kind."""
+    return tuple(
+        sorted(font_manager.findSystemFonts(), key=lambda path: (bool(_SPECIAL.search(Path(path).stem)), path))
+    )
 
 
 @functools.cache
@@ -51,14 +59,18 @@ def _letters_of(path: str) -> frozenset[int]:
 
 
 def legible_names(classes: Sequence[str]) -> list[str]:
-    """Names as one line that can be drawn: `class k` for one whose letters no font here has, told by one warning."""
+    """Names as one line that can be drawn: `class k`, with a warning, for one without ink or that no font here has."""
     return [_legible(shown(name), label) for label, name in enumerate(classes)]
 
 
 @functools.cache
 def _legible(name: str, label: int) -> str:
-    if font_with(frozenset(name + _BESIDE_NAMES)) is not None:
+    path = font_with(frozenset(name + _BESIDE_NAMES))
+    if path is not None and ImageFont.truetype(path or dejavu(), 16).getmask(name[:_INKED]).getbbox():
         return name
+    if path is not None:
+        _log.warning("nothing of the name %r can be seen: it is drawn as class %d", name, label)
+        return f"class {label}"
     _log.warning(
         "no font here has the letters of %r: it is drawn as class %d. Install one that has them, for instance the "
         "package fonts-noto-cjk or fonts-noto-core",

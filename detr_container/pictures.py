@@ -292,7 +292,10 @@ def _tag(
     x, y = math.floor(x), math.floor(y)
     draw.rectangle((x, y, x + w - 1, y + h - 1), fill=colour)
     bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
-    draw.text((x + 3, y + 1), text, fill=(0, 0, 0) if bright else (255, 255, 255), font=font)
+    # On a sheet of its own: marks that are piled up on a letter would reach into the picture, over other labels.
+    letters_alone = Image.new("L", (w, h))
+    ImageDraw.Draw(letters_alone).text((3, 1), text, fill=255, font=font)
+    draw.bitmap((x, y), letters_alone, fill=(0, 0, 0) if bright else (255, 255, 255))
     return x, y, x + w, y + h
 
 

@@ -169,6 +169,22 @@ def test_a_font_of_the_system_is_taken_for_letters_that_ours_lacks() -> None:
     assert (pixels(one) != pixels(other)).any(), "boxes for missing letters look alike"
 
 
+def test_names_of_which_nothing_is_seen_are_drawn_by_their_number(caplog: pytest.LogCaptureFixture) -> None:
+    assert legible_names(["\u200b", "\u200f \u00ad", "\u2800", "\u200bx"]) == [
+        *("class 0", "class 1", "class 2", "\u200bx")
+    ]
+    assert len([record for record in caplog.records if "nothing of the name" in record.message]) == 3
+
+
+def test_names_from_right_to_left_and_of_piled_marks_are_drawn_within_their_label() -> None:
+    names = ("\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd", "\u062a\u0641\u0627\u062d\u0629", "a" + "\u0301" * 60)
+    assert legible_names(names) == list(names)
+    for label, colour in enumerate(PALETTE[:3]):
+        found = pixels(draw_detections(plain(400), [[20, 300, 120, 390]], [label], [0.9], names, legible=0))
+        assert (found == (0, 0, 0)).all(-1).any() or (found == 255).all(-1).any()
+        assert (found[:250] == GREY).all(), colour
+
+
 def test_names_are_one_line_of_visible_characters() -> None:
     box = [[20, 40, 120, 140]]
     for name, told in (("x\ny", "x\\ny"), ("a\x85\u2028b", "a\\x85\\u2028b"), ("t\tab\x1b[2J", "t\\tab\\x1b[2J")):
