@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from detr_container.files import open_regular
 
-from .objects import Objects
+from .objects import DOUBTS, Objects
 from .records import (
     Findings,
     Problem,
@@ -79,6 +79,8 @@ class Annotations:
     starts: NDArray[np.int64]
     labelled: bool = True
     """Whether the file has annotations at all: COCO's image_info files of its test sets have none."""
+    doubts: tuple[str, ...] = ()
+    """Why the boxes as a whole look like another convention's, if they do."""
 
 
 @dataclass
@@ -96,14 +98,15 @@ def read_annotations(
     unlabelled: a file without 'annotations' will do. names_and_sizes: images must have them; without, an image is an
     id, as scoring needs it: names are empty, sizes 0, and no box can lie outside.
     Raises FileNotFoundError when there is no such file, and ValueError, naming the first few records, when something
-    in it cannot be trained on. Warnings of `find_problems` do not raise.
+    in it cannot be trained on. Warnings of `find_problems` do not raise; `doubts` has those that ruin a whole run.
     """
     raw = load_json(path)
     without = unlabelled and isinstance(raw, dict) and "annotations" not in raw
     if without:
         raw["annotations"] = []
     annotations, problems = parse_annotations(raw, path, image_dir, names_and_sizes)
-    annotations = replace(annotations, labelled=not without)
+    doubts = tuple(problem.message for problem in problems if problem.kind in DOUBTS)
+    annotations = replace(annotations, labelled=not without, doubts=doubts)
     errors = [problem.message for problem in problems if problem.severity == "error"]
     if errors:
         more = f"\n  ... and {len(errors) - LISTED_ERRORS} more" if len(errors) > LISTED_ERRORS else ""

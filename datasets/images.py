@@ -80,23 +80,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, apply_orientation: bool = False) -> Tensor:
-    """The image in a file's content, as `read_image` gives it. Raises MemoryError or RuntimeError for want of memory."""
+    """The image in a file's content, as `read_image` gives it; MemoryError or RuntimeError: memory ran out."""
     try:
-        with _opened(data) as image:
-            # A PNG's tag is looked for behind its pixels: they come first, and what is wrong with them.
-            tag = _tag_of(image) if image.format == "TIFF" else 0
-            pixels = _decoded_jpeg(data) if image.format in ("JPEG", "MPO") else None
-            if pixels is None:
-                if image.format == "PNG":
-                    with _opened(data) as again:
-                        # Loading alone does not compare the checksums of the pixels' chunks.
-                        again.verify()
-                image.load()
-                pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
-                if tag and _tag_of(image) != tag:
-                    # Pillow has turned it, as it does with TIFFs, and taken the tag out.
-                    pixels = _turned(pixels, {6: 8, 8: 6}.get(tag, tag))
-            tag = tag or (_tag_of(image) if apply_orientation else 0)
+        pixels, tag = _decoded(data, apply_orientation)
     except _RefusedError:
         raise
     except Image.DecompressionBombError:
@@ -109,6 +95,25 @@ def decode(data: bytes, apply_orientation: bool = False) -> Tensor:
             raise MemoryError(str(error)) from error
         raise ValueError(f"not a complete picture ({error})") from error
     return _turned(pixels, tag) if apply_orientation else pixels
+
+
+def _decoded(data: bytes, apply_orientation: bool) -> tuple[Tensor, int]:
+    """The pixels as stored, and the orientation tag, which is looked for only where it is needed."""
+    with _opened(data) as image:
+        # A PNG's tag is looked for behind its pixels: they come first, and what is wrong with them.
+        tag = _tag_of(image) if image.format == "TIFF" else 0
+        pixels = _decoded_jpeg(data) if image.format in ("JPEG", "MPO") else None
+        if pixels is None:
+            if image.format == "PNG":
+                with _opened(data) as again:
+                    # Loading alone does not compare the checksums of the pixels' chunks.
+                    again.verify()
+            image.load()
+            pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+            if tag and _tag_of(image) != tag:
+                # Pillow has turned it, as it does with TIFFs, and taken the tag out.
+                pixels = _turned(pixels, {6: 8, 8: 6}.get(tag, tag))
+        return pixels, tag or (_tag_of(image) if apply_orientation else 0)
 
 
 def _decoded_jpeg(data: bytes) -> Tensor | None:

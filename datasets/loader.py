@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -28,8 +28,10 @@ SHARED = "/dev/shm"
 """Where Linux keeps the memory that processes share; in a container it has 64 MB unless more is asked for."""
 AHEAD = 4
 """Batches that a loader process makes in advance."""
-LOOK, WAIT = 5, 30
+LOOK, WAIT = 1, 30
 """Seconds between two looks at what a batch is waiting for, and of waiting for room before giving up."""
+Ends = Callable[[bool], bool]
+"""Whether who waits for a batch wants no more; told whether it cannot come for want of room."""
 
 
 def steps_per_epoch(length: int, batch: int) -> int:
@@ -154,17 +156,20 @@ def evaluation_loader(
     return _loader(dataset, every[rank::world], batch, multiple, canvas, workers, pin_memory)
 
 
-def batches(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
+def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Generator[Batch, None, None]:
     """The loader's batches, with errors of its processes told as if they had happened here.
 
-    Closing the generator (or dropping it) ends the loader's processes.
+    ends: asked every second in which no batch has come. Closing the generator (or dropping it) ends the loader's
+    processes.
     Raises ValueError for a picture that cannot be loaded (see `DetectionDataset`), OSError when shared memory or open
-    files run out, RuntimeError when a loader process was killed.
+    files run out, RuntimeError when a loader process was killed, InterruptedError when `ends` says so.
     """
-    iterator = None
+    iterator, collating = None, loader.collate_fn
+    assert isinstance(collating, _Collate)
     try:
+        collating.wait_for_room(True)
         iterator = iter(loader)
-        yield from _patiently(iterator, loader)
+        yield from _patiently(iterator, loader, collating, ends)
     except Exception as error:
         if loader.num_workers:
             # The text of a worker's error holds its traceback. The frames of torch's own would form a cycle with the
@@ -175,14 +180,13 @@ def batches(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
             raise
         raise explained from error
     finally:
+        collating.wait_for_room(False)
         del iterator
         _join_feeders()
 
 
-def _patiently(iterator: Iterator[Batch], loader: DataLoader[Any]) -> Iterator[Batch]:
+def _patiently(iterator: Iterator[Batch], loader: DataLoader[Any], collating: _Collate, ends: Ends) -> Iterator[Batch]:
     """The batches, however long one takes, unless a loader process has no room to hand one over."""
-    collating = loader.collate_fn
-    assert isinstance(collating, _Collate)
     waited = 0.0
     while True:
         try:
@@ -192,12 +196,17 @@ def _patiently(iterator: Iterator[Batch], loader: DataLoader[Any]) -> Iterator[B
         except RuntimeError as error:
             if not (loader.timeout and str(error).startswith("DataLoader timed out")):
                 raise
-            waited = waited + loader.timeout if collating.short.is_set() else 0.0
-            if waited >= WAIT:
-                raise _no_room(loader.num_workers) from None
+        else:
+            waited = 0.0
+            yield batch
             continue
-        waited = 0.0
-        yield batch
+        short = collating.short is not None and collating.short.is_set()
+        waited = waited + loader.timeout if short else 0.0
+        if ends(short):
+            full = f", for which there is no room in shared memory ({SHARED})" if short else ""
+            raise InterruptedError(f"told to stop while waiting for a batch{full}")
+        if waited >= WAIT:
+            raise _no_room(loader.num_workers)
 
 
 def _no_room(workers: int) -> OSError:
@@ -223,18 +232,28 @@ class _Collate:
     """`collate`, in a loader process: what it makes is put into shared memory there, and waits for room.
 
     Otherwise a thread of torch's would do so, which prints that there is no room and forgets the batch; the training
-    process then waits for it without end. short: set while there is no room.
+    process then waits for it without end. context: how the processes are made, None without any.
     """
 
-    def __init__(self, multiple: int, canvas: int, short: Any) -> None:
-        self.multiple, self.canvas, self.short = multiple, canvas, short
+    def __init__(self, multiple: int, canvas: int, context: multiprocessing.context.BaseContext | None) -> None:
+        self.multiple, self.canvas = multiple, canvas
+        self.short = context.Event() if context else None
+        """Set while there is no room."""
+        self._over = context.Event() if context else None
+
+    def wait_for_room(self, wait: bool) -> None:
+        """Whether processes shall; at the end torch would wait five seconds for each that does before it ends it."""
+        if self._over is not None:
+            (self._over.clear if wait else self._over.set)()
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         batch = collate(samples, self.multiple, self.canvas)
-        if self.short is None:
+        if self._over is None or self.short is None:
             return batch
         for tensor in (batch.images, batch.sizes, batch.targets.labels, batch.targets.boxes):
             while not _moved(tensor):
+                if self._over.is_set():
+                    raise InterruptedError("nobody waits for this batch any more")
                 self.short.set()
                 time.sleep(0.1)
         self.short.clear()
@@ -266,6 +285,8 @@ def _join_feeders() -> None:
 def _explained(error: Exception, workers: int) -> Exception | None:
     """What the user needs to read of an error that came out of a loader; None where that is the error itself."""
     text = str(error)
+    if isinstance(error, InterruptedError):
+        return None
     if isinstance(error, ValueError):
         # torch returns a worker's error as its whole traceback in text; the user's part is what the last line says.
         return ValueError(text.rpartition("\nValueError: ")[2].strip())
@@ -301,11 +322,10 @@ def _loader(
     if workers < 0:
         raise ValueError(f"data.workers={workers}: give the number of loader processes, 0 or more")
     context = _worker_context() if workers else None
-    short = context.Event() if context is not None else None
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        collate_fn=_Collate(multiple, canvas, short),
+        collate_fn=_Collate(multiple, canvas, context),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=context,

@@ -26,6 +26,8 @@ LARGEST_AREA, FARTHEST = 1e10, 1e9
 """Pixels: COCO's evaluators leave out objects with a larger area without a word, and no image reaches so far."""
 FEW = 4
 """Boxes from which it can be told that they are of another convention."""
+DOUBTS = ("boxes-within-a-pixel", "boxes-as-corners")
+"""Kinds of warnings that boxes as a whole are of another convention than COCO's."""
 
 
 @dataclass
@@ -129,7 +131,7 @@ class Objects:
         if np.all(boxes <= 1) and len(rows) >= FEW:
             findings.add(
                 "warning",
-                "boxes-within-a-pixel",
+                DOUBTS[0],
                 f"all {len(rows)} boxes lie within one pixel, first annotation {self.ids[rows[0]]}: are they shares of "
                 "the image's width and height? COCO's are in pixels",
             )
@@ -141,7 +143,7 @@ class Objects:
         if len(rows) >= FEW and ordered.all() and beyond.mean() > 0.3:
             findings.add(
                 "warning",
-                "boxes-as-corners",
+                DOUBTS[1],
                 f"{int(beyond.sum())} of {len(rows)} boxes reach beyond their image, and all would lie inside as "
                 "(left, top, right, bottom): COCO's are (left, top, width, height)",
             )

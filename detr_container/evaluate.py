@@ -12,7 +12,7 @@ import torch
 
 from detr_container.datasets.annotations import Category, read_annotations, resolve_split
 from detr_container.datasets.dataset import DetectionDataset
-from detr_container.datasets.loader import batches, evaluation_loader
+from detr_container.datasets.loader import Ends, batches, evaluation_loader
 from detr_container.models.detector import Detector
 from detr_container.models.postprocess import postprocess
 
@@ -20,7 +20,8 @@ from .build import evaluation_augmentation, make_shapes_if_asked
 from .config import Experiment
 from .distributed import Session
 from .files import write_json
-from .scoring import Detections, Evaluator, Record, Scores, score, write_results
+from .scores import Scores
+from .scoring import Detections, Evaluator, Record, score, write_results
 from .shortage import asking, for_evaluation
 
 
@@ -37,11 +38,12 @@ def detect(
     experiment: Experiment,
     session: Session,
     after_batch: Callable[[int, int], None] = lambda done, total: None,
+    ends: Ends = lambda short: False,
 ) -> list[Record]:
     """Detections of every picture, in COCO's result format; complete on the main process, empty on others.
 
     classes: what the model's labels index. after_batch: told how many batches of how many are done, as often on every
-    process; it may raise to stop them all.
+    process; it may raise to stop them all. ends: see `batches`.
     """
     data, ids = experiment.data, [category.id for category in classes]
     loader = evaluation_loader(
@@ -58,7 +60,7 @@ def detect(
     was_training = model.training
     model.eval()
     found: list[Record] = []
-    supply = batches(loader)
+    supply = batches(loader, ends)
     try:
         for done in range(1, rounds + 1):
             batch = next(supply, None)
@@ -107,15 +109,16 @@ def evaluate_to(
     session: Session,
     evaluator: Evaluator = "faster",
     after_batch: Callable[[int, int], None] = lambda done, total: None,
+    ends: Ends = lambda short: False,
 ) -> Scores | None:
     """Detect, write `detections.json` (COCO's result format) and `scores.json` to `folder`, and return the scores.
 
     Returns None on all processes but the main one, and where the annotation file has no annotations, so that there is
-    nothing to score.
+    nothing to score. after_batch, ends: see `detect`.
     """
     known_classes(classes, dataset)
     with asking("evaluation", for_evaluation(experiment)):
-        results = detect(model, dataset, classes, experiment, session, after_batch)
+        results = detect(model, dataset, classes, experiment, session, after_batch, ends)
     if not session.main:
         return None
     write_results(folder / "detections.json", results)

@@ -35,7 +35,10 @@ def data_on_all(here: Session, experiment: Experiment) -> Data:
                 _log.info("%s", remark)
             make_shapes_if_asked(experiment.data)
     with here.together():
-        return open_data(experiment)
+        data = open_data(experiment)
+        for doubt in (*data.train.annotations.doubts, *data.val.annotations.doubts) if here.main else ():
+            _log.warning("%s", doubt)
+        return data
 
 
 def versions_on_all(here: Session, data: Data) -> dict[str, dict[str, Any]]:

@@ -39,7 +39,7 @@ from .progress import Progress
 from .randomness import seed_step
 from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimiser
 from .run import Run
-from .scoring import Scores
+from .scores import Scores
 from .shortage import asking, for_step
 from .together import data_on_all, versions_on_all
 
@@ -122,6 +122,14 @@ class Trainer:
 
     def run_to_end(self) -> int:
         """Step, log, save and evaluate until the schedule or somebody says stop."""
+        try:
+            return self._run()
+        except InterruptedError:
+            if self.here.world > 1:  # The others are in the step: nothing can be saved together.
+                raise
+            return self._interrupted()
+
+    def _run(self) -> int:
         with Progress(self.run, self.here.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
             supply, began = self._batches(), self.step
             last = min(self.total, self.step + (self.settings.max_steps or self.total))
@@ -145,16 +153,13 @@ class Trainer:
                 if self.step % self.settings.log_every == 0 or self.step % self.epoch_steps == 0:
                     self._log(progress)
                 if stop:
-                    self._save()
                     return self._interrupted()
                 if save:
                     self._save()
                     saved_at = time.monotonic()
             self._save()
         if self.step == began == self.total:
-            self._say(
-                f"the run is finished: step {self.step} of {self.total}. A larger train.epochs would go on from here"
-            )
+            self._say(f"finished: step {self.step} of {self.total}. A larger train.epochs would go on from here")
         elif self.step < self.total:
             self._say(f"stopped after {self.settings.max_steps} steps; the same command goes on from step {self.step}")
         return 0
@@ -170,9 +175,13 @@ class Trainer:
             workers=data.workers,
             pin_memory=self.here.device.type == "cuda",
         )
-        supply = batches(loader)
+        supply = batches(loader, self._ends)
         for _ in range(self.step, self.total):
             yield [next(supply) for _ in range(self.sampler.accumulation)]
+
+    def _ends(self, short: bool) -> bool:
+        """Whether to stop instead of waiting for a batch: at once; among others, who wait for us, if it cannot come."""
+        return self.stop.requested is not None and (short or self.here.world == 1)
 
     def _sampler(self) -> StepBatches:
         return StepBatches(
@@ -346,16 +355,10 @@ class Trainer:
         assert isinstance(model, Detector)
         # Batch statistics are each process's own; those of the main process are what the checkpoint has.
         self.here.share([*model.buffers()])
-        folder = self.run.folder / "detections" / f"epoch-{epoch:03d}"
+        folder, data, tell = self.run.folder / "detections" / f"epoch-{epoch:03d}", self.data, self._tell(progress)
         try:
             scores = evaluate_to(
-                folder,
-                model,
-                self.data.val,
-                self.data.classes,
-                self.experiment,
-                self.here,
-                after_batch=self._tell(progress),
+                folder, model, data.val, data.classes, self.experiment, self.here, after_batch=tell, ends=self._ends
             )
         except InterruptedError:
             return False
@@ -385,6 +388,7 @@ class Trainer:
         return after_batch
 
     def _interrupted(self) -> int:
+        self._save()
         self._say(
             f"interrupted ({self.stop.requested or 'another process'}): saved at step {self.step} of {self.total}. "
             "The same command goes on from here"

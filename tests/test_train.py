@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from detr_container.files import read_jsonl
 from detr_container.launch.interrupt import StopRequest
 from detr_container.run import Run
 from detr_container.same import metrics
+from detr_container.together import data_on_all
 from detr_container.train import Trainer
 
 
@@ -80,6 +82,29 @@ def test_a_learning_rate_that_is_too_high(root: Path, tmp_path: Path, capsys: py
     assert re.search(r"last gradient norm \d", said)
     assert "checkpoint-00000001.pt" in said
     assert_same(final_state(tmp_path / "debug"), before)
+
+
+def test_boxes_of_another_convention_are_doubted_before_the_first_step(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(root, tmp_path / "data")
+    for split, corners in (("train", False), ("val", True)):
+        path = tmp_path / "data" / "annotations" / f"instances_{split}2017.json"
+        content = json.loads(path.read_text())
+        for each in content["annotations"]:
+            x, y, w, h = each["bbox"]
+            each["bbox"] = [x, y, x + w, y + h] if corners else [side / 128 for side in each["bbox"]]
+        path.write_text(json.dumps(content))
+    with session("cpu") as here:
+        data_on_all(here, tiny(root))
+        assert not caplog.records
+        data_on_all(here, tiny(tmp_path / "data"))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert said[0].startswith("annotations/instances_train2017.json: all ")
+    assert "boxes lie within one pixel" in said[0]
+    assert said[1].startswith("annotations/instances_val2017.json: ")
+    assert "as (left, top, right, bottom)" in said[1]
 
 
 def test_a_weight_that_only_the_gradient_feels(saved: Path, root: Path) -> None:
