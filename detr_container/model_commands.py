@@ -52,7 +52,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     from .evaluate import evaluate_to, with_data
     from .files import refuse_links
     from .run import WRITTEN
-    from .scoring import table
+    from .scores import table
     from .together import trained_on_all, validation_on_all
     from .trained import open_trained
 

@@ -12,15 +12,14 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext, redirect_stderr, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
 import tyro
-from rich.text import Text
 
 from detr_container.datasets.annotations import resolve
 from detr_container.datasets.check import check_dataset
@@ -30,6 +29,7 @@ from detr_container.launch.processes import current_process
 from detr_container.launch.resources import minutes
 
 from .build import Data, build_detector, make_shapes_if_asked, open_data
+from .checklist import Checklist, SkippedError
 from .clock import clock
 from .config import Experiment, validate
 from .distributed import Session, session
@@ -38,8 +38,7 @@ from .evaluate import evaluate_to
 from .limits import Many, between, check, natural
 from .optim import make_optimiser
 from .probe import Probe, compare
-from .scoring import FIGURES
-from .terminal import console, shown
+from .scores import FIGURES
 
 GIB = 2**30
 SECONDS = 20.0
@@ -72,10 +71,6 @@ class PreflightOptions:
     """Estimate the time for so many processes, each as fast as this one, that share the batch."""
     time: str = ""
     """The job's time limit (45m, 12h, 1d12h): also tell how often the run will meet it."""
-
-
-class _SkippedError(Exception):
-    """A check cannot be made; the message says why."""
 
 
 def run(options: PreflightOptions) -> int:
@@ -137,8 +132,7 @@ class _Preflight:
 
     def __init__(self, options: PreflightOptions, here: Session, folder: Path, refusal: str, limit: float) -> None:
         self.options, self.here, self.folder, self.refusal, self.limit = options, here, folder, refusal, limit
-        self.experiment, self.console = options.settings, console()
-        self.told: dict[str, str] = {}
+        self.experiment, self.list = options.settings, Checklist()
         self.sound, self.fits, self.multiple = False, True, 1
         self.data: Data | None = None
         self.step_seconds = self.save_seconds = self.eval_rate = 0.0
@@ -156,37 +150,12 @@ class _Preflight:
             "time": self.time,  # last, for it adds up what the others have measured
         }
         for name, attempt in checks.items():
-            self._attempt(name, attempt)
-        return int(bool(self.told))
-
-    def _attempt(self, name: str, check: Callable[[], str]) -> None:
-        # Reading pictures has a bar of its own.
-        with nullcontext() if name == "data" else self.console.status(name):
-            try:
-                self._tell("ok", "green", name, check())
-            except _SkippedError as why:
-                self._tell("--", "yellow", name, f"skipped: {why}")
-            except OSError as error:
-                self._fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
-            except (ValueError, ArithmeticError, RuntimeError) as error:
-                self._fail(name, str(error))
-        if self.here.device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
-
-    def _fail(self, name: str, message: str) -> None:
-        before = self.told.setdefault(message, name)
-        if before == name:
-            self._tell("FAIL", "bold red", name, message)
-        else:
-            self._tell("--", "yellow", name, f"skipped: for the reason given at {before}")
-
-    def _tell(self, word: str, style: str, name: str, text: str) -> None:
-        said = text.strip().replace("\n", "\n" + " " * 20)
-        self.console.print(Text.assemble((f"{word:<8}", style), f"{name:<12}", shown(said, keep="\n")), soft_wrap=True)
-
-    def _remark(self, text: str) -> None:
-        self.console.print(Text.assemble((f"{'':8}warning: {shown(text)}", "yellow")), soft_wrap=True)
+            # Reading pictures has a bar of its own.
+            self.list.attempt(name, attempt, busy=name != "data")
+            if self.here.device.type == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
+        return int(self.list.failed)
 
     # -- what can be known without a step -----------------------------------------------------------------------------
 
@@ -202,7 +171,7 @@ class _Preflight:
         make_optimiser(model, train)
         self.multiple, self.sound = model.backbone.size_multiple, True
         for warning in warnings:
-            self._remark(warning)
+            self.list.remark(warning)
         return (
             f"{experiment.name}: batch {train.batch} = {processes} x {share.accumulation} x {train.micro_batch} "
             f"(processes, turns, pictures), {train.epochs} epochs, {len(warnings)} warnings"
@@ -233,12 +202,14 @@ class _Preflight:
                 f"{report.errors} errors{listed}\n`detr-container data check` lists everything that is wrong"
             )
         self.data = open_data(self.experiment)
+        for doubt in (*self.data.train.annotations.doubts, *self.data.val.annotations.doubts):
+            self.list.remark(doubt)
         if self.sound:
             steps_per_epoch(len(self.data.train), self.experiment.train.batch)
         queries = self.experiment.head.queries
         for summary in report.summaries:
             if summary.most_objects > queries:
-                self._remark(
+                self.list.remark(
                     f"{summary.name}: image {summary.most_objects_image} has {summary.most_objects} objects, of which "
                     f"{queries} at most can be found: raise head.queries={queries}"
                 )
@@ -265,7 +236,7 @@ class _Preflight:
                 f"data.scales={config.scales} or data.max_size={config.max_size}, or use train.precision=bf16"
             ) from error
         if peak > 0.9 * room:
-            self._remark("less than a tenth of the memory is left, and batches of many shapes need some more")
+            self.list.remark("less than a tenth of the memory is left, and batches of many shapes need some more")
         return f"{shape}: {peak / GIB:.2f} GiB of {room / GIB:.2f} GiB"
 
     # -- what steps tell ----------------------------------------------------------------------------------------------
@@ -281,7 +252,9 @@ class _Preflight:
         self.step_seconds = statistics.median(whole for _, whole in rows)
         waiting = sum(waited for waited, _ in rows) / sum(whole for _, whole in rows)
         if waiting > WAITING:
-            self._remark(f"steps wait for data: raise data.workers={self.experiment.data.workers}, or use faster disks")
+            self.list.remark(
+                f"steps wait for data: raise data.workers={self.experiment.data.workers}, or use faster disks"
+            )
         rate = self.experiment.train.batch / self.options.processes / self.step_seconds
         return (
             f"{self.step_seconds:.3g} s (median of {len(rows)} after {len(warm)}), {rate:.3g} images/s, "
@@ -339,8 +312,11 @@ class _Preflight:
                 if stop.requested:
                     raise InterruptedError
 
+            def ends(short: bool) -> bool:
+                return stop.requested is not None
+
             scores = evaluate_to(
-                folder, model, subset, data.classes, self.experiment, self.here, after_batch=after_batch
+                folder, model, subset, data.classes, self.experiment, self.here, after_batch=after_batch, ends=ends
             )
         assert scores is not None
         figures = {name: getattr(scores, key) for key, name in FIGURES.items()}
@@ -356,7 +332,7 @@ class _Preflight:
     def time(self) -> str:
         """How long the run will take, from what was measured."""
         if not self.step_seconds:
-            raise _SkippedError("no step was measured")
+            raise SkippedError("no step was measured")
         data, processes = self._opened(), self.options.processes
         evaluation = len(data.val) / self.eval_rate / processes if self.eval_rate else 0.0
         parts = run_parts(self.experiment.train, len(data.train), self.step_seconds, evaluation, self.save_seconds)
@@ -376,9 +352,9 @@ class _Preflight:
 
     def _opened(self) -> Data:
         if not self.sound:
-            raise _SkippedError("the settings have to be mended first")
+            raise SkippedError("the settings have to be mended first")
         if self.data is None:
-            raise _SkippedError("the data set cannot be used")
+            raise SkippedError("the data set cannot be used")
         return self.data
 
     def _trial(self, **changed: Any) -> Experiment:
@@ -399,7 +375,7 @@ class _Preflight:
         """A trainer in a folder of that name. changed: settings of its training."""
         data = self._opened()
         if not self.fits:
-            raise _SkippedError("a step does not fit into memory")
+            raise SkippedError("a step does not fit into memory")
         return Probe(self._trial(**changed), self.folder / name, data, self.here, stop)
 
     def _run_to(self, name: str, steps: int) -> tuple[dict[str, Any], int, float]:

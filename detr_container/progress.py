@@ -15,7 +15,7 @@ from .clock import clock
 from .config import TrainConfig
 from .files import JsonLines
 from .run import Run
-from .scoring import Scores, table
+from .scores import Scores, table
 from .terminal import column, console
 
 

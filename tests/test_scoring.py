@@ -16,17 +16,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from detr_container.datasets.annotations import find_problems, load_json, read_annotations
-from detr_container.scoring import (
-    FIGURES,
-    Detections,
-    Evaluator,
-    Scores,
-    markdown,
-    read_results,
-    score,
-    table,
-    write_results,
-)
+from detr_container.scores import FIGURES, Scores, markdown, table
+from detr_container.scoring import Detections, Evaluator, read_results, score, write_results
 
 EVALUATORS: tuple[Evaluator, ...] = ("faster", "pycocotools")
 PUBLISHED = (0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from detr_container import cli, terminal
 from detr_container.files import write_json
-from detr_container.scoring import FIGURES, ClassScore, Scores, markdown, table
+from detr_container.scores import FIGURES, ClassScore, Scores, markdown, table
 
 NAMES = (
     "[/sw] bolt",
