@@ -40,6 +40,12 @@ _FAILED = "failed"
 _ALONE = (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
 # gloo has no exceptions of its own; these are what a connection to a process that has ended gives.
 _GLOO = ("by peer", "Broken pipe", "gloo/transport", "Application timeout caused pair closure")
+# What NCCL says, in an exception of the same kind as of a lost neighbour, when something is wrong on this process; its
+# ncclSystemError may be either, and the words of the system tell.
+_NCCL_OWN = (
+    *("ncclUnhandledCudaError", "ncclInternalError", "ncclInvalidArgument", "ncclInvalidUsage"),
+    *("No space left on device", "Cannot allocate memory", "Too many open files", "CUDA error"),
+)
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,8 @@ def session(device: str = "auto") -> Iterator[Session]:
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error means that another process cannot be reached: it ended, or the network between them did."""
+    if isinstance(error, dist.DistBackendError) and any(words in str(error) for words in _NCCL_OWN):
+        return False
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _GLOO)

@@ -171,27 +171,41 @@ def _killed(
     missing: int,
     around: Circumstances,
 ) -> Attempt:
-    _write_errors(job, base, failed, dead)
+    dead, peers = [rank for rank in dead if not _by_peer(rank)], [rank for rank in dead if _by_peer(rank)]
+    _write_errors(job, base, failed, dead + peers)
     if around.cancelled:
         return replace(base, outcome="killed", why="cancelled", message="ended before it could save.")
     if around.limit:
         message = "the time limit came before it had saved: raise slurm.lead."
         return replace(base, outcome="killed", why="time limit", message=message)
     crashed = next((rank for rank in dead if rank["crash"]), None)
-    starved = next((rank for rank in dead if _starved(rank, dead + failed)), None)
+    starved = next((rank for rank in dead if _starved(rank, dead + peers + failed)), None)
     if crashed:
         told = crashed["crash"].strip().splitlines()[0]
         return replace(base, outcome="killed", why="crashed", message=f"{_place(crashed)} crashed: {told}.")
     if starved or around.memory or around.status == _SLURM_OOM:
         message = f"{_place(starved or dead[0])} was killed because memory ran out." if dead else "memory ran out."
         return replace(base, outcome="killed", why="out of memory", message=message)
-    own = around.status in _CRASHES and not around.restarted
+    own = around.status in _CRASHES and not around.restarted and not peers
     if dead:
         message = f"{_place(dead[0])} ended without a word: killed by the system, by hand, or with its node."
+    elif peers and not missing:
+        message = (
+            f"{_place(peers[0])} was ended by NCCL, which could not reach another process: it, or the network, is gone."
+        )
     else:
         message = f"{missing} process(es) never began."
     why = "requeued" if around.restarted else "batch script killed" if around.batch else "killed"
     return replace(base, outcome="killed", why=why, message=message, own=own)
+
+
+def _by_peer(rank: dict[str, Any]) -> bool:
+    """Whether a process was ended by NCCL's watchdog, which aborts it when another one cannot be reached.
+
+    It is a thread that Python does not know, so that Python names no current thread; in other aborts there is one.
+    """
+    aborted: bool = rank["crash"].startswith("Fatal Python error: Aborted")
+    return aborted and "Current thread" not in rank["crash"] and rank["world"] > 1
 
 
 def _starved(rank: dict[str, Any], all_ranks: list[dict[str, Any]]) -> bool:

@@ -70,11 +70,56 @@ def test_nobody_waits_for_ever_for_a_process_that_failed(found: Any) -> None:
     assert said.splitlines()[-1] == "[rank 0] error: another process of this job has ended: rank 1 has a reason"
 
 
+def nccl(said: str, kind: str, last: str) -> dist.DistBackendError:
+    """NCCL's error as PyTorch words it, in lines."""
+    place = "/pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690"
+    return dist.DistBackendError(f"NCCL error in: {place}, {said}, NCCL version 2.30.7\n{kind}\nLast error:\n{last}")
+
+
+REMOTE = "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
+SYSTEM = (
+    "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. "
+    "It can be also caused by unexpected exit of a remote peer, you can check NCCL warnings for failure reason and see "
+    "if there is connection closure by a peer."
+)
+RUN = "(run with NCCL_DEBUG=INFO for details)"
+WATCHDOG = (
+    "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4, OpType=ALLREDUCE) ran for 1800011 ms"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [
         (dist.DistBackendError("NCCL communicator was aborted on rank 1."), True),
-        (dist.DistBackendError("NCCL error in: ... remote process exited or there was a network error"), True),
+        (dist.DistBackendError(f"[PG ID 0 PG GUID 0 Rank 1] {WATCHDOG}"), True),
+        (nccl("remote process exited or there was a network error", REMOTE, "socketProgress: Connection closed"), True),
+        (nccl(f"unhandled system error {RUN}", SYSTEM, "Call to recv failed : Connection reset by peer"), True),
+        (
+            nccl(
+                f"unhandled system error {RUN}",
+                SYSTEM,
+                "Error while creating shared memory segment /dev/shm/nccl-Ug (size 9637888), error: "
+                "No space left on device (28)",
+            ),
+            False,
+        ),
+        (
+            nccl(
+                f"unhandled cuda error {RUN}",
+                "ncclUnhandledCudaError: Call to CUDA function failed.",
+                "Cuda failure 2 'out of memory'",
+            ),
+            False,
+        ),
+        (
+            nccl(
+                f"invalid usage {RUN}",
+                "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.",
+                "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000",
+            ),
+            False,
+        ),
         (dist.DistNetworkError("Broken pipe"), True),
         (dist.DistStoreError("wait timeout after 1800000ms"), True),
         (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:9"), True),

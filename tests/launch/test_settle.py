@@ -160,6 +160,33 @@ def test_a_crash_is_told_from_a_kill(job: JobFolder) -> None:
     }
 
 
+def test_a_process_that_nccl_ends_has_lost_another(job: JobFolder) -> None:
+    """Its watchdog calls `abort` in a thread that Python does not know, here as there."""
+    code = "import ctypes, os, sys, time; from pathlib import Path; from detr_container.launch.attempts import *\n"
+    code += "RankRecord(JobFolder(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3]), 2); c = ctypes.CDLL(None)\n"
+    code += "c.pthread_create(ctypes.byref(ctypes.c_ulong()), None, c.abort, None); time.sleep(60)"
+    found = {}
+    for name, ranks in (("both", (0, 1)), ("killed", (1,)), ("failed", (1,)), ("crashed", (1,))):
+        for rank in ranks:
+            command = [sys.executable, "-c", code, str(job.run), name, str(rank)]
+            assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGABRT
+        if name == "failed":
+            RankRecord(job, name, 0, 2).fail(RuntimeError("device-side assert"))
+        elif name in ("killed", "crashed"):
+            record = RankRecord(job, name, 0, 2)
+            if name == "crashed":
+                record.path.with_suffix(".crash").write_text("Fatal Python error: Segmentation fault\n")
+        attempt, again = settle(job, name, Circumstances(status=128 + signal.SIGABRT))
+        found[name] = (attempt.why, attempt.own, attempt.message.partition(" on ")[0], again)
+        assert ("ended by NCCL" in attempt.message) == (name == "both")
+    assert found == {
+        "both": ("killed", False, "rank 0", True),
+        "killed": ("killed", False, "rank 0", True),
+        "failed": ("error", True, "rank 0", True),
+        "crashed": ("crashed", True, "rank 0", True),
+    }
+
+
 def test_memory_that_ran_out_since_a_process_began(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detr_container.launch.attempts.oom_kills", lambda: 4)
     start(job, "1-0", "died")
