@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import random
 import signal
 import subprocess
@@ -12,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
 import tyro
 from rich.console import Console
 
+from detr_container.launch.alive import mark, tell
 from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources
 
@@ -52,8 +52,8 @@ class SoakOptions:
     """Where the two runs go."""
 
 
-Way = Callable[[str, random.Random], bool]
-"""Interrupts a job; returns whether it did."""
+Way = Callable[[Mapping[str, Any], random.Random], bool]
+"""Interrupts a job, of which it gets what job.json says; returns whether it did."""
 
 
 def run(options: SoakOptions, ways: Mapping[str, Way] | None = None) -> int:
@@ -114,6 +114,7 @@ def _submit(folder: Path, options: SoakOptions) -> None:
 def _disturb(folder: Path, options: SoakOptions, ways: Mapping[str, Way], screen: Console) -> tuple[Counter[str], int]:
     """Submit the run and interrupt it; returns how often in which way, and how often it needed a person."""
     draw, kinds, helped = random.Random(options.draw), Counter[str](), 0
+    deck: list[str] = []
     _submit(folder, options)
     while True:
         now = _wait(folder, lambda now: now.state not in ("queued", "unknown"))
@@ -130,18 +131,27 @@ def _disturb(folder: Path, options: SoakOptions, ways: Mapping[str, Way], screen
         elif kinds.total() >= options.times:
             _wait(folder, lambda now: now.state not in ACTIVE)
         else:
-            starts = len(JobFolder(folder).history())
             time.sleep(draw.uniform(0, options.within))
-            kind = draw.choice(sorted(ways))
-            if standing(folder).state in ACTIVE and ways[kind](now.job, draw):
+            # Each kind comes before any comes again.
+            deck = deck or draw.sample(sorted(ways), len(ways))
+            kind, before = deck.pop(), _starts(folder)
+            if standing(folder).state in ACTIVE and ways[kind](JobFolder(folder).submission() or {}, draw):
                 kinds[kind] += 1
                 screen.print(f"{kinds.total()}: {kind} at step {standing(folder).step}", soft_wrap=True)
-                _wait(folder, functools.partial(_ended, folder, starts))
+                _wait(folder, functools.partial(_ended, folder, before))
+            else:
+                deck.insert(0, kind)
 
 
-def _ended(folder: Path, starts: int, now: Standing) -> bool:
-    """Whether another start than the first `starts` has ended."""
-    return len(JobFolder(folder).history()) > starts or now.state not in ACTIVE
+def _starts(folder: Path) -> tuple[int, int]:
+    """How many starts of a run have begun, and how many have ended."""
+    job = JobFolder(folder)
+    return len(list((job.folder / "attempts").glob("*"))), len(job.history())
+
+
+def _ended(folder: Path, before: tuple[int, int], now: Standing) -> bool:
+    """Whether a start has ended since then, or another begun: one that was lost early has left no word of itself."""
+    return _starts(folder) > before or now.state not in ACTIVE
 
 
 def _wait(folder: Path, condition: Callable[[Standing], bool]) -> Standing:
@@ -154,31 +164,47 @@ def _wait(folder: Path, condition: Callable[[Standing], bool]) -> Standing:
     return now
 
 
-def _tell_controller(job: str, draw: random.Random) -> bool:
-    os.kill(int(job), signal.SIGUSR2)
-    return True
+def _tell_controller(facts: Mapping[str, Any], draw: random.Random) -> bool:
+    return tell(int(facts["job"]), facts.get("process", ""), signal.SIGUSR2)
 
 
-def _kill_local(job: str, draw: random.Random) -> bool:
+def _kill_local(facts: Mapping[str, Any], draw: random.Random) -> bool:
     """SIGKILL one of the processes, whatever it is doing."""
-    ranks = [each for each in psutil.Process(int(job)).children() if each.status() != psutil.STATUS_ZOMBIE]
-    if not ranks:
+    controller = int(facts["job"])
+    try:
+        ranks = [(each.pid, mark(each.pid)) for each in psutil.Process(controller).children()]
+    except psutil.NoSuchProcess:
         return False
-    draw.choice(ranks).kill()
-    return True
+    # They were this job's if its controller is still the process that was submitted.
+    living = [each for each in ranks if each[1]] if mark(controller) == facts.get("process", "") else []
+    return bool(living) and tell(*draw.choice(living), signal.SIGKILL)
 
 
-def _slurm(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def _slurm(*options: str, part: str = "") -> Way:
+    """A command of Slurm about a job, or a part of it."""
+
+    def interrupt(facts: Mapping[str, Any], draw: random.Random) -> bool:
+        return subprocess.run([*options, facts["job"] + part], capture_output=True, check=False).returncode == 0
+
+    return interrupt
+
+
+def _requeue_after_kill(facts: Mapping[str, Any], draw: random.Random) -> bool:
+    """The job is put back into the queue while it dies."""
+    killed = WAYS["slurm"]["SIGKILL of all processes"](facts, draw)
+    time.sleep(draw.uniform(0, 1))
+    return killed and WAYS["slurm"]["scontrol requeue"](facts, draw)
 
 
 WAYS: dict[str, dict[str, Way]] = {
     "local": {"preemption (USR2)": _tell_controller, "SIGKILL of a process": _kill_local},
     "slurm": {
-        "preemption (USR2)": lambda job, draw: _slurm("scancel", "--signal=USR2", job),
-        "SIGKILL of all processes": lambda job, draw: _slurm("scancel", "--signal=KILL", f"{job}.0"),
-        "SIGKILL of the batch script": lambda job, draw: _slurm("scancel", "--batch", "--signal=KILL", job),
-        "scontrol requeue": lambda job, draw: _slurm("scontrol", "requeue", job),
+        "preemption (USR2)": _slurm("scancel", "--signal=USR2"),
+        "SIGTERM": _slurm("scancel", "--signal=TERM"),
+        "SIGKILL of all processes": _slurm("scancel", "--signal=KILL", part=".0"),
+        "SIGKILL of the batch script": _slurm("scancel", "--batch", "--signal=KILL"),
+        "scontrol requeue": _slurm("scontrol", "requeue"),
+        "SIGKILL of all processes, then scontrol requeue": _requeue_after_kill,
     },
 }
 

@@ -11,10 +11,11 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 from runs import tiny
@@ -24,7 +25,10 @@ from detr_container import soak
 from detr_container.datasets.shapes import make_shapes
 from detr_container.launch.resources import Resources
 
-Way = Callable[[str, random.Random], bool]
+Facts = Mapping[str, Any]
+"""What job.json says."""
+LEAVING = 60.0
+"""Seconds that a srun whose batch script was killed may take to notice it."""
 
 
 class Ways:
@@ -33,12 +37,13 @@ class Ways:
     def __init__(self, slurm: Cluster) -> None:
         self.slurm = slurm
 
-    def all(self) -> dict[str, Way]:
+    def all(self) -> dict[str, soak.Way]:
         """By name, those that any user can do to a job of his own included."""
-        mine: dict[str, Way] = {
+        mine: dict[str, soak.Way] = {
             "SIGKILL of a rank": self.kill_a_rank,
             "batch script and ranks killed": self.kill_everything,
             "preemption": self.preempt,
+            "SIGKILL of all processes, then preemption": self.preempt_after_kill,
             "node down": self.node_down,
             "slurmd killed": self.slurmd_killed,
             "power cut": self.power_cut,
@@ -46,25 +51,31 @@ class Ways:
         }
         return soak.WAYS["slurm"] | mine
 
-    def kill_a_rank(self, job: str, draw: random.Random) -> bool:
-        ranks = _ranks(job)
+    def kill_a_rank(self, facts: Facts, draw: random.Random) -> bool:
+        ranks = _ranks(facts)
         return bool(ranks) and _kill([draw.choice(ranks)])
 
-    def kill_everything(self, job: str, draw: random.Random) -> bool:
-        return _kill([*_batch(job), *_ranks(job)])
+    def kill_everything(self, facts: Facts, draw: random.Random) -> bool:
+        return _kill([*_batch(facts), *_ranks(facts)])
 
-    def preempt(self, job: str, draw: random.Random) -> bool:
+    def preempt(self, facts: Facts, draw: random.Random) -> bool:
         wants = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=4", "--output=/dev/null"]
         self.slurm.run("sbatch", "--partition=high", *wants, "--wrap=sleep 2")
         return True
 
-    def node_down(self, job: str, draw: random.Random) -> bool:
+    def preempt_after_kill(self, facts: Facts, draw: random.Random) -> bool:
+        """As the whole job dies, somebody of more importance wants its nodes."""
+        killed = _kill(_ranks(facts))
+        time.sleep(draw.uniform(0, 1))
+        return killed and self.preempt(facts, draw)
+
+    def node_down(self, facts: Facts, draw: random.Random) -> bool:
         node = draw.choice(NODES)
         self.slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=campaign")
         self._back(node)
         return True
 
-    def slurmd_killed(self, job: str, draw: random.Random) -> bool:
+    def slurmd_killed(self, facts: Facts, draw: random.Random) -> bool:
         """The node is unreachable: what runs there goes on until its slurmd is back."""
         node = draw.choice(NODES)
         self.slurm.kill_slurmd(node)
@@ -74,10 +85,10 @@ class Ways:
         self._back(node)
         return True
 
-    def power_cut(self, job: str, draw: random.Random) -> bool:
+    def power_cut(self, facts: Facts, draw: random.Random) -> bool:
         """All of the job's processes on a node, and what looks after them, are gone at once."""
         node = draw.choice(NODES)
-        stepds = [each for each in psutil.process_iter(["cmdline"]) if _is_step(each, job) and _node(each) == node]
+        stepds = [each for each in psutil.process_iter(["cmdline"]) if _is_step(each, facts) and _node(each) == node]
         victims = [child for each in stepds for child in _children(each)]
         for each in [*stepds, *victims]:
             with suppress(psutil.Error):
@@ -89,19 +100,19 @@ class Ways:
         self._back(node)
         return True
 
-    def time_limit(self, job: str, draw: random.Random) -> bool:
+    def time_limit(self, facts: Facts, draw: random.Random) -> bool:
         """The limit comes within a minute, whichever start this is; afterwards the job has its time again."""
-        known = self.slurm.job(job)
+        known = self.slurm.job(facts["job"])
         if known["JobState"] != "RUNNING":
             return False
         hours, minutes, _ = map(int, known["RunTime"].split(":"))
-        self.slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 1}")
+        self.slurm.run("scontrol", "update", f"JobId={facts['job']}", f"TimeLimit={60 * hours + minutes + 1}")
         end = time.monotonic() + 150
-        while self.slurm.job(job)["Restarts"] == known["Restarts"] and time.monotonic() < end:
-            if self.slurm.job(job)["JobState"] not in ("RUNNING", "COMPLETING", "PENDING", "TIMEOUT"):
+        while self.slurm.job(facts["job"])["Restarts"] == known["Restarts"] and time.monotonic() < end:
+            if self.slurm.job(facts["job"])["JobState"] not in ("RUNNING", "COMPLETING", "PENDING", "TIMEOUT"):
                 break
             time.sleep(0.5)
-        self.slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+        self.slurm.run("scontrol", "update", f"JobId={facts['job']}", "TimeLimit=60")
         return True
 
     def _back(self, node: str) -> None:
@@ -110,12 +121,12 @@ class Ways:
             self.slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
-def _is_step(process: psutil.Process, job: str) -> bool:
-    return f"[{job}." in " ".join(process.info["cmdline"] or [])
+def _is_step(process: psutil.Process, facts: Facts) -> bool:
+    return f"[{facts['job']}." in " ".join(process.info["cmdline"] or [])
 
 
-def _steps(job: str) -> list[psutil.Process]:
-    return [each for each in psutil.process_iter(["cmdline"]) if _is_step(each, job)]
+def _steps(facts: Facts) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter(["cmdline"]) if _is_step(each, facts)]
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -134,13 +145,13 @@ def _node(step: psutil.Process) -> str:
     return ""
 
 
-def _ranks(job: str) -> list[psutil.Process]:
-    steps = [each for each in _steps(job) if f"[{job}.batch" not in " ".join(each.info["cmdline"] or [])]
+def _ranks(facts: Facts) -> list[psutil.Process]:
+    steps = [each for each in _steps(facts) if f"[{facts['job']}.batch" not in " ".join(each.info["cmdline"] or [])]
     return [child for each in steps for child in _children(each)]
 
 
-def _batch(job: str) -> list[psutil.Process]:
-    steps = [each for each in _steps(job) if f"[{job}.batch" in " ".join(each.info["cmdline"] or [])]
+def _batch(facts: Facts) -> list[psutil.Process]:
+    steps = [each for each in _steps(facts) if f"[{facts['job']}.batch" in " ".join(each.info["cmdline"] or [])]
     return [child for each in steps for child in _children(each)]
 
 
@@ -152,14 +163,23 @@ def _kill(processes: list[psutil.Process]) -> bool:
 
 
 def left_behind(folder: Path) -> list[str]:
-    """Files of killed processes in a run's folder, and srun processes without a parent."""
+    """Files of killed processes in a run's folder, and srun processes without a parent that do not end soon."""
     found = [
         str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name == ".lock" or ".tmp" in path.name
     ]
-    for each in psutil.process_iter(["name", "ppid"]):
-        if each.info["name"] == "srun" and each.info["ppid"] == 1:
-            found.append(f"srun, process {each.pid}")
-    return found
+    end = time.monotonic() + LEAVING
+    while (orphans := _orphans()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return found + orphans
+
+
+def _orphans() -> list[str]:
+    every = psutil.process_iter(["name", "ppid", "status"])
+    return [
+        f"srun, process {each.pid}"
+        for each in every
+        if each.info["name"] == "srun" and each.info["ppid"] == 1 and each.info["status"] != psutil.STATUS_ZOMBIE
+    ]
 
 
 def campaign(slurm: Cluster, folder: Path, times: int, draw: int, within: float = 12.0, epochs: int = 0) -> int:
