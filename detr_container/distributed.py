@@ -8,12 +8,13 @@ import platform
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from detr_container.launch.interrupt import StopRequest
 from detr_container.launch.lock import FolderLock
 from detr_container.launch.memory import keep_freed_memory
 from detr_container.launch.processes import ProcessInfo, count, current_process
@@ -30,6 +32,7 @@ from .files import refuse_links
 from .peak_memory import peak_memory
 from .run import WRITTEN
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 RENDEZVOUS = timedelta(minutes=10)
 """How long the processes of a job wait for each other at its start."""
@@ -46,6 +49,10 @@ _NCCL_OWN = (
     *("ncclUnhandledCudaError", "ncclInternalError", "ncclInvalidArgument", "ncclInvalidUsage"),
     *("No space left on device", "Cannot allocate memory", "Too many open files", "CUDA error"),
 )
+
+
+class StoppedError(Exception):
+    """This process was told to stop while it waited for the others, before anything was begun."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +163,10 @@ class Session:
 
 
 @contextmanager
-def session(device: str = "auto") -> Iterator[Session]:
+def session(device: str = "auto", stop: StopRequest | None = None) -> Iterator[Session]:
     """Join the other processes, if torchrun started any, and leave them at the end.
 
+    stop: a request to stop, answered by StoppedError while this process waits for the others to join.
     Raises ValueError when the wanted device is not there, ConnectionError when another process has ended.
     """
     process = current_process(os.environ)
@@ -174,7 +182,7 @@ def session(device: str = "auto") -> Iterator[Session]:
     if process.world == 1:
         yield Session(process, chosen)
         return
-    store = _join(process, chosen)
+    store = _join(process, chosen, stop or StopRequest())
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(store, over), daemon=True)
     watcher.start()
@@ -202,14 +210,21 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _GLOO)
 
 
-def _join(process: ProcessInfo, device: torch.device) -> Store:
-    """Meet the other processes. Raises ConnectionError when one does not come, ValueError when devices differ."""
+def _join(process: ProcessInfo, device: torch.device, stop: StopRequest) -> Store:
+    """Meet the other processes.
+
+    Raises ConnectionError when one does not come, StoppedError when they need not, ValueError when devices differ.
+    """
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     mine = f"{device.type}, PyTorch {torch.__version__}"
-    try:
+
+    def meet() -> tuple[Store, list[list[str]]]:
         store, _, _ = next(rendezvous("env://", process.rank, process.world, timeout=RENDEZVOUS))
         store.set(f"device/{process.rank}", f"{_host()}\n{mine}")
-        everyone = [store.get(f"device/{rank}").decode().split("\n") for rank in range(process.world)]
+        return store, [store.get(f"device/{rank}").decode().split("\n") for rank in range(process.world)]
+
+    try:
+        store, everyone = _unless_stopped(meet, stop)
     except (RuntimeError, ValueError, OSError) as error:
         raise ConnectionError(
             f"rank {process.rank} on {_host()} could not meet the other {process.world - 1} processes of this job at "
@@ -232,6 +247,26 @@ def _join(process: ProcessInfo, device: torch.device) -> Store:
         device_id=identity,
     )
     return store
+
+
+def _unless_stopped(wait: Callable[[], T], stop: StopRequest) -> T:
+    """What comes of waiting outside Python, where a signal would not be heard. Raises StoppedError on a request."""
+    outcome: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(wait())
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever asks for the outcome
+            outcome.set_exception(error)
+
+    # A daemon, since nothing can end its waiting but the end of the process.
+    threading.Thread(target=work, daemon=True).start()
+    while not outcome.done():
+        if stop.requested:
+            raise StoppedError(f"told to stop by {stop.requested} while waiting for the other processes")
+        with suppress(TimeoutError):
+            outcome.exception(timeout=0.2)
+    return outcome.result()
 
 
 def _watch(store: Store, over: threading.Event) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,8 @@ from .terminal import console
 
 # Longer than a job on a busy cluster is wanted for this; a queue may be slow all the same.
 _PATIENCE = 3600.0
+# Longer than a start that was interrupted takes to end.
+_ENDING = 60.0
 _HELP = 10
 
 
@@ -134,32 +137,28 @@ def _disturb(folder: Path, options: SoakOptions, ways: Mapping[str, Way], screen
             time.sleep(draw.uniform(0, options.within))
             # Each kind comes before any comes again.
             deck = deck or draw.sample(sorted(ways), len(ways))
-            kind, before = deck.pop(), _starts(folder)
+            kind, starts = deck.pop(), len(JobFolder(folder).history())
             if standing(folder).state in ACTIVE and ways[kind](JobFolder(folder).submission() or {}, draw):
                 kinds[kind] += 1
                 screen.print(f"{kinds.total()}: {kind} at step {standing(folder).step}", soft_wrap=True)
-                _wait(folder, functools.partial(_ended, folder, before))
+                # One that was lost with its machine before it began leaves no word of itself.
+                with suppress(TimeoutError):
+                    _wait(folder, functools.partial(_ended, folder, starts), _ENDING)
             else:
                 deck.insert(0, kind)
 
 
-def _starts(folder: Path) -> tuple[int, int]:
-    """How many starts of a run have begun, and how many have ended."""
-    job = JobFolder(folder)
-    return len(list((job.folder / "attempts").glob("*"))), len(job.history())
+def _ended(folder: Path, starts: int, now: Standing) -> bool:
+    """Whether another start than the first `starts` has ended."""
+    return len(JobFolder(folder).history()) > starts or now.state not in ACTIVE
 
 
-def _ended(folder: Path, before: tuple[int, int], now: Standing) -> bool:
-    """Whether a start has ended since then, or another begun: one that was lost early has left no word of itself."""
-    return _starts(folder) > before or now.state not in ACTIVE
-
-
-def _wait(folder: Path, condition: Callable[[Standing], bool]) -> Standing:
-    """How the run stands once a condition holds of it. Raises TimeoutError when nothing happens for an hour."""
-    end = time.monotonic() + _PATIENCE
+def _wait(folder: Path, condition: Callable[[Standing], bool], seconds: float = _PATIENCE) -> Standing:
+    """How the run stands once a condition holds of it. Raises TimeoutError when it does not for so long."""
+    end = time.monotonic() + seconds
     while not condition(now := standing(folder)):
         if time.monotonic() > end:
-            raise TimeoutError(f"{folder} has been {now.state} for {clock(_PATIENCE)}")
+            raise TimeoutError(f"{folder} has been {now.state} for {clock(seconds)}")
         time.sleep(0.2)
     return now
 

@@ -31,7 +31,7 @@ from . import optim
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
 from .config import Experiment
 from .curves import plot_curves
-from .distributed import Session, session
+from .distributed import Session, StoppedError, session
 from .evaluate import autocast, evaluate_to
 from .files import JsonLines
 from .gallery import draw_validation
@@ -55,13 +55,15 @@ def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None)
     of a time limit. Returns the exit status: 0 when finished (or at `train.max_steps`), 128 + the signal's number when
     interrupted. Raises ValueError for what the person can mend, FloatingPointError when something is not finite.
     """
-    with (
-        nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop,
-        session(experiment.device) as here,
-    ):
-        data = data_on_all(here, experiment)
-        with here.alone_in(folder), asking("training", for_step(experiment)):
-            return Trainer(experiment, Run(folder), data, here, stop).run_to_end()
+    with nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop:
+        try:
+            with session(experiment.device, stop) as here:
+                data = data_on_all(here, experiment)
+                with here.alone_in(folder), asking("training", for_step(experiment)):
+                    return Trainer(experiment, Run(folder), data, here, stop).run_to_end()
+        except StoppedError as error:
+            _log.warning("%s: nothing was begun", error)
+            return stop.exit_code
 
 
 class Trainer:

@@ -39,6 +39,10 @@ _FINAL = (ValueError, FloatingPointError, FileNotFoundError, PermissionError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class HinderedError(OSError):
+    """What a start ends with when something outside the program, which may be gone at the next start, is in its way."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One start of a job that has ended.
@@ -112,6 +116,7 @@ class RankFile(Schema):
     traceback: str = ""
     final: bool = False
     secondary: bool = False
+    hindered: bool = False
 
 
 class JobFolder:
@@ -222,6 +227,7 @@ class RankRecord:
                 "final": full or isinstance(error, _FINAL),
                 # One that only noticed the end of another is not the one to read.
                 "secondary": isinstance(error, ConnectionError),
+                "hindered": isinstance(error, HinderedError),
                 "oom_after": oom_kills(),
             }
         )

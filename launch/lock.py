@@ -20,7 +20,7 @@ from detr_container.checked import Schema, read_json
 from detr_container.files import refuse_link
 
 from .alive import mark
-from .attempts import Seconds
+from .attempts import HinderedError, Seconds
 from .leftovers import sweep
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ class FolderLock:
     """Held, while entered, by one process on all machines that see the folder; the system lets go when it dies.
 
     job: the scheduler's name of this job, if any. After a node's failure a job may start again before the file server
-    has noticed, so a lock that the same job holds is waited for. Raises ValueError when somebody else has the folder.
+    has noticed, so a lock that the same job holds is waited for. Raises ValueError when somebody else has the folder,
+    and HinderedError when an earlier start of this job, on a machine that cannot be reached, keeps it.
     On a file system that cannot lock, what the holder wrote in the file counts: one on this machine that has ended is
     overruled, one on another machine is believed.
     """
@@ -61,8 +62,13 @@ class FolderLock:
         began = time.monotonic()
         while not self._taken():
             other = _content(self.path)
-            patience = _LEASE if self.job and other.get("job") == self.job else _MOMENT
-            if time.monotonic() - began > patience:
+            former = bool(self.job) and other.get("job") == self.job
+            if time.monotonic() - began > (_LEASE if former else _MOMENT):
+                if former:
+                    raise HinderedError(
+                        f"{self.path.parent} is still in use by {describe(other)}, an earlier start of this job, after "
+                        f"{_LEASE:.0f} seconds: its machine may be cut off. Another start tries again; end that process"
+                    )
                 raise ValueError(
                     f"{self.path.parent} is in use by {describe(other)}: two jobs in one folder would spoil each "
                     f"other's files. Wait for it, stop it, or choose another name{self._aside()}"

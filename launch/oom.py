@@ -1,32 +1,39 @@
-"""How often the kernel has killed a process here for want of memory."""
+"""How often the kernel has killed a process of ours for want of memory."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+_MINE = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 def oom_kills() -> int | None:
-    """The count of this Slurm job's control group where there is one (cgroup v2), else of the machine; None: unknown.
+    """The count of this process's control group (cgroup v2), in a Slurm job the job's; None: unknown.
 
-    Read twice on one machine by processes of one job, it tells whether memory ran out in between.
+    Read twice on one machine by processes of one job, it tells whether memory ran out in between. What the kernel
+    counts for the whole machine would not: that may be another person's process.
     """
-    for path, name in ((_job_events(), "oom_kill"), (Path("/proc/vmstat"), "oom_kill")):
-        try:
-            counts = dict(line.split() for line in path.read_text().splitlines()) if path else {}
-            return int(counts[name])
-        except (OSError, ValueError, KeyError):
-            continue
-    return None
-
-
-def _job_events() -> Path | None:
-    """`memory.events` of the job's control group, which counts those of all its steps, ended ones included."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
+        counts = dict(line.split() for line in _events().read_text().splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, ValueError, KeyError):
         return None
-    parts = next((Path(line[3:]).parts for line in lines if line.startswith("0::")), ())
-    for place, part in enumerate(parts):
-        if part.startswith("job_"):
-            return Path("/sys/fs/cgroup", *parts[1 : place + 1], "memory.events")
-    return None
+
+
+def _events() -> Path:
+    """`memory.events` of the control group, which counts those of all groups in it, ended ones included.
+
+    Raises FileNotFoundError where a Slurm job has no group of its own: it shares one with other people's jobs.
+    """
+    lines = _MINE.read_text().splitlines()
+    parts = next((Path(line[3:]).parts[1:] for line in lines if line.startswith("0::")), None)
+    if parts is None:
+        raise FileNotFoundError("no control group of version 2")
+    if "SLURM_JOB_ID" in os.environ:
+        job = next((place for place, part in enumerate(parts) if part.startswith("job_")), None)
+        if job is None:
+            raise FileNotFoundError("no control group of the job")
+        parts = parts[: job + 1]
+    return _GROUPS.joinpath(*parts, "memory.events")

@@ -146,7 +146,7 @@ def _failed(job: JobFolder, base: Attempt, failed: list[dict[str, Any]], dead: l
     _write_errors(job, base, failed, dead)
     message = f"{_place(first)}: {first['error']}"
     # All only noticed that the connection was gone: the network's doing.
-    own = not first["secondary"]
+    own = not (first["secondary"] or first.get("hindered"))
     return replace(base, outcome="failed", why="error", message=message, final=bool(first["final"]), own=own)
 
 

@@ -187,7 +187,7 @@ def campaign(slurm: Cluster, folder: Path, times: int, draw: int, within: float 
     root = folder / "data"
     if not root.exists():
         make_shapes(root, 16, 5, 64, workers=0)
-    epochs = epochs or 20 + 12 * times
+    epochs = epochs or 20 + 6 * times
     settings = {"train__micro_batch": 1, "train__ema_decay": 0.9, "head__dropout": 0.1}
     experiment = tiny(root, train__epochs=epochs, train__eval_every=epochs // 2, **settings)
     experiment = replace(experiment, train=replace(experiment.train, checkpoint_minutes=0.05))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -149,4 +150,34 @@ def test_a_malformed_variable_is_named_and_nobody_waits(name: str, tmp_path: Pat
     assert done.returncode == 2
     assert f"{name}='x': a whole number from" in done.stderr
     assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+WAITS = "import sys; from pathlib import Path; from detr_container.experiments import named; "
+WAITS += "from detr_container.launch.interrupt import StopRequest; from detr_container.train import train\n"
+WAITS += "with StopRequest() as stop:\n    print('listening', flush=True)\n"
+WAITS += "    sys.exit(train(named('debug').experiment, Path(sys.argv[1]), stop))"
+
+
+def test_a_signal_ends_the_wait_for_a_process_that_never_comes(tmp_path: Path) -> None:
+    """At once, whether this one keeps the meeting place or looks for it; within minutes it would be killed instead."""
+    ranks = []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        surroundings = environment(**place, MASTER_PORT=str(free_port()))
+        command = [sys.executable, "-c", WAITS, str(tmp_path / "run")]
+        pipe = subprocess.PIPE
+        ranks.append(subprocess.Popen(command, cwd=tmp_path, env=surroundings, stdout=pipe, stderr=pipe, text=True))
+    try:
+        for process in ranks:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "listening\n"
+            process.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [143, 143], said
+    for text in said:
+        assert "told to stop by SIGTERM while waiting for the other processes: nothing was begun" in text
     assert os.listdir(tmp_path) == []

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from runs import environment, final_state, settings_of, tiny
 
+from detr_container.launch.alive import mark
 from detr_container.same import differences, run_differences
+from detr_container.soak import WAYS
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +79,26 @@ def test_differences_of_values() -> None:
         "v: torch.float32 (2,) against torch.float64 (2,)"
     ]
     assert list(differences({"a": 1}, {"b": 1}, "v")) == ["v: only one of them has ['a', 'b']"]
+
+
+@pytest.mark.parametrize("way", sorted(WAYS["local"]))
+def test_a_process_that_only_has_the_number_of_the_job_is_left_alone(way: str) -> None:
+    """And so are its children; the job's own process is told, or its child is."""
+    line = [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '60'])"]
+    with subprocess.Popen(line, start_new_session=True) as process:
+        try:
+            other = psutil.Process(process.pid)
+            while not other.children():
+                time.sleep(0.01)
+            interrupt, facts = WAYS["local"][way], {"job": str(process.pid), "process": mark(process.pid)}
+            assert not interrupt(facts | {"process": "another boot:1"}, random.Random(0))
+            assert not interrupt({"job": str(process.pid)}, random.Random(0))
+            assert len(other.children()) == 1
+            assert process.poll() is None
+            assert interrupt(facts, random.Random(0))
+            assert process.wait(60) is not None
+        finally:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
 
 
 def test_a_folder_that_is_there_is_not_touched(soaked: tuple[Path, str]) -> None:

@@ -15,7 +15,9 @@ import without_flock
 
 from detr_container.launch import lock
 from detr_container.launch.alive import mark
+from detr_container.launch.attempts import HinderedError, JobFolder, RankRecord
 from detr_container.launch.lock import NAME, FolderLock, holder
+from detr_container.launch.settle import Circumstances, pause, settle
 
 HOLD = "import sys, time; from pathlib import Path; from detr_container.launch.lock import FolderLock\n"
 HOLD += "with FolderLock(Path(sys.argv[1]), sys.argv[2]):\n    print('held', flush=True)\n    time.sleep(60)"
@@ -64,6 +66,24 @@ def test_a_restarted_job_waits_for_its_former_self(
     subprocess.Popen(["/bin/sh", "-c", f"sleep 1; kill -KILL {other.pid}"])
     with FolderLock(tmp_path / "run", "7"):
         assert time.monotonic() - began > 0.9
+
+
+def test_a_job_that_its_former_self_keeps_out_may_try_again(
+    other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node is cut off, and the processes on it live on: neither the end of the job nor a fault of the program."""
+    monkeypatch.setattr(lock, "_LEASE", 0.1)
+    job = JobFolder(tmp_path / "run")
+    for number in range(4):
+        record = RankRecord(job, f"7-{number}", 0, 1)
+        with pytest.raises(
+            HinderedError, match=rf"by process {other.pid} on \S+ of job 7, .*, an earlier start of"
+        ) as told:
+            FolderLock(tmp_path / "run", "7").__enter__()
+        record.fail(told.value)
+        attempt, again = settle(job, f"7-{number}", Circumstances(status=2))
+        assert (attempt.outcome, attempt.final, attempt.own, again) == ("failed", False, False, True)
+    assert pause(job.history()) > 0
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
