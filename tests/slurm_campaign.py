@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 from runs import tiny
-from slurm_cluster import NODES, Cluster, cluster
+from slurm_cluster import MARK, NODES, Cluster, cluster
 
 from detr_container import soak
 from detr_container.datasets.shapes import make_shapes
@@ -28,7 +28,7 @@ from detr_container.launch.resources import Resources
 Facts = Mapping[str, Any]
 """What job.json says."""
 LEAVING = 60.0
-"""Seconds that a srun whose batch script was killed may take to notice it."""
+"""Seconds that an srun whose batch script was killed may take to notice it."""
 
 
 class Ways:
@@ -162,32 +162,41 @@ def _kill(processes: list[psutil.Process]) -> bool:
     return bool(processes)
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Files of killed processes in a run's folder, and srun processes without a parent that do not end soon."""
+def left_behind(folder: Path, slurm: Path, seconds: float = LEAVING) -> list[str]:
+    """Files of killed processes in the folder of a campaign's runs, and srun processes that do not end soon.
+
+    slurm: the folder of the cluster that they would be of.
+    """
     found = [
         str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name == ".lock" or ".tmp" in path.name
     ]
-    end = time.monotonic() + LEAVING
-    while (orphans := _orphans()) and time.monotonic() < end:
+    end = time.monotonic() + seconds
+    while (sruns := _sruns(slurm)) and time.monotonic() < end:
         time.sleep(0.5)
-    return found + orphans
+    return found + sruns
 
 
-def _orphans() -> list[str]:
-    every = psutil.process_iter(["name", "ppid", "status"])
-    return [
-        f"srun, process {each.pid}"
-        for each in every
-        if each.info["name"] == "srun" and each.info["ppid"] == 1 and each.info["status"] != psutil.STATUS_ZOMBIE
-    ]
+def _sruns(slurm: Path) -> list[str]:
+    found = []
+    for each in psutil.process_iter(["name", "status"]):
+        if each.info["name"] == "srun" and each.info["status"] != psutil.STATUS_ZOMBIE:
+            with suppress(psutil.Error):
+                if each.environ().get(MARK) == str(slurm):
+                    found.append(f"srun, process {each.pid}")
+    return found
 
 
-def campaign(slurm: Cluster, folder: Path, times: int, draw: int, within: float = 12.0, epochs: int = 0) -> int:
-    """Interrupt a run so often; returns 0 when it ended as the undisturbed one, nothing left behind."""
+def campaign(
+    slurm: Cluster, folder: Path, times: int, draw: int, within: float = 12.0, kinds: Collection[str] = ()
+) -> int:
+    """Interrupt a run so often; returns 0 when it ended as the undisturbed one, nothing left behind.
+
+    kinds: names of `Ways.all`; default: all of them.
+    """
     root = folder / "data"
     if not root.exists():
         make_shapes(root, 16, 5, 64, workers=0)
-    epochs = epochs or 20 + 6 * times
+    epochs = 60 + 5 * times
     settings = {"train__micro_batch": 1, "train__ema_decay": 0.9, "head__dropout": 0.1}
     experiment = tiny(root, train__epochs=epochs, train__eval_every=epochs // 2, **settings)
     experiment = replace(experiment, train=replace(experiment.train, checkpoint_minutes=0.05))
@@ -195,8 +204,9 @@ def campaign(slurm: Cluster, folder: Path, times: int, draw: int, within: float 
     options = soak.SoakOptions(
         experiment, resources, cluster="slurm", times=times, within=within, draw=draw, folder=folder / f"soak-{draw}"
     )
-    status = soak.run(options, Ways(slurm).all())
-    found = left_behind(options.folder)
+    ways = {name: way for name, way in Ways(slurm).all().items() if not kinds or name in kinds}
+    status = soak.run(options, ways)
+    found = left_behind(options.folder, Path(slurm.environment[MARK]))
     sys.stdout.write(f"left behind: {', '.join(found) or 'nothing'}\n")
     return status or bool(found)
 
