@@ -230,7 +230,7 @@ def start_from(model: Detector, experiment: Experiment, classes: Sequence[Catego
     if file.classes is None:
         told = file.taken_for()
         _log.warning("%s has no class list: taken for a detector under %s names, %s", path, file.layout, told)
-        if not file.known_as_coco and not file.names:
+        if not file.known_as and not file.names:
             rows = len(file.state["class_embed.bias"])
             _log.warning("%s has %d class rows and no class list, so none is taken for one of ours", path, rows)
             theirs = []

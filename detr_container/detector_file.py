@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from detr_container.datasets.annotations import Category
-from detr_container.datasets.coco_classes import rows_by_id
+from detr_container.datasets.coco_classes import COCO, PANOPTIC, rows_by_id
+from detr_container.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from detr_container.models.pretrained import detector_weights
 from detr_container.models.weights import Which, check_sound, find_weights
 
@@ -24,10 +25,14 @@ from .files import open_regular
 _log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+PROCESSOR = "preprocessor_config.json"
+"""Where Hugging Face keeps what is done to images beside a model."""
 _INDEX = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 _KINDS = ("detr", "table-transformer")
 COCO_ROWS = (91, 92)
 """Class rows of the published heads of COCO; of any other number none is taken for one of COCO's classes."""
+PANOPTIC_ROWS = 251
+"""Of the published panoptic heads; so many rows of a detector without masks may be anything."""
 _NEEDED = {"query_embed.weight": 2, "class_embed.weight": 2, "class_embed.bias": 1}
 
 
@@ -36,7 +41,8 @@ class DetectorFile:
     """What a file holds, under our names. experiment, classes: None where it has none of its own.
 
     names: class names by row, as Hugging Face's config.json tells them; arguments: what the published code stored
-    beside its weights, or what config.json says of heads and dilation.
+    beside its weights, or what config.json says of heads and dilation; sizes: of images, as settings of `data`, where
+    Hugging Face's preprocessor_config.json says them; panoptic: whether it has a mask head, or says that it is COCO's.
     """
 
     path: Path
@@ -47,6 +53,8 @@ class DetectorFile:
     names: dict[int, str]
     arguments: argparse.Namespace | None
     step: int
+    sizes: dict[str, Any]
+    panoptic: bool
 
     @property
     def softmax(self) -> bool:
@@ -56,24 +64,27 @@ class DetectorFile:
         return not any(name.startswith("decoder.priors.") for name in self.state)
 
     @property
-    def known_as_coco(self) -> bool:
-        """Whether the number of class rows is that of COCO's published heads, and nothing else names them."""
-        return self.classes is None and not self.names and len(self.state["class_embed.bias"]) in COCO_ROWS
+    def known_as(self) -> tuple[Category, ...]:
+        """COCO's classes where the number of class rows is that of the published heads and nothing else names them."""
+        rows = len(self.state["class_embed.bias"])
+        if self.classes is not None or self.names:
+            return ()
+        return COCO if rows in COCO_ROWS else PANOPTIC if rows == PANOPTIC_ROWS and self.panoptic else ()
 
     def row_classes(self) -> tuple[Category, ...]:
         """One class per row: the file's own, config.json's, COCO's by id, or "class N"."""
         if self.classes is not None:
             return self.classes
         count = len(self.state["class_embed.bias"]) - int(self.softmax)
-        if self.known_as_coco:
-            return rows_by_id(count)
+        if self.known_as:
+            return rows_by_id(count, self.known_as)
         return tuple(Category(row, self.names.get(row, f"class {row}")) for row in range(count))
 
     def taken_for(self) -> str:
         """What the classes of a file without a class list are taken for, in words."""
         rows = len(self.state["class_embed.bias"])
-        if self.known_as_coco:
-            return f"{rows} class rows by COCO id"
+        if self.known_as:
+            return f"{rows} class rows by {'panoptic ' if self.known_as is PANOPTIC else ''}COCO id"
         where = "as its config.json names them" if self.names else 'without names: "class 0", "class 1", ...'
         return f"{rows} class rows {where}"
 
@@ -121,11 +132,14 @@ def read_detector(path: Path, which: Which = "auto", option: str = "--weights") 
     for remark in inside.remarks(path, option):
         _log.warning("%s", remark)
     experiment, classes, step = _own(path, checkpoint, state) if layout == "ours" else (None, None, 0)
-    names, arguments = _config_beside(path)
+    folder = path if path.is_dir() else path.parent
+    names, arguments = _model_config(folder / "config.json")
+    sizes = _image_sizes(folder / PROCESSOR) if arguments else {}
     stored = checkpoint.get("args")
     if isinstance(stored, argparse.Namespace):
         arguments = stored
-    return DetectorFile(path, state, layout, experiment, classes, names, arguments, step)
+    panoptic = inside.masks or getattr(arguments, "dataset_file", "") == "coco_panoptic"
+    return DetectorFile(path, state, layout, experiment, classes, names, arguments, step, sizes, panoptic)
 
 
 def _own(
@@ -175,23 +189,55 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _config_beside(path: Path) -> tuple[dict[int, str], argparse.Namespace | None]:
-    """What a config.json of Hugging Face in the same folder says: class names by row, and the model's settings.
+def _model_config(path: Path) -> tuple[dict[int, str], argparse.Namespace | None]:
+    """What a config.json of Hugging Face says: class names by row, and the model's settings; None for any other.
 
     Raises ValueError for a model that cannot be loaded here.
     """
-    beside = (path if path.is_dir() else path.parent) / "config.json"
-    config = read_json(beside) if beside.is_file() else {}
+    config = read_json(path) if path.is_file() else {}
     if "model_type" not in config:
         return {}, None
     kind = config["model_type"]
     if kind not in _KINDS:
-        raise ValueError(f"{beside} is of model_type {kind!r}: of Hugging Face's, {' and '.join(_KINDS)} can be loaded")
+        raise ValueError(f"{path} is of model_type {kind!r}: of Hugging Face's, {' and '.join(_KINDS)} can be loaded")
     heads = config.get("encoder_attention_heads", 8)
     if config.get("decoder_attention_heads", heads) != heads or config.get("activation_function", "relu") != "relu":
-        raise ValueError(f"{beside}: a DETR with other heads in its decoder, or another activation, cannot be loaded")
+        raise ValueError(f"{path}: a DETR with other heads in its decoder, or another activation, cannot be loaded")
+    if config.get("auxiliary_loss"):
+        raise ValueError(
+            f"{path}: with auxiliary_loss their decoder hands normalised features from layer to layer, unlike DETR, so "
+            "that its weights would give other detections here"
+        )
     labels = config.get("id2label") or {}
     if not isinstance(labels, Mapping) or not all(str(row).isdecimal() for row in labels):
-        raise ValueError(f"{beside}: id2label must name classes by their row, from 0")
+        raise ValueError(f"{path}: id2label must name classes by their row, from 0")
     names = {int(row): str(name) for row, name in labels.items()}
-    return names, argparse.Namespace(nheads=heads, dilation=config.get("dilation", False))
+    backbone = config.get("backbone_config")
+    stride = backbone.get("output_stride") if isinstance(backbone, Mapping) else None
+    return names, argparse.Namespace(nheads=heads, dilation=bool(config.get("dilation")) or stride == 16)
+
+
+def _image_sizes(path: Path) -> dict[str, Any]:
+    """The settings of `data` that a preprocessor_config.json of Hugging Face stands for; none where there is no such.
+
+    Raises ValueError for images that are not normalised as the published code does it.
+    """
+    values = read_json(path) if path.is_file() else {}
+    for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
+        if values.get(key, list(usual)) != list(usual):
+            raise ValueError(f"{path}: {key} is {values[key]!r}, and images are normalised here by {list(usual)} alone")
+    size = values.get("size", {})
+    # Older files have one number, and the limit beside it.
+    size = size if isinstance(size, Mapping) else {"shortest_edge": size, "longest_edge": values.get("max_size", 1333)}
+    height, shortest, longest = size.get("height"), size.get("shortest_edge"), size.get("longest_edge", 1333)
+    if _pixels(height) and size.get("width") == height:
+        return {"resize": "square", "eval_size": height}
+    if _pixels(shortest) and _pixels(longest):
+        return {"eval_size": shortest, "max_size": longest}
+    if values:
+        _log.warning("%s does not say a size that is known here, so images are resized as DETR's are", path)
+    return {}
+
+
+def _pixels(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,4 +1,4 @@
-"""The commands on a trained detector: evaluate, predict, inspect, export."""
+"""The commands that open a trained detector: evaluate, predict, inspect, export."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -14,19 +14,36 @@ from .arguments import parse
 from .limits import between, natural, positive
 from .terminal import console
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of `evaluate`."""
+    from .trained import Trained
 
-    model: tyro.conf.Positional[Path]
-    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What to know of a detector's file that does not say everything itself."""
+
     experiment: str = ""
     """The named experiment of a published checkpoint, where it should not be guessed."""
     weights: Literal["auto", "ema", "model"] = "auto"
     """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
     classes: Path | None = None
     """A COCO annotation file that says what the class rows are of a file that does not: in order, or by id."""
+
+    def opened(self, path: Path, device: torch.device) -> Trained:
+        """The detector of a run's folder or a file."""
+        from .trained import open_trained
+
+        return open_trained(path, device, self.experiment, self.weights, self.classes)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ModelOptions):
+    """Options of `evaluate`."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
     data_root: Path | None = None
     """Evaluate on this data set's validation split instead of the run's."""
     images: Path | None = None
@@ -54,14 +71,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     from .run import WRITTEN
     from .scores import table
     from .together import trained_on_all, validation_on_all
-    from .trained import open_trained
 
     with session(options.device) as here:
-        trained = trained_on_all(
-            here,
-            options.model,
-            lambda path: open_trained(path, here.device, options.experiment, options.weights, options.classes),
-        )
+        trained = trained_on_all(here, options.model, lambda path: options.opened(path, here.device))
         experiment = with_data(trained.experiment, options.data_root, options.images, options.annotations)
         data = experiment.data
         changed = replace(
@@ -90,7 +102,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(ModelOptions):
     """Options of `predict`."""
 
     model: tyro.conf.Positional[Path]
@@ -103,12 +115,6 @@ class PredictOptions:
     """Leave out detections with a lower score."""
     maps: bool = False
     """Also draw the decoder's attention, and SMCA's Gaussians, over each picture."""
-    experiment: str = ""
-    """The named experiment of a published checkpoint, where it should not be guessed."""
-    weights: Literal["auto", "ema", "model"] = "auto"
-    """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
-    classes: Path | None = None
-    """A COCO annotation file that says what the class rows are of a file that does not: in order, or by id."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
 
@@ -118,12 +124,9 @@ def predict(arguments: Sequence[str]) -> int:
     options = parse(PredictOptions, arguments, "predict", predict.__doc__)
     from .distributed import choose_device
     from .predict import find_pictures, write_predictions
-    from .trained import open_trained
 
     paths = find_pictures(options.images)
-    trained = open_trained(
-        options.model, choose_device(options.device), options.experiment, options.weights, options.classes
-    )
+    trained = options.opened(options.model, choose_device(options.device))
     records, refused = write_predictions(trained, paths, options.output, options.threshold, options.maps)
     screen = console()
     for record in records:
@@ -152,6 +155,10 @@ class InspectOptions:
     """How many objects of a picture get a line of maps, the surest first; inspection.json has all of them."""
     experiment: tuple[str, ...] = ()
     """The named experiments of published checkpoints: one per model in their order, "" where it is known or guessed."""
+    weights: tuple[Literal["auto", "ema", "model"], ...] = ()
+    """Of files that have both: the averaged (`ema`) or the raw weights (`model`), one word per model in their order."""
+    classes: tuple[str, ...] = ()
+    """COCO annotation files that say what the class rows are, one per model in their order, "" for none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
 
@@ -164,7 +171,8 @@ def inspect(arguments: Sequence[str]) -> int:
     from .predict import find_pictures
 
     # The models first: what is missing there has most likely been taken for pictures.
-    models = open_models(options.models, choose_device(options.device), options.experiment)
+    device = choose_device(options.device)
+    models = open_models(options.models, device, options.experiment, options.weights, options.classes)
     paths = find_pictures(options.image)
     report = write_inspection(models, paths, options.output, options.threshold, options.objects)
     screen = console()
@@ -176,23 +184,18 @@ def inspect(arguments: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class ExportOptions:
+class ExportOptions(ModelOptions):
     """Options of `export`."""
 
     model: tyro.conf.Positional[Path]
     """A run's folder or a checkpoint file."""
     target: tyro.conf.Positional[Path]
-    """The file to write."""
-    layout: Literal["published", "hugging-face"] = "published"
-    """Names as the published DETR and SMCA-DETR code, or Hugging Face's DETR, expects them."""
+    """The file to write (of safetensors where it ends in .safetensors), or the folder."""
+    layout: Literal["published", "hugging-face", "hugging-face-folder"] = "published"
+    """Names as the published DETR and SMCA-DETR code, or Hugging Face's DETR, expects them; or a whole folder for
+    `from_pretrained` of transformers, with class names and settings."""
     rows: Literal["id", "order"] = "id"
     """Class rows at their category ids, as published; or in the order of the class list, as fine-tuned heads often."""
-    experiment: str = ""
-    """The named experiment of a published checkpoint, where it should not be guessed."""
-    weights: Literal["auto", "ema", "model"] = "auto"
-    """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
-    classes: Path | None = None
-    """A COCO annotation file that says what the class rows are of a file that does not: in order, or by id."""
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -200,13 +203,9 @@ def export(arguments: Sequence[str]) -> int:
     options = parse(ExportOptions, arguments, "export", export.__doc__)
     import torch
 
-    from .files import atomic_write
-    from .trained import exported, open_trained
+    from .export import write_export
 
-    cpu = torch.device("cpu")
-    trained = open_trained(options.model, cpu, options.experiment, options.weights, options.classes)
-    state = exported(trained, options.layout, options.rows)
-    content = {"model": state} if options.layout == "published" else state
-    atomic_write(options.target, lambda file: torch.save(content, file), follow=True)
-    console().print(f"wrote {len(state)} tensors to {options.target}", soft_wrap=True)
+    trained = options.opened(options.model, torch.device("cpu"))
+    count = write_export(trained, options.target, options.layout, options.rows)
+    console().print(f"wrote {count} tensors to {options.target}", soft_wrap=True)
     return 0

@@ -15,14 +15,12 @@ from torch import Tensor
 from detr_container.datasets.annotations import Category
 from detr_container.models.detector import Detector
 from detr_container.models.fit import load_checked
-from detr_container.models.layouts import to_hugging_face, to_published
-from detr_container.models.pretrained import scatter_rows
 from detr_container.models.resnet import DEPTHS
 from detr_container.models.weights import Which
 
 from .build import build_detector
 from .config import BackboneConfig, Experiment, HeadConfig, LossConfig, validate
-from .detector_file import is_weights_folder, read_detector, read_json
+from .detector_file import DetectorFile, is_weights_folder, read_detector, read_json
 from .experiments import FOCAL, named
 from .run import Run
 
@@ -67,6 +65,8 @@ def open_trained(
     if settings is None:
         try:
             settings = named(experiment).experiment if experiment else guess(file.state, file.arguments)
+            if not experiment:
+                settings = replace(settings, data=replace(settings.data, **file.sizes))
             validate(settings)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -78,7 +78,7 @@ def open_trained(
                 settings.backbone.name,
                 " (DC5)" if settings.backbone.dilation else "",
                 file.layout,
-                file.taken_for() if file.classes is None else "with its own classes",
+                _named_by(file, classes),
             )
     softmax = settings.loss.classification == "softmax"
     count = len(file.state["class_embed.bias"]) - int(softmax)
@@ -91,6 +91,16 @@ def open_trained(
     load_checked(model, state, refusal, "Name its experiment with --experiment")
     model.to(device).eval()
     return Trained(model, settings, rows, path, file.step, file.classes is None)
+
+
+def _named_by(file: DetectorFile, classes: Path | None) -> str:
+    """Where the names of a file's classes come from, in words."""
+    if classes is not None:
+        return f"classes as {classes} names them"
+    if file.classes is not None:
+        return "with its own classes"
+    named = file.names or file.known_as
+    return file.taken_for() + ("" if named else " (--classes ANNOTATIONS names them)")
 
 
 def named_rows(path: Path, count: int) -> tuple[Category, ...]:
@@ -163,49 +173,3 @@ def _guess_backbone(state: Mapping[str, Tensor], dilation: bool) -> BackboneConf
         if depths[2] == blocks and (block.expansion == 4) == deep:
             return BackboneConfig(name=name, weights="none", dilation=dilation)
     raise ValueError(f"no backbone here has {blocks} blocks in its third layer: name the experiment with --experiment")
-
-
-def exported(trained: Trained, layout: str, rows: Literal["id", "order"] = "id") -> dict[str, Tensor]:
-    """The weights under the names of the published code or of Hugging Face's DETR.
-
-    rows: class rows by category id, or in the order of the class list. Raises ValueError for a model that Hugging
-    Face's DETR cannot be, and for ids that have no row.
-    """
-    settings = trained.experiment
-    softmax = settings.loss.classification == "softmax"
-    if layout != "published":
-        _check_hugging_face(settings)
-    state = trained.model.state_dict()
-    if not trained.as_published:
-        state = scatter_rows(state, [category.id for category in trained.classes], softmax, rows == "id")
-    return to_published(state) if layout == "published" else to_hugging_face(state)
-
-
-def _check_hugging_face(settings: Experiment) -> None:
-    """Raise ValueError for what a weights file in Hugging Face's layout would not say, so that it were another model.
-
-    Sizes show in the tensors. What follows does not, and their defaults are another model's: eight heads, sine
-    positions, layers with the norm last, no dilation, the last feature map.
-    """
-    head, backbone = settings.head, settings.backbone
-    if head.kind != "detr" or settings.loss.classification != "softmax" or not backbone.name.startswith("resnet"):
-        raise ValueError(
-            f"Hugging Face's DETR has no {head.kind} head on {backbone.name}: only a DETR with softmax classes on a "
-            "ResNet can be exported to it; use --layout published"
-        )
-    for setting, value, says in (
-        ("backbone.dilation", backbone.dilation, "its weights do not say that the last stage is dilated (DC5)"),
-        ("head.pre_norm", head.pre_norm, "its DETR has the norm after each block"),
-        ("head.heads", head.heads if head.heads != 8 else 0, "its weights do not say the number of heads, and mean 8"),
-        (
-            "head.position",
-            head.position if head.position != "sine" else "",
-            "its weights do not say where positions come from, and mean sine",
-        ),
-        ("backbone.stage", backbone.stage if backbone.stage != -1 else 0, "it reads the last feature map"),
-        ("backbone.stride", backbone.stride if backbone.stride != 32 else 0, "it reads the last feature map"),
-    ):
-        if value:
-            raise ValueError(
-                f"{setting}={value} cannot be exported to Hugging Face's layout: {says}. Use --layout published"
-            )

@@ -49,6 +49,11 @@ class Found:
         """Whether they are an average over training."""
         return self.entry.split(".")[0] in AVERAGED
 
+    @property
+    def masks(self) -> bool:
+        """Whether DETR's mask head stands beside the detector."""
+        return any(name.startswith(("mask_head.", "bbox_attention.")) for name in self.outside)
+
     def remarks(self, source: object, option: str) -> list[str]:
         """What the person should hear: of two sets of weights, which was taken; what was left out.
 
@@ -62,8 +67,7 @@ class Found:
                 f"({option}={other} takes the {'raw' if self.averaged else 'averaged'} ones)"
             )
         if self.outside:
-            masks = any(name.startswith(("mask_head.", "bbox_attention.")) for name in self.outside)
-            what = "the mask head" if masks else f"what is not the detector's ({_some(self.outside)})"
+            what = "the mask head" if self.masks else f"what is not the detector's ({_some(self.outside)})"
             said.append(f"{source}: {what} is left out ({len(self.outside)} tensors)")
         return said
 

@@ -110,6 +110,10 @@ def test_train_evaluate_and_predict_in_a_folder(
     assert wrote == "wrote predictions/predictions.json and a picture of each"
     assert run("export", "runs/mine", "published.pth") == 0
     assert "tensors to published.pth" in capsys.readouterr().out
+    # The head reads a CONTAINER, which no folder of Hugging Face can say.
+    assert run("export", "runs/mine", "hub", "--layout", "hugging-face-folder") == 2
+    assert "only a DETR with softmax classes" in capsys.readouterr().err
+    assert not Path("hub").exists()
 
 
 def test_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,7 +125,11 @@ def test_a_value_that_no_run_can_have(changed: dict[str, Any], said: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "cli", "benchmark", "measure_options", "job_commands", "preflight", "soak", "compare/options"]
+    "module",
+    [
+        *("cli", "data_commands", "model_commands", "job_commands", "compare/options"),
+        *("config", "benchmark", "measure_options", "preflight", "soak"),
+    ],
 )
 def test_every_option_is_explained(module: str, repository: Path) -> None:
     """The line after a field is what --help says of it; a section is explained by its class."""

@@ -1,5 +1,6 @@
 """Detectors' files as they come: wrappers' names, averaged weights, folders, other detectors, and damage."""
 
+import argparse
 import copy
 import json
 import logging
@@ -19,10 +20,11 @@ from torch import Tensor
 from detr_container.build import start_from
 from detr_container.config import to_dict
 from detr_container.datasets.annotations import Category
+from detr_container.export import exported
 from detr_container.models.layouts import to_hugging_face, to_published
 from detr_container.models.pretrained import detector_weights
 from detr_container.models.weights import find_weights
-from detr_container.trained import Trained, exported, open_trained
+from detr_container.trained import Trained, open_trained
 
 OURS = model_of(SMALL, 3).state_dict()
 OTHER = {name: value + 0.01 if value.is_floating_point() else value for name, value in OURS.items()}
@@ -138,6 +140,48 @@ def test_a_folder_of_hugging_face_with_its_class_names(tmp_path: Path, caplog: p
         open_trained(folder, CPU)
 
 
+def test_sizes_of_images_come_from_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Hugging Face's image processors have said them over the years."""
+    folder = hub_folder(tmp_path / "hub")
+    usual = open_trained(folder, CPU).experiment.data
+    assert (usual.resize, usual.eval_size, usual.max_size) == ("shortest", 800, 1333)
+    cases: list[tuple[dict[str, Any], tuple[str, int, int]]] = [
+        ({"size": {"shortest_edge": 480, "longest_edge": 640}}, ("shortest", 480, 640)),
+        ({"size": 600, "max_size": 1000}, ("shortest", 600, 1000)),
+        ({"size": {"height": 512, "width": 512}}, ("square", 512, 1333)),
+        ({"size": {"height": 512, "width": 640}}, ("shortest", 800, 1333)),
+        ({"size": {"shortest_edge": "x"}}, ("shortest", 800, 1333)),
+    ]
+    for values, expected in cases:
+        caplog.clear()
+        (folder / "preprocessor_config.json").write_text(json.dumps(values))
+        data = open_trained(folder, CPU).experiment.data
+        assert (data.resize, data.eval_size, data.max_size) == expected
+        assert ("does not say a size" in caplog.text) == (values in (cases[-1][0], cases[-2][0]))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(ValueError, match=r"_config\.json: image_mean is \[0\.5, 0\.5, 0\.5\], and images are"):
+        open_trained(folder, CPU)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 10**9}}))
+    with pytest.raises(ValueError, match=r"hub: data\.eval_size=1000000000: it must be"):
+        open_trained(folder, CPU)
+
+
+def test_a_folder_of_another_decoder_is_refused(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "hub", auxiliary_loss=True)
+    with pytest.raises(ValueError, match=r"config\.json: with auxiliary_loss their decoder hands normalised features"):
+        open_trained(folder, CPU)
+
+
+def test_dilation_is_what_a_config_says(tmp_path: Path) -> None:
+    """In words, or as the stride of timm's backbone."""
+    dilated = replace(SMALL, backbone=replace(SMALL.backbone, name="resnet50", dilation=True))
+    state = {name: value.contiguous() for name, value in to_hugging_face(model_of(dilated, 3).state_dict()).items()}
+    for number, config in enumerate(({"dilation": True}, {"backbone_config": {"output_stride": 16}}, {})):
+        folder = hub_folder(tmp_path / f"hub{number}", **config)
+        save_file(state, folder / "model.safetensors")
+        assert open_trained(folder, CPU).experiment.backbone.dilation == bool(config)
+
+
 def test_shards_are_put_together(tmp_path: Path) -> None:
     folder = tmp_path / "hub"
     folder.mkdir()
@@ -170,6 +214,28 @@ def test_no_coco_name_for_other_numbers_of_rows(tmp_path: Path, caplog: pytest.L
     listed.write_text(json.dumps({"images": [], "annotations": [], "categories": categories[2:]}))
     with pytest.raises(ValueError, match="1 categories up to id 7, the weights 3 classes"):
         open_trained(path, CPU, "", "auto", listed)
+
+
+def test_panoptic_heads_have_the_names_of_coco(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a mask head or the file says that they are: 250 classes alone may be any."""
+    state = to_published(model_of(SMALL, 250).state_dict())
+    masks = {"mask_head.lay1.weight": torch.zeros(1), "bbox_attention.q_linear.weight": torch.zeros(1)}
+    said = argparse.Namespace(dataset_file="coco_panoptic", nheads=8)
+    for path in (
+        saved(tmp_path / "masks.pth", prefixed(state, "detr.") | masks),
+        saved(tmp_path / "says.pth", state, args=said),
+    ):
+        caplog.clear()
+        names = {category.id: category.name for category in open_trained(path, CPU).classes}
+        assert len(names) == 250
+        expected = {1: "person", 90: "toothbrush", 92: "banner", 149: "road", 200: "rug-merged"}
+        assert expected.items() <= names.items()
+        assert (names[91], names[249]) == ("(unused id 91)", "(unused id 249)")
+        assert "251 class rows by panoptic COCO id (--experiment overrules)" in caplog.text
+    path = saved(tmp_path / "plain.pth", state)
+    assert open_trained(path, CPU).classes[1].name == "class 1"
+    assert '251 class rows without names: "class 0", "class 1", ... (--classes ANNOTATIONS names them)' in caplog.text
+    assert start_from(model_of(SMALL, 1), SMALL, (Category(1, "road"),), tmp_path / "masks.pth").classes == ("road",)
 
 
 @pytest.mark.parametrize("identity", [-1, 3_000_000_000])

@@ -1,7 +1,8 @@
-"""Models side by side: which detections are one object, how much attention lies in its box, and what sheets show."""
+"""Models side by side: how much attention lies in a box, what the JSON holds and what sheets show."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import shutil
@@ -14,25 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matched import most, naive_iou, some, weights_of
 from numpy.typing import NDArray
 from PIL import Image
-from runs import one_thread, tiny, train_in
+from runs import final_state, one_thread, tiny, train_in
 
 from detr_container import cli
 from detr_container.config import DataConfig
 from detr_container.datasets.annotations import Category
-from detr_container.inspection import (
-    Found,
-    Model,
-    draw_sheet,
-    labels,
-    look,
-    match_across,
-    open_models,
-    tally,
-    within_box,
-    write_inspection,
-)
+from detr_container.found_objects import Found, Model, look, within_box
+from detr_container.inspection import labels, open_models, tally, write_inspection
+from detr_container.inspection_sheet import draw_sheet
+from detr_container.models.layouts import to_published
 from detr_container.pictures import PALETTE
 from detr_container.predict import Prediction, predict
 from detr_container.run import Run
@@ -90,15 +84,6 @@ def like(image: Image.Image, colour: Sequence[int], within: int = 0) -> NDArray[
     return difference
 
 
-def naive_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Of x, y, width, height."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    whole = a[2] * a[3] + b[2] * b[3] - shared
-    return shared / whole if whole > 0 else 0.0
-
-
 def naive_share(prediction: Prediction, query: int, bbox: Sequence[float]) -> float:
     """Cell by cell: how much of its part of the picture a box covers, times its attention."""
     assert prediction.output.attention is not None
@@ -119,80 +104,6 @@ def naive_share(prediction: Prediction, query: int, bbox: Sequence[float]) -> fl
                 covered = max(0.0, min(right, x2) - max(left, x1)) * max(0.0, min(bottom, y2) - max(top, y1))
                 inside += mass * covered / ((x2 - x1) * (y2 - y1))
     return inside / everything
-
-
-def most(weights: Sequence[Sequence[float]], used: frozenset[int] = frozenset()) -> float:
-    """The largest sum of weights of pairs, trying all of them; 0 is no pair."""
-    if not weights:
-        return 0.0
-    first, *others = weights
-    best = most(others, used)
-    for column, weight in enumerate(first):
-        if weight and column not in used:
-            best = max(best, weight + most(others, used | {column}))
-    return best
-
-
-def some(name: str, score: float, box: Sequence[float]) -> Found:
-    """A detection without maps; box: x, y, width, height."""
-    x, y, width, height = box
-    record = {"category": name, "score": score, "bbox": list(box)}
-    return Found(record, torch.tensor([x, y, x + width, y + height]), torch.zeros(1, 2, 2))
-
-
-def weights_of(ours: Sequence[Found], theirs: Sequence[Found]) -> list[list[float]]:
-    """IoUs of the pairs that may be one object, 0 for others."""
-    table = []
-    for one in ours:
-        overlaps = [naive_iou(one.record["bbox"], other.record["bbox"]) for other in theirs]
-        same = [one.record["category"].lower() == other.record["category"].lower() for other in theirs]
-        table.append([iou if iou >= 0.5 and alike else 0.0 for iou, alike in zip(overlaps, same, strict=True)])
-    return table
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_matching_is_the_best_of_all(seed: int) -> None:
-    """On crowded random boxes, where choosing the best pair first is not the best."""
-    random = np.random.default_rng(seed)
-
-    def model(count: int) -> list[Found]:
-        corners = random.uniform(0, 12, (count, 2))
-        sizes = random.uniform(20, 30, (count, 2))
-        names = random.choice(["ring", "Ring", "star"], count)
-        scores = sorted(random.uniform(0, 1, count), reverse=True)
-        return [some(str(n), s, [*c, *z]) for n, s, c, z in zip(names, scores, corners, sizes, strict=True)]
-
-    ours, theirs = model(5), model(6)
-    objects = match_across([ours, theirs])
-    pairs = [(a, b) for a, b in objects if a and b]
-    table = weights_of(ours, theirs)
-    reached = sum(naive_iou(a.record["bbox"], b.record["bbox"]) for a, b in pairs)
-    assert pairs
-    assert reached == pytest.approx(most(table), abs=1e-5)
-    assert all(weights_of([a], [b])[0][0] >= 0.5 for a, b in pairs)
-    for place, model_found in enumerate((ours, theirs)):
-        listed = [thing[place] for thing in objects if thing[place] is not None]
-        assert sorted(map(id, listed)) == sorted(map(id, model_found))
-    best = [max(one.record["score"] for one in thing if one) for thing in objects]
-    assert best == sorted(best, reverse=True)
-
-
-def test_matching_of_three_and_of_none() -> None:
-    box, moved, far = [10.0, 10, 20, 20], [14.0, 10, 20, 20], [60.0, 60, 20, 20]
-    first, second = [some("ring", 0.6, box)], [some("star", 0.9, box), some("ring", 0.3, far)]
-    third = [some("RING", 0.8, moved), some("star", 0.5, box), some("ring", 0.2, [60.0, 60, 0, 0])]
-    objects = match_across([first, second, third])
-    assert objects == [
-        [None, second[0], third[1]],  # 0.9
-        [first[0], None, third[0]],  # 0.8
-        [None, second[1], None],
-        [None, None, third[2]],  # without area, so it overlaps nothing
-    ]
-    # The first box decides: one that drifts from model to model does not take the object along.
-    drifting = [[some("ring", 0.9 - place / 10, [10.0 + 4 * place, 10, 20, 20])] for place in range(3)]
-    assert match_across(drifting) == [[drifting[0][0], drifting[1][0], None], [None, None, drifting[2][0]]]
-    assert match_across([[], []]) == []
-    assert match_across([[], first]) == [[None, first[0]]]
 
 
 def test_the_json(models: list[Model], root: Path, tmp_path: Path) -> None:
@@ -239,7 +150,8 @@ def test_two_checkpoints_of_a_run(smca: Path, root: Path, tmp_path: Path, capsys
     """Their detections hardly differ, so many are matched, and as well as they can be."""
     picture = min((root / "val2017").iterdir())
     older, newer = sorted((smca / "checkpoints").glob("*.pt"))
-    assert inspect(older, newer, "--image", picture, "--output", tmp_path / "out", "--threshold", 0) == 0
+    usual = ("--weights", "auto", "model", "--classes", "", "", "--experiment", "", "")
+    assert inspect(older, newer, "--image", picture, "--output", tmp_path / "out", "--threshold", 0, *usual) == 0
     (record,) = json.loads((tmp_path / "out" / "inspection.json").read_text())["pictures"]
     pairs = [tuple(thing["detections"].values()) for thing in record["objects"]]
     assert list(record["objects"][0]["detections"]) == [older.name, newer.name]
@@ -431,6 +343,22 @@ def test_class_lists_that_differ(
         open_models([smca, detr], CPU)
 
 
+def test_weights_and_class_names_of_foreign_files(detr: Path, root: Path, tmp_path: Path) -> None:
+    """Averaged beside raw weights of one file, whose classes an annotation file names."""
+    state = to_published(final_state(detr)["model"])
+    average = {name: value + 1 if name == "query_embed.weight" else value for name, value in state.items()}
+    path = tmp_path / "foreign.pth"
+    heads = tiny(root).head.heads
+    torch.save({"model": state, "model_ema": average, "args": argparse.Namespace(nheads=heads)}, path)
+    annotations = str(root / "annotations" / "instances_val2017.json")
+    averaged, raw = open_models([path, path], CPU, weights=("ema", "model"), classes=(annotations, annotations))
+    queries = [one.trained.model.query_embed.weight for one in (averaged, raw)]
+    assert torch.equal(queries[0], queries[1] + 1)
+    assert averaged.trained.classes == raw.trained.classes == open_models([detr, detr], CPU)[0].trained.classes
+    with pytest.raises(ValueError, match=r"no class in common \(foreign\.pth: class 0, class 1, .*; foreign"):
+        open_models([path, path], CPU, classes=("", annotations))
+
+
 def test_mistakes(smca: Path, detr: Path, flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is told with what would help, before anything is written."""
     (tmp_path / "broken.png").write_bytes(flat.read_bytes()[:60])
@@ -449,7 +377,9 @@ def test_mistakes(smca: Path, detr: Path, flat: Path, tmp_path: Path, capsys: py
         ((smca, tmp_path / "x.pt", "--image", flat), "x.pt: there is no such checkpoint"),
         ((smca, detr, "--image", flat, "--threshold", 1.5), "threshold=1.5: it must be"),
         ((smca, detr, "--image", flat, "--objects", -1), "objects=-1: it must be"),
-        ((smca, detr, "--image", flat, "--experiment", "demo"), "--experiment has 1 names for 2 models: give one per"),
+        ((smca, detr, "--image", flat, "--experiment", "demo"), "--experiment has 1 words for 2 models: give one per"),
+        ((smca, detr, "--image", flat, "--weights", "ema"), "give one per model in their order, auto for those"),
+        ((smca, detr, "--image", flat, "--classes", "a", "b", "c"), "--classes has 3 words for 2 models: give one per"),
     ]
     for arguments, said in cases:
         assert inspect(*arguments, *out) == 2

@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 from runs import environment
 from tyro.constructors import PrimitiveConstructorSpec
 
-from detr_container import cli
+from detr_container import cli, data_commands, model_commands
 from detr_container.compare.options import CompareOptions, ReportOptions
 from detr_container.config import Experiment, from_dict, to_dict
 from detr_container.experiments import named
@@ -49,11 +49,11 @@ def numbers_without_rule(hint: typing.Any, name: str = "") -> list[str]:
     "kind",
     [
         Experiment,
-        cli.EvaluateOptions,
-        cli.PredictOptions,
-        cli.InspectOptions,
-        cli.ShapesOptions,
-        cli.CheckOptions,
+        model_commands.EvaluateOptions,
+        model_commands.PredictOptions,
+        model_commands.InspectOptions,
+        data_commands.ShapesOptions,
+        data_commands.CheckOptions,
         CompareOptions,
         ReportOptions,
         MeasureOptions,

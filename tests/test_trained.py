@@ -16,10 +16,11 @@ from detr_container.checkpoint import load
 from detr_container.config import BackboneConfig, Experiment, HeadConfig, to_dict
 from detr_container.datasets.annotations import Category
 from detr_container.experiments import FOCAL
+from detr_container.export import exported
 from detr_container.models.detector import Detector
 from detr_container.models.layouts import to_hugging_face, to_published
 from detr_container.models.pretrained import fine_tune_from
-from detr_container.trained import Trained, exported, guess, open_trained
+from detr_container.trained import Trained, guess, open_trained
 
 CPU = torch.device("cpu")
 SMALL = Experiment(

@@ -164,7 +164,7 @@ def checkpoints(maker: Maker, folder: Path, rng: random.Random) -> Case:
         ["train", "debug", "--backbone.weights", "weights.pth", *data, *FEW],
         ["predict", "weights.pth", maker.images()[0]],
         ["evaluate", "weights.pth", "--data-root", str(maker.base.data), "--output", "out"],
-        ["export", "weights.pth", "out", "--layout", rng.choice(("published", "hugging-face"))],
+        ["export", "weights.pth", "out", "--layout", rng.choice(("published", "hugging-face", "hugging-face-folder"))],
         ["inspect", "weights.pth", str(maker.base.runs / "two"), "--image", maker.images()[0]],
     ]
     return Case(folder, what, rng.choice(calls))
@@ -286,9 +286,9 @@ def _options(command: str) -> list[str]:
         "sweep": ["--grid", "--seeds", "--set", "--at-once", "--runs", *slurm],
         "evaluate": ["--experiment", "--data-root", "--images", "--annotations", "--output", "--evaluator",
                      "--eval-batch", "--workers"],
-        "predict": ["--output", "--threshold", "--maps", "--experiment"],
-        "inspect": ["--output", "--threshold", "--objects", "--experiment"],
-        "export": ["--layout"],
+        "predict": ["--output", "--threshold", "--maps", "--experiment", "--classes"],
+        "inspect": ["--output", "--threshold", "--objects", "--experiment", "--weights", "--classes"],
+        "export": ["--layout", "--rows", "--classes"],
         "report": [f"--{name}" for name in ReportOptions.__dataclass_fields__ if name != "measure"],
         "logs": ["--rank"],
         "data check": ["--train-images", "--train-annotations", "--val-images", "--val-annotations", "--workers",

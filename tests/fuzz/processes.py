@@ -24,7 +24,7 @@ import psutil
 MEMORY = 4 * 2**30
 """Bytes that a command on tiny inputs may take."""
 GRACE = 20.0
-"""Seconds that it may take to answer SIGTERM."""
+"""Seconds that it may take to answer SIGTERM, and that what it has started may take to end after it."""
 
 
 @dataclass(frozen=True)
@@ -170,17 +170,20 @@ def _watch(pid: int, limit: float) -> dict[str, Any]:
 
 
 def _in_session(session: int) -> list[psutil.Process]:
-    """Processes of a session whose leader has ended, once those that were just ending are gone."""
-    for _ in range(20):
+    """Processes of a session whose leader has ended, once those that were just ending are gone.
+
+    The server of loader processes takes a second or two on an idle machine: torch is a lot to clear away.
+    """
+    end = time.monotonic() + GRACE
+    while True:
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
                 if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
-        if not found:
-            return []
+        if not found or time.monotonic() > end:
+            return found
         time.sleep(0.1)
-    return found
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     # What matplotlib caches would otherwise be written, and computed, for every command.
-    with forks(environment(MPLCONFIGDIR=str(tmp_path_factory.mktemp("matplotlib")))) as server:
+    kept = tmp_path_factory.mktemp("matplotlib")
+    # Nor may a cluster that happens to run on this machine take the jobs.
+    with forks(environment(MPLCONFIGDIR=str(kept), SLURM_CONF=str(kept / "no-slurm.conf"))) as server:
         yield server
 
 
