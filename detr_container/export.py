@@ -37,7 +37,7 @@ def write_export(trained: Trained, target: Path, layout: Layout, rows: Rows) -> 
     if layout == "hugging-face-folder":
         _write_folder(trained, target, state, rows)
     elif target.suffix == ".safetensors":
-        _write_safetensors(target, state)
+        _write_safetensors(target, state, follow=True)
     else:
         content = {"model": state} if layout == "published" else state
         atomic_write(target, partial(torch.save, content), follow=True)
@@ -97,14 +97,14 @@ def _write_folder(trained: Trained, folder: Path, state: dict[str, Tensor], rows
     if folder.is_dir() and not is_weights_folder(folder) and any(folder.iterdir()):
         raise ValueError(f"{folder} holds other things: name a new folder, or one that was exported before")
     _write_safetensors(folder / "model.safetensors", state)
-    write_json(folder / PROCESSOR, _processor(trained.experiment.data), follow=True)
+    write_json(folder / PROCESSOR, _processor(trained.experiment.data))
     config = _config(trained.experiment, _labels(trained, len(state["class_labels_classifier.bias"]) - 1, rows))
-    write_json(folder / "config.json", config, follow=True)
+    write_json(folder / "config.json", config)
 
 
-def _write_safetensors(path: Path, state: dict[str, Tensor]) -> None:
+def _write_safetensors(path: Path, state: dict[str, Tensor], follow: bool = False) -> None:
     data = save({name: value.contiguous() for name, value in state.items()}, {"format": "pt"})
-    atomic_write(path, lambda file: file.write(data), len(data), follow=True)
+    atomic_write(path, lambda file: file.write(data), len(data), follow)
 
 
 def _labels(trained: Trained, count: int, rows: Rows) -> list[str]:

@@ -52,7 +52,7 @@ class Found:
     @property
     def masks(self) -> bool:
         """Whether DETR's mask head stands beside the detector."""
-        return any(name.startswith(("mask_head.", "bbox_attention.")) for name in self.outside)
+        return any(not {"mask_head", "bbox_attention"}.isdisjoint(name.split(".")) for name in self.outside)
 
     def remarks(self, source: object, option: str) -> list[str]:
         """What the person should hear: of two sets of weights, which was taken; what was left out.

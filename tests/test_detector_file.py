@@ -223,6 +223,7 @@ def test_panoptic_heads_have_the_names_of_coco(tmp_path: Path, caplog: pytest.Lo
     said = argparse.Namespace(dataset_file="coco_panoptic", nheads=8)
     for path in (
         saved(tmp_path / "masks.pth", prefixed(state, "detr.") | masks),
+        saved(tmp_path / "wrapped.pth", prefixed(prefixed(state, "detr.") | masks, "model.")),
         saved(tmp_path / "says.pth", state, args=said),
     ):
         caplog.clear()

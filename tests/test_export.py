@@ -127,6 +127,14 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in run.iterdir()] == ["config.json"]
     for _ in range(2):
         write_export(trained(SMALL), tmp_path / "hub", "hugging-face-folder", "id")
+    # As Hugging Face keeps what it has downloaded: every file is a link to where all that use it look.
+    blob = tmp_path / "blob"
+    (tmp_path / "hub" / "model.safetensors").rename(blob)
+    (tmp_path / "hub" / "model.safetensors").symlink_to(blob)
+    kept = blob.read_bytes()
+    with pytest.raises(OSError, match=r"model\.safetensors is a symbolic link"):
+        write_export(trained(replace(SMALL, seed=1)), tmp_path / "hub", "hugging-face-folder", "id")
+    assert blob.read_bytes() == kept
 
 
 def test_class_names_that_were_given_are_exported(tmp_path: Path) -> None:
