@@ -138,6 +138,9 @@ def read_detector(path: Path, which: Which = "auto", option: str = "--weights") 
     stored = checkpoint.get("args")
     if isinstance(stored, argparse.Namespace):
         arguments = stored
+    elif isinstance(stored, Mapping):
+        # As exports here hold them: a Namespace is not loaded by torch as it is.
+        arguments = argparse.Namespace(**{str(name): value for name, value in stored.items()})
     panoptic = inside.masks or getattr(arguments, "dataset_file", "") == "coco_panoptic"
     return DetectorFile(path, state, layout, experiment, classes, names, arguments, step, sizes, panoptic)
 

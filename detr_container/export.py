@@ -16,7 +16,7 @@ from detr_container.models.layouts import to_hugging_face, to_published
 from detr_container.models.pretrained import scatter_rows
 from detr_container.models.resnet import DEPTHS
 
-from .config import DataConfig, Experiment
+from .config import DataConfig, Experiment, HeadConfig
 from .detector_file import PROCESSOR, is_weights_folder
 from .files import atomic_write, write_json
 from .trained import Trained
@@ -25,6 +25,8 @@ Layout = Literal["published", "hugging-face", "hugging-face-folder"]
 Rows = Literal["id", "order"]
 
 
+_USUAL = {"nheads": 8, "dilation": False, "smooth": HeadConfig.smooth}
+"""What weights are taken for that stand alone."""
 _FOLDER = " (--layout hugging-face-folder does)"
 
 
@@ -34,14 +36,26 @@ def write_export(trained: Trained, target: Path, layout: Layout, rows: Rows) -> 
     Returns the number of tensors. Raises ValueError for what the layout cannot say, and for a folder of something else.
     """
     state = exported(trained, layout, rows)
+    unsaid = _unsaid(trained.experiment)
     if layout == "hugging-face-folder":
         _write_folder(trained, target, state, rows)
     elif target.suffix == ".safetensors":
+        if not unsaid.items() <= _USUAL.items():
+            raise ValueError(
+                f"{target}: a file of safetensors holds weights alone, which do not say {unsaid}: end its name in .pth"
+            )
         _write_safetensors(target, state, follow=True)
     else:
-        content = {"model": state} if layout == "published" else state
+        content = {"model": state, "args": unsaid} if layout == "published" else state
         atomic_write(target, partial(torch.save, content), follow=True)
     return len(state)
+
+
+def _unsaid(settings: Experiment) -> dict[str, Any]:
+    """What no tensor shows of a model that published layouts can hold, under the names of the published arguments."""
+    head = settings.head
+    smooth = {"smooth": head.smooth} if head.kind == "smca" else {}
+    return {"nheads": head.heads, "dilation": settings.backbone.dilation, **smooth}
 
 
 def exported(trained: Trained, layout: Layout, rows: Rows = "id") -> dict[str, Tensor]:

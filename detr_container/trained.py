@@ -126,7 +126,9 @@ def named_rows(path: Path, count: int) -> tuple[Category, ...]:
 
 
 def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = None) -> Experiment:
-    """The experiment whose model has these tensors. Heads and dilation leave no trace: they come from the arguments.
+    """The experiment whose model has these tensors.
+
+    Heads, dilation and SMCA-DETR's constant leave no trace: they come from the arguments.
 
     arguments: what the published code stored beside the weights, if it did.
     """
@@ -157,7 +159,10 @@ def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = No
         count = 0 if scale is None else scale.numel() // heads
         if count >= len(GAUSSIANS):
             raise ValueError(f"SMCA-DETR has at most 3 scales per head, not {count}")
-        head = replace(head, gaussian=GAUSSIANS[count])
+        smooth = getattr(arguments, "smooth", HeadConfig.smooth)
+        if isinstance(smooth, bool) or not isinstance(smooth, int | float):
+            raise ValueError(f"it says that SMCA-DETR's constant is {smooth!r}, which is no number")
+        head = replace(head, gaussian=GAUSSIANS[count], smooth=float(smooth))
     dilation = bool(getattr(arguments, "dilation", False))
     return Experiment(
         backbone=_guess_backbone(state, dilation), head=head, loss=FOCAL if focal else LossConfig(), name="published"

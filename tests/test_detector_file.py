@@ -256,6 +256,16 @@ def test_smca_exports_one_row_more_than_ids() -> None:
     assert state["class_embed.bias"][3] == -1e4
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"nheads": "x"}, {"nheads": 7}, {"smooth": "x"}, {"smooth": -1}, {3: 4, "": None}]
+)
+def test_arguments_that_cannot_be(arguments: dict[Any, Any], tmp_path: Path) -> None:
+    path = saved(tmp_path / "c.pth", to_published(model_of(SMCA, 3).state_dict()), args=arguments)
+    said = refusal(lambda: open_trained(path, CPU))
+    assert bool(said) == (3 not in arguments)
+    assert "\n" not in said
+
+
 def refusal(act: Callable[[], object]) -> str:
     """What a ValueError says, the only kind of error there may be; empty when there is none."""
     try:

@@ -18,6 +18,7 @@ from detr_container.trained import Trained, open_trained
 DC5 = replace(SMALL, backbone=replace(SMALL.backbone, name="resnet50", dilation=True))
 ODD = replace(SMALL, head=replace(SMALL.head, heads=4, position="learned"))
 DEEP = replace(SMALL, backbone=replace(SMALL.backbone, name="resnet50"), head=replace(SMALL.head, encoder_layers=0))
+PLAIN = {int, float, bool}
 SIZED = replace(SMALL, data=replace(SMALL.data, eval_size=96, max_size=160))
 
 
@@ -116,6 +117,27 @@ def test_a_file_is_what_its_name_says(name: str, layout: Any, tmp_path: Path) ->
     write_export(before, tmp_path / name, layout, "order")
     for ours, theirs in zip(outputs(open_trained(tmp_path / name, CPU).model), outputs(before.model), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        replace(SMALL, head=replace(SMALL.head, heads=4)),
+        replace(SMCA, head=replace(SMCA.head, heads=2, smooth=3.0)),
+        DC5,
+    ],
+    ids=["heads", "smca", "DC5"],
+)
+def test_what_no_tensor_shows_stands_beside_published_weights(experiment: Experiment, tmp_path: Path) -> None:
+    before = trained(experiment)
+    write_export(before, tmp_path / "file.pth", "published", "order")
+    assert {type(value) for value in torch.load(tmp_path / "file.pth", weights_only=True)["args"].values()} <= PLAIN
+    for ours, theirs in zip(
+        outputs(open_trained(tmp_path / "file.pth", CPU).model), outputs(before.model), strict=True
+    ):
+        torch.testing.assert_close(ours[..., : theirs.shape[-1]], theirs)
+    with pytest.raises(ValueError, match=r"file\.safetensors: a file of safetensors holds weights alone.*in \.pth"):
+        write_export(before, tmp_path / "file.safetensors", "published", "order")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
