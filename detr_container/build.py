@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from detr_container.datasets.annotations import Annotations, Category, read_annotations, resolve
 from detr_container.datasets.dataset import DetectionDataset
@@ -37,6 +38,7 @@ from .files import sha256
 from .shortage import asking, for_model
 
 _log = logging.getLogger(__name__)
+M = TypeVar("M", bound=nn.Module)
 
 
 def longest_side(data: DataConfig) -> int:
@@ -128,11 +130,16 @@ def build_detector(experiment: Experiment, classes: int, weights: bool = True) -
             model: Detector = Detr(backbone, logits, pre_norm=head.pre_norm, **shared)
         else:
             model = SmcaDetr(backbone, logits, gaussian=head.gaussian, smooth=head.smooth, **shared)
-        # Not `model.to`: it would ask the same of a convolution in three dimensions, which has no such layout.
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.dim() == 4:
-                tensor.data = tensor.data.contiguous(memory_format=backbone.memory_format)
-        return model
+        return lay_out(model, backbone.memory_format)
+
+
+def lay_out(model: M, layout: torch.memory_format) -> M:
+    """Let a model's tensors of four dimensions lie in memory as its feature maps do. Returns the model."""
+    # Not `model.to`: it would ask the same of a convolution in three dimensions, which has no such layout.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+    return model
 
 
 def build_matcher(experiment: Experiment) -> Matcher:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
 from .arguments import parse
 from .compare.options import CompareOptions, ReportOptions
+from .files import write_json
+from .limits import natural
 from .shortage import asking
 from .terminal import console
 
@@ -41,35 +45,42 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+FEW = 12
+"""Backbones that are tried unless told otherwise: a minute or two."""
+
+
 @dataclass(frozen=True)
 class BackbonesOptions:
     """Options of `backbones`."""
 
     pattern: tyro.conf.Positional[str] = ""
     """Part of a name, or a pattern such as 'convnext*'; without it all are looked at, which takes many minutes."""
+    tried: Annotated[Literal["few", "yes", "no"], tyro.conf.arg(name="try")] = "few"
+    """Also take training steps (forward and backward, at two sizes, on the CPU): `few` where at most 12 names fit."""
+    processes: Annotated[int, natural(512)] = 0
+    """How many are looked at together, each in a process of about 0.5 GB; 0: one for each core, 8 at most."""
+    output: Path | None = None
+    """Also write the table to this JSON file."""
 
 
 def backbones(arguments: Sequence[str]) -> int:
-    """Which backbones work: channels, strides, parameters and image sizes, or why not: `backbones [PATTERN]`."""
+    """Which backbones work: parameters, image sizes, strides, channels, or why not: `backbones [PATTERN]`."""
     options = parse(BackbonesOptions, arguments, "backbones", backbones.__doc__)
-    from .backbones import entries, names_of
+    from .backbones import entries, names_of, table_row
+    from .compare.running import cores
+    from .datasets.progress import track
 
     names = names_of(options.pattern)
-    width, working = max(map(len, names)), 0
-    for entry in entries(names):
-        if entry.refused:
-            told = f"no: {entry.refused}"
-        else:
-            working += 1
-            size = (
-                f"square images of one size (made for {entry.side})"
-                if entry.side
-                else f"any size, multiple {entry.multiple}"
-            )
-            told = (
-                f"{entry.parameters / 1e6:7.1f} M  strides {' '.join(map(str, entry.strides))}; "
-                f"channels {' '.join(map(str, entry.channels))}; {size}"
-            )
-        console().print(f"{entry.name:<{width}}  {told}", soft_wrap=True)
-    console().print(f"{working} of {len(names)} work", soft_wrap=True)
+    tried = options.tried == "yes" or (options.tried == "few" and len(names) <= FEW)
+    found, width = [], max(map(len, names))
+    console().print(table_row(None, width), soft_wrap=True)
+    looked = entries(names, tried, min(options.processes or min(cores(), 8), len(names)))
+    for entry in track(looked, len(names), "looking at backbones", show=True):
+        found.append(entry)
+        console().print(table_row(entry, width), soft_wrap=True)
+    working = sum(not entry.refused for entry in found)
+    told = "" if tried else "; shapes alone were looked at: --try yes takes training steps, too"
+    console().print(f"{working} of {len(names)} work{told}", soft_wrap=True)
+    if options.output is not None:
+        write_json(options.output, {"tried": tried, "backbones": [asdict(entry) for entry in found]}, follow=True)
     return 0

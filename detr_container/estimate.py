@@ -214,7 +214,7 @@ def step_memory(
     when a stop was requested while that process was at work.
     """
     if here.device.type == "cpu":
-        room = limit or min(psutil.virtual_memory().available, *cgroup_limits(), sys.maxsize)
+        room = limit or free_memory()
         return _in_process(experiment, largest, folder, room, stop), room
     free, whole = torch.cuda.mem_get_info()
     room = min(limit or free, free)
@@ -267,6 +267,11 @@ def _take_step(experiment: Experiment, data: Data, largest: Largest, folder: Pat
 def with_random_weights(experiment: Experiment) -> Experiment:
     """The same experiment, which then needs no file of weights."""
     return replace(experiment, init="", backbone=replace(experiment.backbone, weights="none"))
+
+
+def free_memory() -> int:
+    """Bytes that can still be taken on this machine, of what this process may take at most."""
+    return int(min(psutil.virtual_memory().available, *cgroup_limits(), sys.maxsize))
 
 
 def cgroup_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:

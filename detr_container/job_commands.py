@@ -339,17 +339,28 @@ def sweep(arguments: Sequence[str]) -> int:
     home = place_of_many(options.runs, options.name, "the sweep's name")
     members = members_of(home, options.experiments, options.grid, options.seeds, options.set)
     rows = standings([member.folder for member in members])
-    todo = [member for member, row in zip(members, rows, strict=True) if row.state not in (*ACTIVE, "finished")]
+    todo, damaged = [], False
     for member, row in zip(members, rows, strict=True):
-        verb = "to submit" if member in todo else "left alone"
-        _say(f"{member.folder}: {row.state if row.state != 'no run' else 'new'}, {verb}")
+        state = row.state if row.state != "no run" else "new"
+        if row.state in (*ACTIVE, "finished"):
+            _say(f"{member.folder}: {state}, left alone")
+            continue
+        try:
+            jobs.check_folder(member, row)
+        except (ValueError, OSError) as error:
+            # The others are submitted all the same.
+            damaged = True
+            _say(f"{member.folder}: {state}, left out: {error}")
+        else:
+            todo.append(member)
+            _say(f"{member.folder}: {state}, to submit")
     if not todo:
         _say("nothing to submit")
-        return 0
+        return int(damaged)
     at_once = options.at_once or (1 if options.cluster == "local" else 0)
     if options.dry_run:
         sys.stdout.write(jobs.dry_run(todo, home / "submissions", options.slurm, at_once) + "\n")
-        return 0
+        return int(damaged)
     submission = jobs.submit(todo, home / "submissions", options.slurm, options.cluster, at_once=at_once)
     _say(
         f"submitted {len(todo)} of {len(members)} runs: job {', '.join(submission.jobs)}",
@@ -357,4 +368,4 @@ def sweep(arguments: Sequence[str]) -> int:
         f"  detr-container cancel {home}",
         "  the same command again submits what has failed, and nothing else",
     )
-    return 0
+    return int(damaged)

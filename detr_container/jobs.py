@@ -27,7 +27,7 @@ from .arguments import start_logging
 from .config import Experiment
 from .files import refuse_links, write_json
 from .run import WRITTEN, Run, changes
-from .standing import ACTIVE, standing
+from .standing import ACTIVE, Standing, standing
 
 CLUSTER = "DETR_CONTAINER_CLUSTER"
 EVIDENCE = "checkpoints/checkpoint-*.pt"
@@ -162,7 +162,7 @@ def check(members: Sequence[Member], resources: Resources, where: Where) -> None
 def check_member(member: Member, world: int) -> None:
     """Raise ValueError when a run cannot be trained by so many processes, or not in its folder."""
     _check_settings(member.experiment, world)
-    _check_folder(member)
+    check_folder(member)
 
 
 def _check_settings(experiment: Experiment, world: int) -> None:
@@ -181,12 +181,16 @@ def _check_settings(experiment: Experiment, world: int) -> None:
             raise ValueError(f"{name}={value}: there is no such file")
 
 
-def _check_folder(member: Member) -> None:
-    """That the run is not going on already, is not another one, and has something left to do."""
+def check_folder(member: Member, now: Standing | None = None) -> None:
+    """Raise ValueError or OSError when the run goes on already, is another, has nothing left to do, or is damaged.
+
+    now: how it stands, where that is known.
+    """
     refuse_links(member.folder, WRITTEN)
     # Where this cannot be read, nobody knows whether a job of the run waits or runs.
     JobFolder(member.folder).submission()
-    run, now, folder = Run(member.folder), standing(member.folder), member.folder
+    run, folder = Run(member.folder), member.folder
+    now = now or standing(folder)
     if run.exists:
         before = run.experiment()
         changes(run.config_path, before, member.experiment)

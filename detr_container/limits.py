@@ -78,7 +78,7 @@ def broken(options: Any) -> Iterator[str]:
     """`name=value: it must be ...` for each value that breaks the rule at its field."""
     adapter = TypeAdapter(type(options))
     try:
-        adapter.validate_python(adapter.dump_python(options))
+        adapter.validate_python(adapter.dump_python(options, warnings=False))
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             name = _name(fault["loc"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator
 from tyro.constructors import PrimitiveConstructorSpec
 
 from .limits import between, check, natural
@@ -25,6 +26,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _parsed_or_text(text: str) -> Any:
+    try:
+        return parse_size(text)
+    except ValueError:
+        return text
+
+
 def size_text(size: Sequence[int]) -> str:
     """800x1333."""
     return f"{size[0]}x{size[1]}"
@@ -35,10 +43,12 @@ Size = Annotated[
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="HEIGHTxWIDTH",
-        instance_from_str=lambda words: parse_size(words[0]),
+        # What is no size is kept for `check`, which says what is wrong with it.
+        instance_from_str=lambda words: _parsed_or_text(words[0]),
         is_instance=lambda value: isinstance(value, tuple) and len(value) == 2,
         str_from_instance=lambda size: [size_text(size)],
     ),
+    BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value),
 ]
 
 

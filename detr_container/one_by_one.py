@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from typing import IO, Any
 
 STARTING = 60.0
@@ -21,23 +21,90 @@ STARTING = 60.0
 
 
 def found_of(
-    module: str, items: Mapping[str, Any], seconds: float, environment: Mapping[str, str] | None = None
+    module: str,
+    items: Mapping[str, Any],
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    processes: int = 1,
 ) -> Iterator[tuple[str, Any, str]]:
     """(name, what was found, "") or (name, None, what went wrong) of each item, as they come.
 
     seconds: how long one may take; the first of a process, which imports what it needs, has STARTING more.
+    processes: how many share the items. One that a signal ended at an item after others has that item tried once more
+    in a new one: what others did to its memory may have ended it.
     """
+    names = list(items)
+    shares = [{name: items[name] for name in names[first::processes]} for first in range(min(processes, len(names)))]
+    answers = queue.SimpleQueue[tuple[str, Any, str] | Exception | None]()
+    running = _Running()
+
+    def work(share: dict[str, Any]) -> None:
+        try:
+            for answer in _in_turn(module, share, seconds, environment, running):
+                answers.put(answer)
+            answers.put(None)
+        except (OSError, ValueError) as error:
+            # For the thread that waits, which raises it.
+            answers.put(error)
+
+    threads = [threading.Thread(target=work, args=(share,), daemon=True) for share in shares]
+    try:
+        for thread in threads:
+            thread.start()
+        working = len(threads)
+        while working:
+            answer = answers.get()
+            if isinstance(answer, Exception):
+                raise answer
+            if answer is None:
+                working -= 1
+            else:
+                yield answer
+    finally:
+        running.end()
+        for thread in threads:
+            thread.join()
+
+
+class _Running:
+    """The processes that work, so that they can be ended."""
+
+    def __init__(self) -> None:
+        self._lock, self._processes, self.ended = threading.Lock(), set[subprocess.Popen[str]](), False
+
+    def add(self, process: subprocess.Popen[str]) -> None:
+        """One more; it is ended at once where all have been."""
+        with self._lock:
+            self._processes.add(process)
+            if self.ended:
+                process.kill()
+
+    def end(self) -> None:
+        """End all, and those that come."""
+        with self._lock:
+            self.ended = True
+            for process in self._processes:
+                process.kill()
+
+
+def _in_turn(
+    module: str, items: Mapping[str, Any], seconds: float, environment: Mapping[str, str] | None, running: _Running
+) -> Iterator[tuple[str, Any, str]]:
+    """As `found_of`, with one process at a time."""
     left = dict(items)
-    while left:
-        for name, found, failed in _until_it_ends(module, dict(left), seconds, environment):
-            del left[name]
-            yield name, found, failed
+    while left and not running.ended:
+        with closing(_until_it_ends(module, dict(left), seconds, environment, running)) as answers:
+            for place, (name, found, failed, by_signal) in enumerate(answers):
+                if by_signal and place:
+                    break
+                del left[name]
+                yield name, found, failed
 
 
 def _until_it_ends(
-    module: str, items: Mapping[str, Any], seconds: float, environment: Mapping[str, str] | None
-) -> Iterator[tuple[str, Any, str]]:
-    """As `found_of`, up to and with the item at which the process ended or was ended."""
+    module: str, items: Mapping[str, Any], seconds: float, environment: Mapping[str, str] | None, running: _Running
+) -> Generator[tuple[str, Any, str, bool]]:
+    """As `found_of`, up to and with the item at which the process ended or was ended, and whether by a signal."""
     command = [sys.executable, "-m", module]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -53,6 +120,7 @@ def _until_it_ends(
         ]
         for reader in readers:
             reader.start()
+        running.add(process)
         try:
             with suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(dict(items)))
@@ -62,14 +130,14 @@ def _until_it_ends(
                 try:
                     line = lines.get(timeout=limit)
                 except queue.Empty:
-                    yield name, None, f"it took more than {seconds:g} seconds"
+                    yield name, None, f"it took more than {seconds:g} seconds", False
                     return
                 if not line:
                     readers[1].join()
-                    yield name, None, _end_of(process.wait(), words)
+                    yield name, None, _end_of(process.wait(), words), process.returncode < 0
                     return
                 answer, limit = json.loads(line), seconds
-                yield name, answer.get("found"), answer.get("failed", "")
+                yield name, answer.get("found"), answer.get("failed", ""), False
         finally:
             process.kill()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -55,7 +55,8 @@ def fit(name: str, stage: int = -1, stride: int = 0, canvas: int = 0) -> Fit:
     """
     _known(name)
     # Models that are looked at draw numbers, which must not change what is drawn for the one that is used.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), ExitStack() as end:
+        end.callback(_skeleton.cache_clear)
         maps, reasons = _best_stated(name, stage, stride), list[str]()
         own = _own_side(name)
         # A window of 7 cells at a stride of 32 pixels, for instance, wants multiples of 224.
@@ -131,15 +132,16 @@ def create(name: str, options: dict[str, Any], pretrained: bool = False) -> Any:
     return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
 
 
-def _skeleton(name: str, options: dict[str, Any]) -> Any:
-    """The model without memory; with it where it cannot be made otherwise."""
+@lru_cache(maxsize=1)
+def _skeleton(name: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    """The model without memory; with it where it cannot be made otherwise. options: for timm.create_model."""
     try:
         with torch.device("meta"):
-            return create(name, options).eval()
+            return create(name, dict(options)).eval()
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error):
             raise
-        return create(name, options).eval()
+        return create(name, dict(options)).eval()
 
 
 def _own_side(name: str) -> int:
@@ -155,12 +157,12 @@ def _stated(name: str, options: dict[str, Any], stage: int, stride: int) -> Fit:
     """What the model states of its maps up to the chosen one, and the options that leave out what comes after it."""
     from timm.layers.format import Format
 
-    body = _skeleton(name, options)
+    body = _skeleton(name, tuple(options.items()))
     indices = tuple(body.feature_info.out_indices)
     wanted = maps_up_to(f"timm/{name}", body.feature_info.reduction(), stage, stride)
     if wanted < len(indices):
         options = options | {"out_indices": indices[:wanted]}
-        body = _skeleton(name, options)
+        body = _skeleton(name, tuple(options.items()))
     info, parameters = body.feature_info, sum(each.numel() for each in body.parameters())
     channels, strides = tuple(info.channels()), tuple(info.reduction())
     # Transformers such as Swin give channels last.
@@ -170,9 +172,9 @@ def _stated(name: str, options: dict[str, Any], stage: int, stride: int) -> Fit:
 
 def _faults(name: str, stated: Fit, sizes: Sequence[tuple[int, int]]) -> str:
     """What is wrong with the maps at these sizes, "" for nothing."""
-    options, why = dict(stated.options), ""
-    for build in (_skeleton, create):
-        body = build(name, options).eval()
+    why = ""
+    for whole in (False, True):
+        body = create(name, dict(stated.options)).eval() if whole else _skeleton(name, stated.options)
         for size in sizes:
             try:
                 with torch.no_grad():

@@ -171,13 +171,20 @@ def test_works() -> None:
         side_by_side({}, options)
 
 
+BAD_SIZES = [
+    *((text, f"{text!r} is no size: write HEIGHTxWIDTH in pixels") for text in ("0", "31", "10e9", "text", "", "0x0")),
+    ("1000000000x1000000000", "'1000000000x1000000000': a side has at most 16,384 pixels"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["debug", "--head.width", "30"], "error: head.width=30: sine positions"),
         (["debug", "debgu"], "there is no experiment 'debgu': did you mean debug"),
         (["debug", "--rounds", "0"], "rounds=0: it must be 1 or more"),
-        (["debug", "--sizes", "64x64", "64"], "--sizes [HEIGHTxWIDTH"),
+        (["debug", "--sizes"], "sizes=(): give one or more"),
+        *((["debug", "--sizes", "64x64", text], f"error: sizes={text!r}: {rule}") for text, rule in BAD_SIZES),
         (["debug", "demo", "--round", "3"], "--rounds"),
     ],
 )
@@ -193,6 +200,7 @@ def test_mistakes_are_answered_as_elsewhere(
     assert (status, out) == (2, "")
     assert said in err
     assert "Traceback" not in err
+    assert "sizes=" not in said or err.count("\n") == 1
 
 
 def test_own_pictures_are_loaded(root: Path, tmp_path: Path) -> None:

@@ -84,7 +84,10 @@ def test_every_number_has_a_rule(kind: type) -> None:
         (["train", "debug", "--seed", "9" * 5000], "--seed"),
         (["demo", "--train.epochs", "10000000000"], "train.epochs=10000000000"),
         (["preflight", "debug", "--processes", "0"], "processes=0: it must be 1 or more"),
-        (["benchmark", "debug", "--sizes", "99999x99999"], "--sizes"),
+        (
+            ["benchmark", "debug", "--sizes", "99999x99999"],
+            "sizes='99999x99999': '99999x99999': a side has at most 16,384",
+        ),
         (["benchmark", "debug", "--rounds", "99999999"], "rounds=99999999"),
         (["evaluate", "x", "--workers", "100000"], "workers=100000"),
         (["predict", "x", "y", "--threshold", "nan"], "threshold=nan"),

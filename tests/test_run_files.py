@@ -222,6 +222,32 @@ def test_what_cannot_be_read_of_a_job_is_refused_by_name(
         assert line[0] != "cancel" or f"{home}/runs/good: nothing to cancel" in out
 
 
+@pytest.mark.parametrize("name", ["job/job.json", "config.json"])
+def test_a_damaged_member_is_left_out_and_the_others_go_on(
+    name: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ["data.make_shapes=4 4 64", "data.workers=0", "device=cpu", f"data.root={home}/shapes", "train.epochs=9"]
+    sweep = ["sweep", "s", "--experiments", "debug", "--seeds", "0", "1", "--cluster", "local", "--set", *usual]
+    compare = ["compare", "--name", "s", "--heads", "smca", "--base", "debug", "--seeds", "0", "1"]
+    compare += ["--backbones", "container_light_tiny", "--setting", *usual]
+    for line, member in ((sweep, "debug-seed{}"), (compare, "smca-container_light_tiny-seed{}")):
+        runs = home / line[0]
+        bad, good = (runs / "s" / member.format(seed) for seed in range(2))
+        (bad / name).parent.mkdir(parents=True, exist_ok=True)
+        (bad / name).write_text('{"job": [1]}')
+        assert cli.main([*line, "--runs", str(runs), "--dry-run"]) == 1
+        out, err = capsys.readouterr()
+        (told,) = (row for row in out.splitlines() if row.startswith(f"{bad}: "))
+        assert str(bad / name) in told, told
+        assert any(row.startswith(f"{good}: ") and "to " in row for row in out.splitlines()), out + err
+        # With nothing else to do, that is said, too.
+        (good / name).parent.mkdir(parents=True, exist_ok=True)
+        (good / name).write_text("[")
+        assert cli.main([*line, "--runs", str(runs)]) == (1 if line[0] == "sweep" else 2)
+        out, err = capsys.readouterr()
+        assert all(str(run / name) in (out + err) for run in (bad, good))
+
+
 def test_a_plan_that_is_damaged(
     home: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

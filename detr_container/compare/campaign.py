@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from detr_container import jobs
 from detr_container.build import check_backbone, open_data
@@ -23,7 +24,7 @@ from detr_container.launch.interrupt import StopRequest
 from detr_container.names import place_of_many
 from detr_container.standing import ACTIVE, Standing, standings
 
-from .grid import members_of
+from .grid import check_cell, members_of
 from .measured import measured
 from .member import run_member
 from .options import PLAN, CompareOptions, ReportOptions
@@ -33,6 +34,7 @@ from .running import environment_of_member, train_here
 from .trial import training_seconds
 
 _log = logging.getLogger(__name__)
+K = TypeVar("K")
 BACKWARD = 2
 """A backward pass costs about twice what a forward pass does."""
 
@@ -41,7 +43,7 @@ BACKWARD = 2
 class Campaign:
     """A comparison: its folder, its members and how each stands; command: what makes it.
 
-    refused: cells that cannot be trained, and why; the others are.
+    refused: cells that cannot be trained, and why; damaged: the same of single runs. The others are.
     """
 
     options: CompareOptions
@@ -50,48 +52,45 @@ class Campaign:
     standing: dict[Path, Standing]
     command: str
     refused: dict[str, str]
+    damaged: dict[Path, str]
 
     @classmethod
     def of(cls, options: CompareOptions, command: str) -> Campaign:
-        """What the options describe, backbones that cannot be built marked as refused.
+        """What the options describe, with a reason for each cell and each run that cannot be trained.
 
-        Raises ValueError when no member can be, or one is another run already.
+        Raises ValueError when that is all of them.
         """
         home = place_of_many(options.runs, options.name, "--name")
         members = members_of(home, options.heads, options.backbones, options.seeds, options.base, options.setting)
         # What would be written over it may be another's.
         plan_of(home)
         now = dict(zip((m.folder for m in members), standings([m.folder for m in members]), strict=True))
-        campaign = cls(options, home, members, now, command, {})
+        campaign = cls(options, home, members, now, command, {}, {})
         for label, experiment in campaign._cells().items():
-            with campaign._refusing(label, ValueError, OSError):
+            with _kept(campaign.refused, label, ValueError, OSError):
+                check_cell(experiment)
                 check_backbone(experiment)
-        campaign._check_some_left()
         for member in campaign.todo:
-            jobs.check_member(member, world=1)
+            with _kept(campaign.damaged, member.folder, ValueError, OSError):
+                jobs.check_member(member, world=1)
+        campaign._check_some_left()
         return campaign
 
     @property
     def todo(self) -> list[Member]:
         """Members that neither are finished nor go on somewhere already, and can be trained."""
-        return [
-            m
-            for m in self.members
-            if self.standing[m.folder].state not in (*ACTIVE, "finished") and label_of(m.experiment) not in self.refused
-        ]
+        left = [m for m in self.members if self.standing[m.folder].state not in (*ACTIVE, "finished")]
+        return [m for m in left if not self._why_not(m)]
 
-    @contextmanager
-    def _refusing(self, label: str, *errors: type[Exception]) -> Iterator[None]:
-        """Take such an error for a reason not to train this cell."""
-        try:
-            yield
-        except errors as error:
-            self.refused[label] = " ".join(str(error).split())
+    def _why_not(self, member: Member) -> str:
+        """Why a member cannot be trained; empty when it can."""
+        return self.refused.get(label_of(member.experiment), "") or self.damaged.get(member.folder, "")
 
     def _check_some_left(self) -> None:
-        """Raise ValueError when every cell is refused."""
-        if len(self.refused) == len(self._cells()):
-            raise ValueError("; ".join(dict.fromkeys(self.refused.values())))
+        """Raise ValueError when no member can be trained."""
+        reasons = [self._why_not(member) for member in self.members]
+        if all(reasons):
+            raise ValueError("; ".join(dict.fromkeys(reasons)))
 
     # -- the plan -------------------------------------------------------------------------------------------------
 
@@ -106,8 +105,8 @@ class Campaign:
             label = label_of(member.experiment)
             estimate = seconds.get(label)
             left = 1.0 - now.epoch / member.experiment.train.epochs
-            if label in self.refused and now.state not in (*ACTIVE, "finished"):
-                what = f"cannot be trained: {self.refused[label]}"
+            if (why := self._why_not(member)) and now.state not in (*ACTIVE, "finished"):
+                what = f"cannot be trained: {why}"
             elif member not in self.todo:
                 what = now.state + (f", AP {100 * now.ap:.1f}" if now.ap is not None else "")
             else:
@@ -129,9 +128,14 @@ class Campaign:
                 f"{len(self.todo)} of {len(self.members)} runs to train: {told}{aside}; evaluation comes on top"
             )
         else:
-            lines.append(f"all {len(self.members)} runs are done or going on")
-        lines += [f"left out: {label}: {why}" for label, why in self.refused.items()]
+            done = sum(now.state in (*ACTIVE, "finished") for now in self.standing.values())
+            lines.append(f"{'all ' if done == len(self.members) else ''}{done} runs are done or going on")
+        lines += [f"left out: {what}: {why}" for what, why in self._left_out()]
         return lines
+
+    def _left_out(self) -> list[tuple[object, str]]:
+        """Cells and runs that cannot be trained, and why."""
+        return [*self.refused.items(), *self.damaged.items()]
 
     def _amount(self) -> list[str]:
         """What training each cell computes, which does not depend on the machine."""
@@ -141,7 +145,7 @@ class Campaign:
             if label in self.refused:
                 continue
             size = Counter(validation_sizes(experiment, data.val.annotations)).most_common(1)[0][0]
-            with self._refusing(label, ValueError, OSError, RuntimeError):
+            with _kept(self.refused, label, ValueError, OSError, RuntimeError):
                 cost = costs(experiment, len(data.classes), [size])
             if label in self.refused:
                 continue
@@ -190,11 +194,11 @@ class Campaign:
                 return stop.exit_code
         for folder, why in failed.items():
             _log.warning("%s failed: %s", folder, why)
-        for label, why in self.refused.items():
-            _log.warning("%s was left out: %s", label, why)
+        for what, why in self._left_out():
+            _log.warning("%s was left out: %s", what, why)
         page = self._report()
         sys.stdout.write(f"{page}\n{page.resolve().as_uri()}\n")
-        return 1 if failed or self.refused else 0
+        return 1 if failed else self.status
 
     def submit(self) -> int:
         """Submit what is left as an array; the run that finishes last writes the report. Returns the exit status."""
@@ -225,7 +229,7 @@ class Campaign:
     @property
     def status(self) -> int:
         """The exit status of a plan: 1 where something cannot be trained."""
-        return int(bool(self.refused))
+        return int(bool(self._left_out()))
 
     def _note(self) -> None:
         names = [member.folder.name for member in self.members]
@@ -236,6 +240,15 @@ class Campaign:
         with judging() as tell:
             options = ReportOptions((str(self.home),), output=self.home / "report", measure=measure)
             return write_report(options, tell)
+
+
+@contextmanager
+def _kept(reasons: dict[K, str], key: K, *errors: type[Exception]) -> Iterator[None]:
+    """Take such an error for a reason not to train this."""
+    try:
+        yield
+    except errors as error:
+        reasons[key] = " ".join(str(error).split())
 
 
 def _amount_of(gflops: float) -> str:

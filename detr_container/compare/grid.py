@@ -50,7 +50,6 @@ def members_of(
                 name, _, weights = backbone.partition("=")
                 experiment = on_backbone(with_head(base, head), name, weights)
                 experiment = replace(with_settings(experiment, pairs), seed=seed)
-                _check(experiment)
                 folder = home / re.sub(r"[^\w.=+-]", "_", f"{head}-{name}-seed{seed}")
                 members.append(Member(folder, experiment))
     return members
@@ -71,7 +70,8 @@ def on_backbone(base: Experiment, name: str, weights: str = "") -> Experiment:
     return replace(base, backbone=backbone)
 
 
-def _check(experiment: Experiment) -> None:
+def check_cell(experiment: Experiment) -> None:
+    """Raise ValueError for settings that do not go together, and for weights that a person has to fetch."""
     validate(experiment)
     backbone = experiment.backbone
     if backbone.name in SIZES and backbone.weights == "imagenet":

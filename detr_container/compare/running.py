@@ -76,10 +76,14 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
 
 def environment_of_member(at_once: int) -> dict[str, str]:
     """The environment of a process that trains, `at_once` of them together: each has its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Threads of several runs that wait for each other's cores are slower than fewer of them.
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // at_once))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // at_once))
     return {**os.environ, "OMP_NUM_THREADS": threads}
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu_of(member: Member, held: ExitStack, screen: Console) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from runs import tiny
 
 from detr_container.build import build_detector, open_data
-from detr_container.compare.grid import members_of, on_backbone, with_head
+from detr_container.compare.grid import check_cell, members_of, on_backbone, with_head
 from detr_container.compare.reading import settings_of
 from detr_container.config import Experiment
 from detr_container.datasets.batch import Batch
@@ -91,12 +91,22 @@ def test_weights_are_named_with_the_backbone(tmp_path: Path) -> None:
         ({"settings": ("train.lrr=1",)}, r"there is no setting 'train.lrr'"),
         ({"settings": ("train.lr=-1",)}, r"train.lr=-1.0: it must be greater than 0"),
         ({"settings": ("train.lr",)}, r"'train.lr': write setting=value"),
-        ({"base": "", "backbones": ("container_light",)}, r"--backbones container_light=container_light.pth"),
     ],
 )
 def test_what_is_refused(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         grid(**changed)
+
+
+def test_a_cell_that_cannot_be_ends_no_other() -> None:
+    """Weights that no program can download, and settings that one backbone cannot have."""
+    members = grid(backbones=("container_light", "resnet50"), base="")
+    light, resnet = (members[place].experiment for place in (0, 1))
+    check_cell(resnet)
+    with pytest.raises(ValueError, match=r"--backbones container_light=container_light.pth"):
+        check_cell(light)
+    with pytest.raises(ValueError, match=r"backbone.dilation"):
+        check_cell(replace(light, backbone=replace(light.backbone, dilation=True)))
 
 
 # -- the same for all backbones ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from detr_container.build import build_backbone, build_detector
+from detr_container.build import build_backbone, build_detector, lay_out
 from detr_container.config import BackboneConfig, Experiment
 from detr_container.models.timm_backbone import TimmBackbone
 from detr_container.models.timm_fit import ANY_SIZE, fit
@@ -210,34 +210,43 @@ def test_parameters_that_stages_share_are_counted_once() -> None:
     assert counts == sum(p.numel() for p in backbone.parameters())
 
 
+REFUSED = (
+    "crossvit_tiny_240",
+    "inception_resnet_v2",
+    "inception_v3",
+    "inception_v4",
+    "legacy_xception",
+    "nasnetalarge",
+    "pit_ti_224",
+    "pnasnet5large",
+)
+"""Of those the ones that give other maps than they state."""
+
+
 @pytest.mark.long
-def test_the_smallest_model_of_every_family_works_or_says_why_not() -> None:
-    worked, refused = [], {}
-    for name in filter(timm.is_model, SMALLEST):
-        try:
-            backbone = backbone_of(name, 128)
-        except ValueError as error:
-            refused[name] = str(error)
-            continue
-        backbone.to(memory_format=torch.channels_last).train()
-        multiple = backbone.size_multiple
-        rows, columns = (-(-side // multiple) * multiple for side in ((128, 128) if backbone.side else (96, 128)))
-        held = [id(p) for _, parts in backbone.stages() for part in parts for p in part.parameters()]
-        counts = sum(trained + frozen for _, trained, frozen in backbone.count_parameters())
-        assert counts == sum(p.numel() for p in backbone.parameters()), name
-        assert set(held) == {id(p) for p in backbone.parameters()}, name
-        for _ in range(2):
-            images = torch.randn(2, 3, rows, columns).contiguous(memory_format=torch.channels_last)
-            maps = backbone(images)
-            shapes = [(2, c, rows // s, columns // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
-            assert [tuple(feature.shape) for feature in maps] == shapes, name
-            maps[-1].square().mean().backward()
-        backbone.freeze(1).zero_grad()
+@pytest.mark.parametrize("name", SMALLEST)
+def test_the_smallest_model_of_every_family_works_or_says_why_not(name: str) -> None:
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=r"cannot be a backbone: .* Some that work at any size: ") as caught:
+            backbone_of(name, 128)
+        assert "\n" not in str(caught.value)
+        return
+    backbone = backbone_of(name, 128)
+    lay_out(backbone, backbone.memory_format).train()
+    multiple = backbone.size_multiple
+    held = [id(p) for _, parts in backbone.stages() for part in parts for p in part.parameters()]
+    counts = sum(trained + frozen for _, trained, frozen in backbone.count_parameters())
+    assert counts == sum(p.numel() for p in backbone.parameters())
+    assert set(held) == {id(p) for p in backbone.parameters()}
+    for frozen, size in enumerate(((96, 128), (128, 128) if backbone.side else (64, 96))):
+        backbone.freeze(frozen).zero_grad()
+        rows, columns = (-(-side // multiple) * multiple for side in size)
+        maps = backbone(torch.randn(2, 3, rows, columns).contiguous(memory_format=backbone.memory_format))
+        shapes = [(2, c, rows // s, columns // s) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+        assert [tuple(feature.shape) for feature in maps] == shapes
         if any(p.requires_grad for p in backbone.parameters()):
-            backbone(images)[-1].square().mean().backward()
-        frozen = [p for part in backbone.stages()[0][1] for p in part.parameters()]
-        assert all(p.grad is None for p in frozen), name
-        worked.append(name)
-    print(f"{len(worked)} work, {len(refused)} are refused: {', '.join(refused)}")  # noqa: T201
-    assert not any("\n" in reason for reason in refused.values())
-    assert len(worked) >= 85, refused
+            maps[-1].square().mean().backward()
+    first = [p for part in backbone.stages()[0][1] for p in part.parameters()]
+    assert all(p.grad is None for p in first)
