@@ -18,7 +18,7 @@ from detr_container.models.weights import Which
 from .files import atomic_write, write_json
 from .found_objects import SAME, Model, Object, finder, ious, look, match_across
 from .inspection_sheet import Truth, draw_sheet
-from .predict import Prediction, file_stems, predict
+from .predict import Prediction, file_stems, keep_inputs, predict
 from .trained import open_trained
 
 _log = logging.getLogger(__name__)
@@ -127,10 +127,12 @@ def write_inspection(
         raise ValueError(f"threshold={threshold:g}: scores lie between 0 and 1, so choose a number from 0 to 1")
     if not 0 <= lines <= LINES:
         raise ValueError(f"objects={lines}: a sheet has lines for 0 to {LINES} objects; inspection.json has them all")
+    stems = file_stems(paths)
+    keep_inputs(paths, folder, (f"{stem}.jpg" for stem in stems))
     truths = known_truths(models, paths)
     streams = [predict(model.trained, paths, maps=True) for model in models]
     pictures = []
-    for path, stem, *predictions in zip(paths, file_stems(paths), *streams, strict=True):
+    for path, stem, *predictions in zip(paths, stems, *streams, strict=True):
         found = [look(*pair, threshold) for pair in zip(models, predictions, strict=True)]
         objects = match_across(found)
         record = _record(models, predictions[0], objects)

@@ -12,7 +12,7 @@ import tyro
 
 from .arguments import parse
 from .limits import between, natural, positive
-from .terminal import console
+from .terminal import console, shown
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +134,7 @@ def predict(arguments: Sequence[str]) -> int:
         screen.print(f"{record['file']}: {len(found)} detections", soft_wrap=True)
     screen.print(f"wrote {options.output}/predictions.json and a picture of each", soft_wrap=True)
     if refused:
-        sys.stderr.write("".join(f"error: {message}\n" for message in refused))
+        sys.stderr.write("".join(f"error: {shown(message)}\n" for message in refused))
         return 1
     return 0
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from detr_container.models.postprocess import Detections, postprocess
 
 from .build import evaluation_augmentation
 from .evaluate import autocast
-from .files import write_json
+from .files import atomic_write, write_json
 from .fonts import legible_names
 from .pictures import attention_sheet, draw_detections
 from .shortage import asking, for_evaluation
@@ -79,15 +80,30 @@ def _inside(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def file_stems(paths: Sequence[Path]) -> list[str]:
-    """A file name without its ending for each picture; underscores keep pictures of one name apart."""
-    stems: dict[str, None] = {}
+def file_stems(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> list[str]:
+    """A file name without its ending for each picture; underscores keep pictures of one name apart.
+
+    endings: what is put behind the names; no two names are the same with any of them.
+    """
+    stems, taken = list[str](), set[str]()
     for path in paths:
         stem = path.stem
-        while stem in stems:
+        while not taken.isdisjoint(names := {stem + ending for ending in endings}):
             stem += "_"
-        stems[stem] = None
-    return list(stems)
+        taken |= names
+        stems.append(stem)
+    return stems
+
+
+def keep_inputs(paths: Sequence[Path], folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError when a file of one of these names in the folder is one of the pictures to be looked at."""
+    given = {os.path.realpath(path) for path in paths}
+    for name in names:
+        if os.path.realpath(folder / name) in given:
+            raise ValueError(
+                f"{folder / name} is one of the images to be looked at, and would be overwritten: choose another "
+                "folder with --output"
+            )
 
 
 class UnreadableError(ValueError):
@@ -142,25 +158,28 @@ def write_predictions(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Predict, and write `predictions.json` and a picture per input to `folder`.
 
-    Returns what the JSON holds, and what is wrong with pictures that cannot be read. Raises ValueError when none can.
+    Returns what the JSON holds, and what is wrong with pictures that cannot be read. Raises ValueError when none can,
+    and as `keep_inputs`.
     maps: also one picture per input of where the decoder's last layer looked for its best detections.
     """
     names = legible_names([category.name for category in trained.classes])
     records: list[dict[str, Any]] = []
     refused: list[str] = []
-    for stem, path in zip(file_stems(paths), paths, strict=True):
+    endings = ("", "_attention") if maps else ("",)
+    stems = file_stems(paths, endings)
+    keep_inputs(paths, folder, (f"{stem}{ending}.jpg" for stem in stems for ending in endings))
+    for stem, path in zip(stems, paths, strict=True):
         try:
             (prediction,) = predict(trained, [path], maps)
         except UnreadableError as error:
             refused.append(str(error))
             continue
         found = prediction.found
-        folder.mkdir(parents=True, exist_ok=True)
         boxes, labels, scores = (part.cpu() for part in (found.boxes, found.labels, found.scores))
         picture = draw_detections(prediction.image, boxes, labels, scores, names, threshold=threshold)
-        picture.save(folder / f"{stem}.jpg", quality=92)
-        if maps:
-            draw_maps(prediction, names, threshold).save(folder / f"{stem}_attention.jpg", quality=92)
+        sheets = [picture, *([draw_maps(prediction, names, threshold)] if maps else [])]
+        for ending, sheet in zip(endings, sheets, strict=True):
+            atomic_write(folder / f"{stem}{ending}.jpg", partial(sheet.save, format="JPEG", quality=92))
         records.append(as_records(prediction, trained, threshold))
     if not records:
         more = f" (and {len(refused) - 1} more that cannot be read)" if len(refused) > 1 else ""

@@ -135,6 +135,27 @@ def test_images_are_turned_as_the_run_has_them(run: Path, tmp_path: Path) -> Non
 def test_file_names_without_endings() -> None:
     paths = [Path("a/x.png"), Path("b/x.jpg"), Path("x_.gif"), Path("x"), Path("y.tar.png")]
     assert file_stems(paths) == ["x", "x_", "x__", "x___", "y.tar"]
+    assert file_stems([Path("x.png"), Path("x_attention.png")], ("", "_attention")) == ["x", "x_attention_"]
+
+
+@pytest.mark.parametrize("options", [[], ["--maps"]])
+def test_no_image_is_overwritten_by_what_is_found_in_it(
+    options: list[str], run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither one that lies where predictions go, nor the drawing of another."""
+    name = "x_attention.jpg" if options else "x.jpg"
+    for place in (name, "x.png"):
+        shutil.copy(min((root / "val2017").iterdir()), tmp_path / place)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    command = [run, tmp_path / "x.png", *([tmp_path / name] if not options else [tmp_path]), *options]
+    (tmp_path / "linked").symlink_to(tmp_path)
+    assert predict(*command, "--output", tmp_path / "linked") == 2
+    assert "is one of the images to be looked at, and would be overwritten" in capsys.readouterr().err
+    (tmp_path / "linked").unlink()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert predict(*command, "--output", tmp_path / "out") == 0
+    drawn = [path.name for path in (tmp_path / "out").glob("*.jpg")]
+    assert len(drawn) == len(records(tmp_path / "out")) * (2 if options else 1)
 
 
 def test_pictures_of_the_same_name_and_of_other_kinds(run: Path, root: Path, tmp_path: Path) -> None:
