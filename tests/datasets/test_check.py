@@ -52,6 +52,15 @@ def first_file(root: Path, raw: dict[str, Any]) -> Path:
     return root / "val2017" / str(raw["images"][0]["file_name"])
 
 
+def first_as_png(root: Path, raw: dict[str, Any]) -> Path:
+    path = first_file(root, raw)
+    with Image.open(path) as image:
+        image.save(path.with_suffix(".png"))
+    path.unlink()
+    raw["images"][0]["file_name"] = path.with_suffix(".png").name
+    return path.with_suffix(".png")
+
+
 def missing(root: Path, raw: dict[str, Any]) -> None:
     first_file(root, raw).unlink()
 
@@ -62,13 +71,8 @@ def truncated_jpeg(root: Path, raw: dict[str, Any]) -> None:
 
 
 def truncated_png(root: Path, raw: dict[str, Any]) -> None:
-    path = first_file(root, raw)
-    with Image.open(path) as picture:
-        picture.save(path.with_suffix(".png"))
-    path.unlink()
-    path = path.with_suffix(".png")
+    path = first_as_png(root, raw)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    raw["images"][0]["file_name"] = path.name
 
 
 def no_picture(root: Path, raw: dict[str, Any]) -> None:
@@ -123,15 +127,10 @@ def pipe(root: Path, raw: dict[str, Any]) -> None:
 
 
 def one_wrong_bit(root: Path, raw: dict[str, Any]) -> None:
-    path = first_file(root, raw)
-    with Image.open(path) as image:
-        image.save(path.with_suffix(".png"))
-    path.unlink()
-    path = path.with_suffix(".png")
+    path = first_as_png(root, raw)
     data = bytearray(path.read_bytes())
     data[200] ^= 4
     path.write_bytes(data)
-    raw["images"][0]["file_name"] = path.name
 
 
 def unlisted(root: Path, raw: dict[str, Any]) -> None:

@@ -130,12 +130,7 @@ def spoil_bytes(data: bytes, rng: random.Random) -> tuple[bytes, str]:
 
 def spoil_json(path: Path, rng: random.Random) -> str:
     """Damage a JSON or JSON-lines file: one value of it, its bytes, or what it is. Returns what was done."""
-    draw = rng.random()
-    if draw < 0.08:
-        return replace_file(path, rng)
-    if draw < 0.2:
-        data, what = spoil_bytes(path.read_bytes(), rng)
-        path.write_bytes(data)
+    if what := spoil_whole(path, rng, 0.08, 0.2):
         return what
     lines = path.suffix == ".jsonl"
     records = [json.loads(row) for row in path.read_text().splitlines()] if lines else [json.loads(path.read_text())]
@@ -143,6 +138,18 @@ def spoil_json(path: Path, rng: random.Random) -> str:
     records[index], what = one_wrong(records[index], rng)
     path.write_text("\n".join(map(json.dumps, records)) + "\n")
     return f"line {index + 1}: {what}" if lines else what
+
+
+def spoil_whole(path: Path, rng: random.Random, replaced: float, damaged: float) -> str:
+    """Replace a file or damage its bytes, as often as two rising shares say. Returns what was done, "" for nothing."""
+    draw = rng.random()
+    if draw < replaced:
+        return replace_file(path, rng)
+    if draw < damaged:
+        data, what = spoil_bytes(path.read_bytes(), rng)
+        path.write_bytes(data)
+        return what
+    return ""
 
 
 def replace_file(path: Path, rng: random.Random) -> str:
@@ -185,12 +192,7 @@ def _tensors(value: torch.Tensor, rng: random.Random) -> Any:
 
 def spoil_checkpoint(path: Path, rng: random.Random) -> str:
     """Damage a checkpoint: its bytes, a key, a type, a shape, a dtype. Returns what was done."""
-    draw = rng.random()
-    if draw < 0.06:
-        return replace_file(path, rng)
-    if draw < 0.15:
-        data, what = spoil_bytes(path.read_bytes(), rng)
-        path.write_bytes(data)
+    if what := spoil_whole(path, rng, 0.06, 0.15):
         return what
     state = torch.load(path, weights_only=True)
     where = list(places(state))
