@@ -139,6 +139,7 @@ _HF_OLD: Rules = [
         for side in ("encoder", "decoder")
         for attention in ("self_attn", "encoder_attn")
     ],
+    ("model.backbone.position_embedding.{rest}", "model.position_embedding.{rest}"),
     ("model.backbone.conv_encoder.model.embedder.{rest}", "model.backbone.model.embedder.{rest}"),
     ("model.backbone.conv_encoder.model.encoder.{rest}", "model.backbone.model.encoder.{rest}"),
     ("model.backbone.model.layer{rest}", "model.backbone.conv_encoder.model.layer{rest}"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden import pattern
 from test_trained import CLASSES, CPU, SMALL, SMCA, model_of, outputs
+from torch import Tensor
 
 from detr_container.config import Experiment, to_dict
 from detr_container.experiments import FOCAL
@@ -18,6 +19,12 @@ from detr_container.trained import Trained, open_trained
 DC5 = replace(SMALL, backbone=replace(SMALL.backbone, name="resnet50", dilation=True))
 ODD = replace(SMALL, head=replace(SMALL.head, heads=4, position="learned"))
 DEEP = replace(SMALL, backbone=replace(SMALL.backbone, name="resnet50"), head=replace(SMALL.head, encoder_layers=0))
+BASIC = {
+    "layer_type": "basic",
+    "depths": [2, 2, 2, 2],
+    "hidden_sizes": [64, 128, 256, 512],
+    "out_features": ["stage4"],
+}
 PLAIN = {int, float, bool}
 SIZED = replace(SMALL, data=replace(SMALL.data, eval_size=96, max_size=160))
 
@@ -27,6 +34,14 @@ def trained(experiment: Experiment, **facts: Any) -> Trained:
     model = model_of(experiment, 3)
     model.load_state_dict(pattern.fill(model.state_dict()))
     return Trained(model, experiment, CLASSES, Path("run"), 0, **facts)
+
+
+def padded() -> tuple[Tensor, Tensor, Tensor]:
+    """Two images in one batch, their sizes, and the same as a mask of pixels."""
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 64, 96, dtype=torch.int64)
+    mask[0], mask[1, :40, :50] = 1, 1
+    return images * mask[:, None], torch.tensor([[64, 96], [40, 50]]), mask
 
 
 @pytest.mark.parametrize("layout", ["hugging-face", "hugging-face-folder"])
@@ -95,12 +110,9 @@ def test_transformers_opens_a_folder_as_the_same_model(experiment: Experiment, t
     write_export(before, tmp_path, "hugging-face-folder", "id")
     other, told = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), told
-    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    mask = torch.zeros(2, 64, 96, dtype=torch.int64)
-    mask[0], mask[1, :40, :50] = 1, 1
+    images, sizes, mask = padded()
     with torch.no_grad():
-        output = before.model(images, torch.tensor([[64, 96], [40, 50]]))
-        expected = other.eval()(pixel_values=images, pixel_mask=mask)
+        output, expected = before.model(images, sizes), other.eval()(pixel_values=images, pixel_mask=mask)
     torch.testing.assert_close(expected.logits[..., [1, 3, 7, 8]], output.logits[-1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(expected.pred_boxes, output.boxes[-1], rtol=0, atol=1e-5)
     assert output.logits[-1].std(dim=1).mean() > 0.01
@@ -108,6 +120,40 @@ def test_transformers_opens_a_folder_as_the_same_model(experiment: Experiment, t
     assert other.config.label2id["zebra"] == 7
     size = transformers.AutoImageProcessor.from_pretrained(tmp_path).size
     assert (size["shortest_edge"], size["longest_edge"]) == (experiment.data.eval_size, experiment.data.max_size)
+
+
+@pytest.mark.parametrize("kind", ["Detr", "TableTransformer"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone": "resnet18", "position_embedding_type": "learned"},
+        {"backbone": "resnet50", "dilation": True},
+        {"use_timm_backbone": False, "backbone": None, "backbone_config": BASIC},
+    ],
+    ids=["learned positions", "DC5", "own ResNet"],
+)
+def test_folders_that_transformers_saves_open_here(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """DETR has the norm last, Table Transformer first; a backbone is timm's, or their own."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes |= {"num_queries": 6, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_labels": 3}
+    if isinstance(own := settings.get("backbone_config"), dict):
+        settings = settings | {"backbone_config": transformers.ResNetConfig(**own)}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **settings, use_pretrained_backbone=False)
+    other = getattr(transformers, f"{kind}ForObjectDetection")(config).eval()
+    other.load_state_dict(pattern.fill(other.state_dict()))
+    with torch.no_grad():
+        other.model.query_position_embeddings.weight.normal_(generator=torch.Generator().manual_seed(1))
+    other.save_pretrained(tmp_path)
+    ours = open_trained(tmp_path, CPU)
+    assert ours.experiment.head.pre_norm == (kind == "TableTransformer")
+    assert ours.experiment.backbone.dilation == ("dilation" in settings)
+    images, sizes_of, mask = padded()
+    with torch.no_grad():
+        output, expected = ours.model(images, sizes_of), other(pixel_values=images, pixel_mask=mask)
+    torch.testing.assert_close(output.logits[-1], expected.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.boxes[-1], expected.pred_boxes, rtol=0, atol=1e-5)
+    assert expected.logits.std(dim=1).mean() > 0.01
 
 
 @pytest.mark.parametrize("layout", ["published", "hugging-face"])

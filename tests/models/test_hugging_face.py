@@ -106,6 +106,7 @@ def old_names(state: dict[str, Tensor], timm: bool) -> dict[str, Tensor]:
     renamed = {}
     for key, value in state.items():
         old = key.replace(".mlp.fc", ".fc").replace("attn.o_proj", "attn.out_proj")
+        old = old.replace("model.position_embedding.", "model.backbone.position_embedding.")
         if timm:
             prefix = "model.backbone.conv_encoder.model."
             old = old.replace("model.backbone.model.embedder.embedder.convolution", f"{prefix}conv1")
@@ -130,12 +131,13 @@ def old_names(state: dict[str, Tensor], timm: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("timm", [True, False])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_hubs_older_names(name: str, timm: bool) -> None:
-    model = Detr(ResNetBackbone(name), 6, **SETTINGS)
+    model = Detr(ResNetBackbone(name), 6, **SETTINGS, position="learned")
     present = to_hugging_face(model.state_dict())
     old = old_names(present, timm)
     examples = {
         "model.encoder.layers.0.fc1.weight",
         "model.decoder.layers.1.encoder_attn.out_proj.bias",
+        "model.backbone.position_embedding.row_embeddings.weight",
         "model.backbone.conv_encoder.model."
         + ("layer1.0.conv1.weight" if timm else "encoder.stages.0.layers.0.layer.0.convolution.weight"),
     }
