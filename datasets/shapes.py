@@ -84,8 +84,8 @@ def make_shapes(
     """Write the data set to `root` in COCO's layout; False when it is there already, made with the same settings.
 
     train, val: numbers of pictures; size: side of the square pictures in pixels; workers: processes, 0 for none.
-    The folder appears only when it is complete. Raises ValueError for settings that make no data set, and
-    FileExistsError when `root` holds anything else.
+    The folder appears only when it is complete. Raises ValueError for settings that make no data set, FileExistsError
+    when `root` holds anything else, and OSError, which names it, when it cannot be written.
     """
     config = ShapesConfig(train, val, size, seed)
     _check(config)
@@ -105,6 +105,10 @@ def make_shapes(
             # Another process finished first: all is well if it made the same.
             _check_same(root, config)
             return False
+    except OSError as error:
+        # What writes images does not say where.
+        error.filename = error.filename or str(root)
+        raise
     finally:
         shutil.rmtree(partial_root, ignore_errors=True)
     return True

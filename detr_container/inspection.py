@@ -18,7 +18,7 @@ from detr_container.models.weights import Which
 from .files import atomic_write, write_json
 from .found_objects import SAME, Model, Object, finder, ious, look, match_across
 from .inspection_sheet import Truth, draw_sheet
-from .predict import Prediction, file_stems, keep_inputs, predict
+from .predict import Prediction, UnreadableError, file_stems, keep_inputs, none_readable, predict
 from .trained import open_trained
 
 _log = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ def write_inspection(
     iou: with the first model's box, null where that one has not found the object;
     attention_in_box: the share of the last decoder layer's attention (mean over heads) that lies within the box;
     picture_in_box: the share of the picture within the box, which is what evenly spread attention would have there.
-    Raises ValueError for figures out of range and for what is no picture.
+    refused: what is wrong with files that cannot be read as pictures.
+    Raises ValueError for figures out of range, when none of the files can be read, and as `keep_inputs`.
     """
     if not paths:
         raise ValueError("no image is given: name files, or folders of images, behind --image")
@@ -130,9 +131,14 @@ def write_inspection(
     stems = file_stems(paths)
     keep_inputs(paths, folder, (f"{stem}.jpg" for stem in stems))
     truths = known_truths(models, paths)
-    streams = [predict(model.trained, paths, maps=True) for model in models]
-    pictures = []
-    for path, stem, *predictions in zip(paths, stems, *streams, strict=True):
+    pictures: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for path, stem in zip(paths, stems, strict=True):
+        try:
+            predictions = [prediction for model in models for prediction in predict(model.trained, [path], maps=True)]
+        except UnreadableError as error:
+            refused.append(str(error))
+            continue
         found = [look(*pair, threshold) for pair in zip(models, predictions, strict=True)]
         objects = match_across(found)
         record = _record(models, predictions[0], objects)
@@ -141,12 +147,20 @@ def write_inspection(
         title = f"{path.name}: {tally(record, [model.label for model in models])}"
         sheet = draw_sheet(models, predictions, objects, truths.get(path), threshold, lines, title)
         atomic_write(folder / record["sheet"], partial(sheet.save, format="JPEG", quality=92))
+    if not pictures:
+        raise none_readable(refused)
     described = [
         {"label": m.label, "source": m.trained.source, "step": m.trained.step, "stride": m.stride}
         | {"head": m.trained.experiment.head.kind, "backbone": m.trained.experiment.backbone.name}
         for m in models
     ]
-    report = {"models": described, "threshold": threshold, "same_object_iou": SAME, "pictures": pictures}
+    report = {
+        "models": described,
+        "threshold": threshold,
+        "same_object_iou": SAME,
+        "pictures": pictures,
+        "refused": refused,
+    }
     write_json(folder / "inspection.json", report)
     return report
 

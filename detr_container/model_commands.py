@@ -133,10 +133,13 @@ def predict(arguments: Sequence[str]) -> int:
         found = record["detections"]
         screen.print(f"{record['file']}: {len(found)} detections", soft_wrap=True)
     screen.print(f"wrote {options.output}/predictions.json and a picture of each", soft_wrap=True)
-    if refused:
-        sys.stderr.write("".join(f"error: {shown(message)}\n" for message in refused))
-        return 1
-    return 0
+    return _tell_refused(refused)
+
+
+def _tell_refused(refused: Sequence[str]) -> int:
+    """Say what is wrong with files that were left out. Returns the exit status."""
+    sys.stderr.write("".join(f"error: {shown(message)}\n" for message in refused))
+    return int(bool(refused))
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def inspect(arguments: Sequence[str]) -> int:
         told = tally(picture, [model.label for model in models])
         screen.print(f"{picture['file']}: {told}; {options.output}/{picture['sheet']}", soft_wrap=True)
     screen.print(f"wrote {options.output}/inspection.json and a sheet of each", soft_wrap=True)
-    return 0
+    return _tell_refused(report["refused"])
 
 
 @dataclass(frozen=True)

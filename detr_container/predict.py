@@ -110,6 +110,11 @@ class UnreadableError(ValueError):
     """A file that is no picture, or a damaged one."""
 
 
+def none_readable(refused: Sequence[str]) -> ValueError:
+    """What to raise when no picture can be read; refused: what is wrong with each."""
+    return ValueError(refused[0] + (f" (and {len(refused) - 1} more that cannot be read)" if len(refused) > 1 else ""))
+
+
 @torch.inference_mode()
 def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iterator[Prediction]:
     """Look at pictures one by one, so that no output depends on a neighbour's padding."""
@@ -182,8 +187,7 @@ def write_predictions(
             atomic_write(folder / f"{stem}{ending}.jpg", partial(sheet.save, format="JPEG", quality=92))
         records.append(as_records(prediction, trained, threshold))
     if not records:
-        more = f" (and {len(refused) - 1} more that cannot be read)" if len(refused) > 1 else ""
-        raise ValueError(refused[0] + more)
+        raise none_readable(refused)
     write_json(folder / "predictions.json", records)
     return records, refused
 

@@ -294,6 +294,15 @@ def test_large_narrow_and_many_pictures(models: list[Model], tmp_path: Path) -> 
     assert widths == {"large": 5 * PANEL + 64, "narrow": 5 * 320 + 64, "flat": 5 * PANEL + 64}
 
 
+def test_files_that_cannot_be_read_are_named_last(smca: Path, detr: Path, flat: Path, tmp_path: Path) -> None:
+    shutil.copy(flat, tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(flat.read_bytes()[:60])
+    assert inspect(smca, detr, "--image", tmp_path / "b.png", tmp_path / "a.png", "--output", tmp_path / "out") == 1
+    report = json.loads((tmp_path / "out" / "inspection.json").read_text())
+    assert [picture["sheet"] for picture in report["pictures"]] == ["a.jpg"]
+    assert report["refused"][0].startswith(f"{tmp_path / 'b.png'} cannot be read as a picture: ")
+
+
 def test_labels_are_short_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert labels([Path("runs/a"), Path("runs/b/")]) == ["a", "b"]

@@ -1,6 +1,8 @@
 """The generated data set: the same from the same seed, as COCO's tools expect it, and never half there."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -177,3 +179,19 @@ def test_a_killed_run_leaves_nothing_that_looks_whole(repository: Path, tmp_path
     assert process.wait() == -signal.SIGKILL
     assert not root.exists()
     assert make_shapes(root, 2, 2, 64, workers=0)
+
+
+def test_a_full_disk_is_named_and_nothing_stays(repository: Path, tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=64k tmpfs {tmp_path}"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    make = f"{sys.executable} -m detr_container data make-shapes {tmp_path}/s --train 200 --val 1 --workers 1"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{mount} && {{ {make}; echo $? $(ls -A {tmp_path}); }}"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == ["2"]
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path}/s: {os.strerror(errno.ENOSPC)}"
