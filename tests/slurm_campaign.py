@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from runs import tiny
+from runs import tiny, train_in
 from slurm_cluster import MARK, NODES, Cluster, cluster
 
 from detr_container import soak
+from detr_container.config import Experiment
 from detr_container.datasets.shapes import make_shapes
 from detr_container.launch.resources import Resources
 
 Facts = Mapping[str, Any]
 """What job.json says."""
+QUIET = 7.0
+"""Seconds of training between two interruptions, on average, at most."""
 LEAVING = 60.0
 """Seconds that an srun whose batch script was killed may take to notice it."""
 
@@ -186,6 +189,14 @@ def _sruns(slurm: Path) -> list[str]:
     return found
 
 
+def _epoch(folder: Path, experiment: Experiment) -> float:
+    """Seconds that an epoch takes one process, here and now."""
+    epochs = 20
+    began = time.monotonic()
+    train_in(folder, replace(experiment, train=replace(experiment.train, epochs=epochs, eval_every=0)))
+    return (time.monotonic() - began) / epochs
+
+
 def campaign(
     slurm: Cluster, folder: Path, times: int, draw: int, within: float = 12.0, kinds: Collection[str] = ()
 ) -> int:
@@ -196,10 +207,11 @@ def campaign(
     root = folder / "data"
     if not root.exists():
         make_shapes(root, 16, 5, 64, workers=0)
-    epochs = 60 + 5 * times
     settings = {"train__micro_batch": 1, "train__ema_decay": 0.9, "head__dropout": 0.1}
-    experiment = tiny(root, train__epochs=epochs, train__eval_every=epochs // 2, **settings)
-    experiment = replace(experiment, train=replace(experiment.train, checkpoint_minutes=0.05))
+    # It must not end before the last interruption, on a fast machine neither.
+    epochs = round(QUIET * times / _epoch(folder / f"pace-{draw}", tiny(root, **settings)))
+    changed = {"train__epochs": epochs, "train__eval_every": epochs // 2, "train__checkpoint_minutes": 0.05}
+    experiment = tiny(root, **settings, **changed)
     resources = Resources(nodes=2, gpus_per_node=0, tasks_per_node=1, time="1h", cpus_per_task=1)
     options = soak.SoakOptions(
         experiment, resources, cluster="slurm", times=times, within=within, draw=draw, folder=folder / f"soak-{draw}"
