@@ -248,11 +248,12 @@ class RankRecord:
 def fruitless(history: Sequence[Attempt], own: bool = True) -> int:
     """How many of the last starts, one after another, died without getting on. Preempted ones do not count.
 
-    own: count deaths of the program's own making; False: kills from outside.
+    own: count deaths of the program's own making; False: kills from outside, of which a stop that was answered ends the
+    row, for it shows that the machines work.
     """
-    count = 0
+    count, ends = 0, ("finished", "resubmitted") if own else ("finished", "resubmitted", "stopped")
     for attempt in reversed(history):
-        if attempt.outcome in ("finished", "resubmitted") or attempt.evidence_after != attempt.evidence_before:
+        if attempt.outcome in ends or attempt.evidence_after != attempt.evidence_before:
             break
         count += attempt.outcome in ("failed", "killed") and attempt.own is own
     return count

@@ -142,6 +142,16 @@ def test_kills_from_outside_get_many_tries_with_longer_and_longer_pauses(job: Jo
     assert fruitless(job.history()) == 0
 
 
+def test_a_stop_that_was_answered_ends_a_row_of_kills(job: JobFolder) -> None:
+    """The machines work: what follows a preemption need not wait, though nothing has got on."""
+    pauses = []
+    for number, end in enumerate(["died", "died", "died", "SIGTERM", "died", "died"]):
+        start(job, f"1-{number}", end)
+        settle(job, f"1-{number}", Circumstances(status=137))
+        pauses.append(pause(job.history()))
+    assert pauses == [0, 5, 10, 0, 0, 5]
+
+
 def test_a_crash_is_told_from_a_kill(job: JobFolder) -> None:
     """By what Python itself writes when it gets a signal that only a fault of the program sends."""
     code = "import os, sys; from pathlib import Path; from detr_container.launch.attempts import *; "
