@@ -28,7 +28,7 @@ from detr_container.launch.resources import Resources
 
 Facts = Mapping[str, Any]
 """What job.json says."""
-QUIET = 5.0
+QUIET = 10.0
 """Seconds of training between two interruptions, on average, at most."""
 LEAVING = 60.0
 """Seconds that an srun whose batch script was killed may take to notice it."""
