@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
+
+from detr_container.terminal import shown
 
 from .annotations import Annotations, Category, Problem
 from .records import Severity
 
+LONGEST_NAME = 60
+"""Letters of a class's name in the table; messages have all of them."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
@@ -66,8 +71,8 @@ class Report:
         lines += _class_lines(self.summaries)
         counts = [(self.count(severity), severity) for severity in SEVERITIES]
         lines.append(", ".join(f"{count} {severity}{'s' * (count != 1)}" for count, severity in counts))
-        # Names of files need not be text that every terminal can show.
-        return [line.encode("utf-8", "backslashreplace").decode() for line in lines]
+        # Names of files and classes need not be text that every terminal can show.
+        return [shown(line) for line in lines]
 
 
 def summarise(name: str, annotations: Annotations) -> SplitSummary:
@@ -106,10 +111,17 @@ def _class_lines(summaries: tuple[SplitSummary, ...]) -> list[str]:
             counts.setdefault(category, {})[summary.name] = count
     if not counts:
         return []
-    width = max(len("class"), *(len(category.name) for category in counts))
+    shorts = {category: _short(category.name) for category in counts}
+    width = max(map(cell_len, ("class", *shorts.values())))
     names = [summary.name for summary in summaries]
     lines = [f"{'class':<{width}} {'id':>6}" + "".join(f" {name:>9}" for name in names)]
     for category in sorted(counts, key=lambda category: category.id):
         cells = "".join(f" {counts[category].get(name, '-'):>9}" for name in names)
-        lines.append(f"{category.name:<{width}} {category.id:>6}{cells}")
+        lines.append(f"{set_cell_size(shorts[category], width)} {category.id:>6}{cells}")
     return lines
+
+
+def _short(name: str) -> str:
+    """A name as it stands in a table."""
+    text = shown(name)
+    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"

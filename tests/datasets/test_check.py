@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from rich.cells import cell_len
 
 from detr_container.datasets.annotations import resolve
 from detr_container.datasets.check import check_dataset
@@ -249,6 +250,24 @@ def test_the_report_shows_few_examples_of_a_kind_and_counts_the_rest(root: Path)
     assert [name in line for name, line in zip(names[:3], lines[1:4], strict=True)] == [True] * 3
     assert lines[4] == "  ... and 4 more"
     assert lines[-1] == "7 errors, 0 warnings, 0 notes"
+
+
+def test_names_of_classes_and_files_are_text_in_a_table_that_can_be_read(root: Path) -> None:
+    names = {1: "\u8d64\u8840\u7403", 2: "x" * 300, 4: "two\nlines\x1b[2J"}
+    for split in ("train", "val"):
+        path = root / "annotations" / f"instances_{split}2017.json"
+        raw = json.loads(path.read_text())
+        for category in raw["categories"]:
+            category["name"] = names.get(category["id"], category["name"])
+        path.write_text(json.dumps(raw))
+    (root / "val2017" / "\x1b[2J.jpg").touch()
+    lines = check(root).lines()
+    assert any(line.endswith(r"no record names \x1b[2J.jpg") for line in lines)
+    assert not any("\n" in line or "\x1b" in line for line in lines)
+    table = lines[next(index for index, line in enumerate(lines) if line.startswith("class ")) : -1]
+    assert {cell_len(line) for line in table} == {60 + 7 + 20}
+    assert table[1].startswith(names[1])
+    assert table[3].startswith(r"two\nlines\x1b[2J ")
 
 
 @pytest.mark.parametrize("name", ["bccd", "coco_permissive"])
