@@ -127,15 +127,14 @@ class Trainer:
         try:
             return self._run()
         except InterruptedError:
-            if self.here.world > 1:  # The others are in the step: nothing can be saved together.
-                raise
-            return self._interrupted()
+            if self.here.world == 1:  # Several are in the step, but for this one, and cannot save together.
+                return self._interrupted()
+            raise
 
     def _run(self) -> int:
         with Progress(self.run, self.here.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
-            supply, began = self._batches(), self.step
+            supply, began, saved_at = self._batches(), self.step, time.monotonic()
             last = min(self.total, self.step + (self.settings.max_steps or self.total))
-            saved_at = time.monotonic()
             while True:
                 if self.step % self.epoch_steps == 0 and self.step:
                     self._save()
@@ -376,9 +375,8 @@ class Trainer:
         with JsonLines(self.run.evaluations_path) as lines:
             lines.append({"step": self.step, "epoch": epoch, **figures})
         plot_curves(self.run.metrics(), self.run.evaluations(), self.run.folder / "curves.png")
-        draw_validation(
-            self.data.val, folder / "detections.json", self.data.classes, self.run.folder / "predictions.png"
-        )
+        data, target = self.data, self.run.folder / "predictions.png"
+        draw_validation(data.val, folder / "detections.json", data.classes, target)
 
     def _tell(self, progress: Progress) -> Any:
         def after_batch(done: int, total: int) -> None:

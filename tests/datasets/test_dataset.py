@@ -2,11 +2,6 @@ import errno
 import json
 import os
 import random
-import resource
-import struct
-import subprocess
-import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from made_images import colours
+from PIL import Image
 
 from detr_container.datasets.annotations import read_annotations
 from detr_container.datasets.check import check_dataset
 from detr_container.datasets.dataset import DetectionDataset, random_of
-from detr_container.datasets.images import read_image
 from detr_container.datasets.transforms import Augmentation
 from detr_container.shortage import ShortageError, asking
 
 AS_THEY_ARE = Augmentation((1,), 100_000, augment="none")
 TRAINING = Augmentation((48, 64), 120, crop_resize=(40, 60), crop_range=(30, 50), augment="detr")
-
-
-def colours(height: int = 24, width: int = 40) -> Image.Image:
-    values = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
-    return Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
 
 
 def write(folder: Path, pictures: dict[str, tuple[int, int]], objects: list[dict[str, Any]]) -> Path:
@@ -65,51 +55,6 @@ def native(height: int, width: int) -> Augmentation:
     return Augmentation((min(height, width),), max(height, width))
 
 
-@pytest.mark.parametrize(
-    ("mode", "ending"),
-    [
-        ("RGB", "jpg"),
-        ("L", "jpg"),
-        ("CMYK", "jpg"),
-        ("RGB", "png"),
-        ("L", "png"),
-        ("1", "png"),
-        ("P", "png"),
-        ("RGBA", "png"),
-        ("LA", "png"),
-        ("P", "gif"),
-        ("RGB", "webp"),
-        ("RGB", "bmp"),
-        ("L", "tiff"),
-    ],
-)
-def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str, ending: str) -> None:
-    path = tmp_path / f"picture.{ending}"
-    colours().convert(mode).save(path)
-    image = read_image(path)
-    assert image.dtype == torch.uint8
-    with Image.open(path) as saved:
-        expected = torch.from_numpy(np.array(saved.convert("RGB")))
-    assert torch.equal(image.permute(1, 2, 0), expected)
-
-
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tiff"])
-def test_orientation_tags_are_applied_on_request_alone(tmp_path: Path, ending: str) -> None:
-    options: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
-    colours(40, 60).save(tmp_path / f"upright.{ending}", **options)
-    stored = read_image(tmp_path / f"upright.{ending}")
-    path = tmp_path / f"picture.{ending}"
-    for tag in range(9):
-        exif = Image.Exif()
-        exif[0x0112] = tag
-        colours(40, 60).save(path, exif=exif, **options)
-        assert torch.equal(read_image(path), stored)
-        with Image.open(tmp_path / f"upright.{ending}") as image:
-            image.getexif()[0x0112] = tag
-            expected = torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB"))).permute(2, 0, 1)
-        assert torch.equal(read_image(path, apply_orientation=True), expected), tag
-
-
 def test_samples_of_turned_images_have_boxes_of_the_turned_ones(tmp_path: Path) -> None:
     """A red object on an image that is stored lying on its side, annotated as it is seen."""
     seen = Image.new("RGB", (60, 80))
@@ -127,30 +72,6 @@ def test_samples_of_turned_images_have_boxes_of_the_turned_ones(tmp_path: Path) 
     assert sample.boxes.tolist() == [pytest.approx([20 / 60, 60 / 80, 20 / 60, 20 / 80])]
     with pytest.raises(ValueError, match="the file has 80 x 60 pixels"):
         DetectionDataset(annotations, native(80, 60))[0, 0]
-
-
-def test_sixteen_bit_pictures_keep_their_contrast(tmp_path: Path) -> None:
-    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    image = read_image(tmp_path / "deep.png")
-    assert image.shape == (3, 32, 32)
-    assert (image[1].int() - torch.from_numpy((values >> 8).astype(np.int32))).abs().max() <= 1
-
-
-def ramp(path: Path, kind: str) -> None:
-    """A grey ramp whose numbers are those of a kind of microscope or camera."""
-    values = np.linspace(0, 1, 1024).reshape(32, 32)
-    scale = {"uint16": 65535, "int32": 65535, "float32": 1}[kind]
-    Image.fromarray((values * scale).astype(kind)).save(path)
-
-
-@pytest.mark.parametrize("kind", ["uint16", "int32", "float32"])
-def test_deep_tiffs_keep_their_contrast(tmp_path: Path, kind: str) -> None:
-    ramp(tmp_path / "deep.tif", kind)
-    image = read_image(tmp_path / "deep.tif")
-    expected = (np.linspace(0, 1, 1024).reshape(32, 32) * 255).round()
-    assert image.shape == (3, 32, 32)
-    assert (image[1].int() - torch.from_numpy(expected).int()).abs().max() <= 1
 
 
 def memory_error(*_: Any, **__: Any) -> Any:
@@ -193,110 +114,6 @@ def test_no_lack_of_memory_or_files_is_blamed_on_an_image(
         ran_out = "too many open files" if lack is no_files else "not enough memory"
         assert str(told.value).startswith(f"{ran_out} for it (")
         assert f"while {tmp_path / name} was read" in str(told.value)
-
-
-@pytest.mark.parametrize("values", [[0.0, 255.0], [-1.0, 1.0], [0.0, float("nan")], [0, 70_000]])
-def test_numbers_without_a_known_white_are_refused(tmp_path: Path, values: list[float]) -> None:
-    kind = np.int32 if isinstance(values[0], int) else np.float32
-    Image.fromarray(np.array([values], dtype=kind)).save(tmp_path / "deep.tif")
-    with pytest.raises(ValueError, match=r"its pixels are .* save it with 8 or 16 bits"):
-        read_image(tmp_path / "deep.tif")
-
-
-def png(width: int, height: int, data: bytes, wrong: int = 0) -> bytes:
-    def chunk(kind: bytes, body: bytes, wrong: int = 0) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ wrong)
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data, wrong) + chunk(b"IEND", b"")
-
-
-def test_what_is_too_large_or_no_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    (tmp_path / "huge.png").write_bytes(png(20_000, 20_000, zlib.compress(bytes(100))))
-    (tmp_path / "wide.png").write_bytes(png(11_000, 10_000, zlib.compress(bytes(100))))
-    with open(tmp_path / "long.tif", "wb") as file:
-        file.truncate(2**30)
-    os.mkfifo(tmp_path / "pipe.jpg")
-    for name, said in (
-        ("huge.png", "more than 100,000,000"),
-        ("wide.png", "11,000 x 10,000 pixels, more than 100,000,000"),
-        ("long.tif", "1,073,741,824 bytes"),
-        ("pipe.jpg", "pipe"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            read_image(tmp_path / name)
-    for device in ("/dev/zero", "/dev/null"):
-        with pytest.raises(ValueError, match="device"):
-            read_image(Path(device))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"
-
-
-def test_checksums_of_a_png_are_compared(tmp_path: Path) -> None:
-    data = zlib.compress(bytes(16 * (1 + 3 * 16)))
-    (tmp_path / "right.png").write_bytes(png(16, 16, data))
-    (tmp_path / "wrong.png").write_bytes(png(16, 16, data, wrong=1))
-    assert not read_image(tmp_path / "right.png").any()
-    with pytest.raises(ValueError, match="checksum"):
-        read_image(tmp_path / "wrong.png")
-
-
-DAMAGE_IMAGES = """
-import io, random, sys, warnings
-from PIL import Image, features
-from detr_container.datasets.images import decode, orientation
-from test_dataset import colours, png
-warnings.simplefilter("ignore")
-def saved(kind, mode="RGB", **options):
-    file = io.BytesIO()
-    colours(64, 80).convert(mode).save(file, kind, **options)
-    return file.getvalue()
-files = [saved("PNG"), saved("PNG", "P"), saved("PNG", "RGBA"), saved("JPEG"), saved("JPEG", progressive=True)]
-files += [saved("GIF"), saved("WEBP"), saved("BMP"), saved("TIFF"), saved("TIFF", compression="tiff_lzw")]
-files += [saved("TIFF", "F"), saved("TIFF", "1", compression="group4"), saved("TGA"), saved("PPM")]
-files += [saved("JPEG2000"), png(16, 16, b"x", 1), *([saved("AVIF")] if features.check("avif") else [])]
-told = {"read": 0, "refused": 0}
-for number in range(600):
-    draw, data = random.Random(number), bytearray(files[number % len(files)])
-    if number % 3 == 0:
-        del data[draw.randrange(len(data)):]
-    for _ in range(draw.choice((1, 1, 4))):
-        if data:
-            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-    try:
-        image = decode(bytes(data), apply_orientation=number % 2 == 0)
-        assert image.ndim == 3 and image.shape[0] == 3 and str(image.dtype) == "torch.uint8"
-        told["read"] += 1
-    except ValueError as error:
-        assert str(error) and "\\n" not in str(error), repr(error)
-        told["refused"] += 1
-    assert 1 <= orientation(bytes(data)) <= 8
-print(told["read"], told["refused"])
-"""
-
-
-def test_damaged_files_of_every_kind_are_read_or_refused(repository: Path) -> None:
-    """In a process of its own, which a decoder that trusts what it reads would end."""
-    path = os.pathsep.join([str(repository), str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", DAMAGE_IMAGES],
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    read, refused = map(int, done.stdout.split())
-    assert read + refused == 600
-    assert min(read, refused) > 50
-
-
-def test_the_first_picture_of_an_animation_is_read(tmp_path: Path) -> None:
-    first, second = colours().convert("P"), colours().convert("L").convert("P")
-    first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
-    expected = torch.from_numpy(np.array(first.convert("RGB"))).permute(2, 0, 1)
-    assert torch.equal(read_image(tmp_path / "two.gif"), expected)
 
 
 def test_objects_are_those_the_published_code_trains_on(tmp_path: Path) -> None:
