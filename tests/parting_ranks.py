@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from detr_container.distributed import Session, session
 from detr_container.launch.interrupt import StopRequest
 from detr_container.resume import content_hash
 from detr_container.run import Run
-from detr_container.together import data_on_all
+from detr_container.together import data_on_all, validation_on_all
 from detr_container.train import Trainer
 
 FOLDER, RANK = Path(sys.argv[1]), int(sys.argv[2])
@@ -47,6 +49,23 @@ def blind(here: Session) -> list[Any]:
     return train(here, train__max_steps=1)
 
 
+def other_data(here: Session, split: str, begin: Callable[[Session, Experiment], Any]) -> Any:
+    """Each process has the data in a folder of its own machine; the second one's file has a line more."""
+    place = FOLDER / f"{split}-{begin.__name__}-{RANK}"
+    shutil.copytree(GIVEN["root"], place / "shapes")
+    path = place / "shapes" / "annotations" / f"instances_{split}2017.json"
+    if RANK:
+        path.write_text(path.read_text() + "\n")
+    os.chdir(place)
+    settings = experiment()
+    return begin(here, replace(settings, data=replace(settings.data, root=Path("shapes"))))
+
+
+def begin_training(here: Session, settings: Experiment) -> None:
+    with StopRequest() as stop:
+        Trainer(settings, Run(FOLDER / "with-other-data"), data_on_all(here, settings), here, stop)
+
+
 def fail(here: Session) -> None:
     """The second process fails while the first waits for it."""
     if RANK:
@@ -70,6 +89,9 @@ SCENES: dict[str, Callable[[Session], Any]] = {
     "blind": blind,
     "hidden": lambda here: train(here, "elsewhere" if RANK else "run"),
     "settings": lambda here: train(here, "other", seed=RANK),
+    "train": lambda here: other_data(here, "train", begin_training),
+    "val": lambda here: other_data(here, "val", begin_training),
+    "evaluation": lambda here: other_data(here, "val", validation_on_all),
     "fail": fail,
     "stick": stick,
 }

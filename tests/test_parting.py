@@ -19,7 +19,7 @@ from detr_container.distributed import is_lost
 def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[int], str]:
     """What both processes went through, their exit statuses, and what the first one said."""
     folder = tmp_path_factory.mktemp("parting")
-    given = {"root": str(root), "ports": [free_port() for _ in range(6)]}
+    given = {"root": str(root), "ports": [free_port() for _ in range(9)]}
     (folder / "given.json").write_text(json.dumps(given))
     command = [sys.executable, str(REPOSITORY / "tests" / "parting_ranks.py"), str(folder)]
     ranks = [
@@ -56,6 +56,18 @@ def test_processes_of_other_settings_do_not_train_together(found: Any) -> None:
     for each in found[0]:
         assert each["settings"].startswith("ValueError: the processes of this job do not agree on the setting seed: ")
         assert "rank 1 on " in each["settings"]
+
+
+@pytest.mark.parametrize(("scene", "split"), [("train", "train"), ("val", "val"), ("evaluation", "val")])
+def test_processes_with_other_annotation_files_do_not_train_or_evaluate_together(
+    scene: str, split: str, found: Any
+) -> None:
+    """The file has the same name, settings and images everywhere, but not the same content."""
+    name = f"shapes/annotations/instances_{split}2017.json"
+    for each in found[0]:
+        assert each[scene].startswith(f"ValueError: the processes of this job do not agree on the file {name}: rank 0 ")
+        assert "SHA-256" in each[scene]
+        assert "rank 1 on " in each[scene]
 
 
 def test_a_failed_process_is_named_by_those_that_wait_for_it(found: Any) -> None:
