@@ -37,6 +37,7 @@ __all__ = [
     "load_json",
     "parse_annotations",
     "read_annotations",
+    "read_categories",
     "resolve",
     "resolve_split",
 ]
@@ -116,6 +117,19 @@ def read_annotations(
             "Correct the file, or remove these records; `detr-container data check` lists every problem."
         )
     return annotations
+
+
+def read_categories(path: Path) -> tuple[Category, ...]:
+    """The classes of an annotation file, or of a run's classes.json, by their ids. Raises as `read_annotations`."""
+    raw, findings = load_json(path), Findings(path.name)
+    listed = raw if isinstance(raw, dict) else {"categories": raw}
+    categories, _ = _categories(section(listed, "categories", findings), findings)
+    errors = [problem.message for problem in findings.problems if problem.severity == "error"]
+    if errors:
+        raise ValueError(
+            f"{path} has no sound list of categories: {'; '.join(errors[:LISTED_ERRORS])}. Correct the file"
+        )
+    return categories
 
 
 def find_problems(raw: object, path: Path) -> list[Problem]:

@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from detr_container.checked import read_plain
+
 from .progress import track
 
 Split = Literal["train", "val"]
@@ -134,7 +136,7 @@ def _check_same(root: Path, config: ShapesConfig) -> None:
     if not manifest.is_file():
         raise FileExistsError(f"{root} exists and is not a data set of shapes: name another folder")
     try:
-        found = json.loads(manifest.read_text())
+        found = read_plain(manifest)
     except ValueError as error:
         raise FileExistsError(f"{root} exists and its {MANIFEST} cannot be read ({error}): {remedy}") from error
     if found != asdict(config):

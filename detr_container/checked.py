@@ -6,6 +6,7 @@ Between writing and reading, people edit files, disks fill, copies stop halfway,
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +32,11 @@ class Schema(BaseModel):
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     """A regular file's content without a byte order mark. Raises ValueError for one that is too large."""
     with open_regular(path) as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise ValueError(f"{path} has more than {largest >> 20} MiB, which no file of its kind has. {_REMEDY}")
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise ValueError(f"{path} has more than {largest >> 20} MiB, which no file of its kind has. {_REMEDY}")
+        # Python sets aside as much as it is asked for, however small the file.
+        data = file.read(size)
     return data.removeprefix(codecs.BOM_UTF8)
 
 
@@ -95,7 +98,7 @@ def mistakes(value: Any, schema: type[Schema]) -> str:
         found = error.errors(include_url=False, include_context=False)
         told = []
         for one in found[:_MOST]:
-            name = ".".join(map(str, one["loc"])) or "the whole"
+            name = _short(".".join(map(str, one["loc"])), 100).strip("'") or "the whole"
             if one["type"] == "missing":
                 told.append(f"{name} is missing")
             else:
@@ -104,7 +107,7 @@ def mistakes(value: Any, schema: type[Schema]) -> str:
     return ""
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, most: int = 40) -> str:
     # As text only of what is short: of what is nested, it may be long.
     text = repr(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."

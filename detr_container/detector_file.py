@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor
 
 from detr_container.datasets.annotations import Category
@@ -18,9 +18,9 @@ from detr_container.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from detr_container.models.pretrained import detector_weights
 from detr_container.models.weights import Which, check_sound, find_weights
 
+from .checked import PathText, Schema, mistakes, read_json
 from .checkpoint import load
 from .config import Experiment, from_file
-from .files import open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +34,24 @@ COCO_ROWS = (91, 92)
 PANOPTIC_ROWS = 251
 """Of the published panoptic heads; so many rows of a detector without masks may be anything."""
 _NEEDED = {"query_embed.weight": 2, "class_embed.weight": 2, "class_embed.bias": 1}
+
+
+class ShardsFile(Schema):
+    """The index of a model's shards: the file of each tensor."""
+
+    weight_map: dict[str, PathText]
+
+
+class ModelConfig(Schema):
+    """What is read of Hugging Face's config.json of a DETR."""
+
+    encoder_attention_heads: Annotated[int, Field(ge=1, le=10**4)] = 8
+    decoder_attention_heads: Annotated[int, Field(ge=1, le=10**4)] = 8
+    activation_function: str = "relu"
+    auxiliary_loss: bool | None = None
+    id2label: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], str | int] | None = None
+    dilation: bool | None = None
+    backbone_config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,9 +119,8 @@ def load_weights(path: Path) -> dict[str, Any]:
     name = next(name for name in (*WEIGHT_FILES, *_INDEX) if (path / name).is_file())
     if name in WEIGHT_FILES:
         return load(path / name)
-    shards = read_json(path / name).get("weight_map")
-    files = set(shards.values()) if isinstance(shards, dict) else set()
-    bad = [file for file in files if not isinstance(file, str) or Path(file).name != file]
+    files = set(read_json(path / name, ShardsFile)["weight_map"].values())
+    bad = [file for file in files if Path(file).name != file]
     if not files or bad:
         raise ValueError(f"{path / name} names no shards beside it{f': {bad[0]!r}' if bad else ''}. Download it again")
     whole: dict[str, Any] = {}
@@ -180,29 +197,19 @@ def _classes(path: Path, values: Any) -> tuple[Category, ...]:
     return classes
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file of other people holds. Raises ValueError when it is none."""
-    try:
-        with open_regular(path) as file:
-            values = json.loads(file.read())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): download it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an object: download it again")
-    return values
-
-
 def _model_config(path: Path) -> tuple[dict[int, str], argparse.Namespace | None]:
     """What a config.json of Hugging Face says: class names by row, and the model's settings; None for any other.
 
     Raises ValueError for a model that cannot be loaded here.
     """
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path, Schema) if path.is_file() else {}
     if "model_type" not in config:
         return {}, None
     kind = config["model_type"]
     if kind not in _KINDS:
         raise ValueError(f"{path} is of model_type {kind!r}: of Hugging Face's, {' and '.join(_KINDS)} can be loaded")
+    if wrong := mistakes(config, ModelConfig):
+        raise ValueError(f"{path}: {wrong}. Download it again")
     heads = config.get("encoder_attention_heads", 8)
     if config.get("decoder_attention_heads", heads) != heads or config.get("activation_function", "relu") != "relu":
         raise ValueError(f"{path}: a DETR with other heads in its decoder, or another activation, cannot be loaded")
@@ -211,12 +218,8 @@ def _model_config(path: Path) -> tuple[dict[int, str], argparse.Namespace | None
             f"{path}: with auxiliary_loss their decoder hands normalised features from layer to layer, unlike DETR, so "
             "that its weights would give other detections here"
         )
-    labels = config.get("id2label") or {}
-    if not isinstance(labels, Mapping) or not all(str(row).isdecimal() for row in labels):
-        raise ValueError(f"{path}: id2label must name classes by their row, from 0")
-    names = {int(row): str(name) for row, name in labels.items()}
-    backbone = config.get("backbone_config")
-    stride = backbone.get("output_stride") if isinstance(backbone, Mapping) else None
+    names = {int(row): str(name) for row, name in (config.get("id2label") or {}).items()}
+    stride = (config.get("backbone_config") or {}).get("output_stride")
     return names, argparse.Namespace(nheads=heads, dilation=bool(config.get("dilation")) or stride == 16)
 
 
@@ -225,7 +228,7 @@ def _image_sizes(path: Path) -> dict[str, Any]:
 
     Raises ValueError for images that are not normalised as the published code does it.
     """
-    values = read_json(path) if path.is_file() else {}
+    values = read_json(path, Schema) if path.is_file() else {}
     for key, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if values.get(key, list(usual)) != list(usual):
             raise ValueError(f"{path}: {key} is {values[key]!r}, and images are normalised here by {list(usual)} alone")

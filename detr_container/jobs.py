@@ -91,14 +91,14 @@ def submit(
     folder = next_folder(home.absolute())
     submission = replace(submission, folder=folder, code=str(code or folder / "code"))
     (folder / "jobs").mkdir()
-    if code is None:
-        take_copy(folder / "code")
     works = [
         functools.partial(work, config.to_dict(member.experiment), str(member.folder.absolute())) for member in members
     ]
     try:
+        if code is None:
+            take_copy(folder / "code")
         submission = launch(submission, works, _job_name(members), at_once)
-    except ValueError:
+    except (ValueError, OSError):
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             # A run that was to be made leaves no trace; another keeps what it has.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 
 from .checkpoint import load
-from .files import read_jsonl
 from .run import Run
+from .scoring import read_results
 
 SPEED = {"images_per_second", "memory_gib"}
 """The fields of a line of metrics that measure the machine rather than the training."""
@@ -19,15 +18,16 @@ SPEED = {"images_per_second", "memory_gib"}
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """A run's lines of metrics without what measures the machine."""
-    return [{k: v for k, v in row.items() if k not in SPEED} for row in read_jsonl(folder / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in Run(folder).metrics()]
 
 
 def run_differences(a: Path, b: Path) -> list[str]:
     """In what the results of two runs differ: weights, optimiser, averages, metrics, evaluations, detections.
 
     The newest checkpoints are compared without the settings they carry, in which an interrupted run may differ.
+    Raises ValueError, naming the file, for what cannot be read.
     """
-    first, second = (load(Run(folder).checkpoints().paths()[0]) for folder in (a, b))
+    first, second = (load(_newest(folder)) for folder in (a, b))
     for state in (first, second):
         state.pop("experiment")
     found = list(differences(first, second, "checkpoint"))
@@ -37,8 +37,15 @@ def run_differences(a: Path, b: Path) -> list[str]:
     if left != right:
         return [*found, f"detections: {len(left)} files against {len(right)}"]
     for path in left:
-        found += differences(json.loads((a / path).read_text()), json.loads((b / path).read_text()), str(path))
+        found += differences(read_results(a / path), read_results(b / path), str(path))
     return found
+
+
+def _newest(folder: Path) -> Path:
+    paths = Run(folder).checkpoints().paths()
+    if not paths:
+        raise ValueError(f"{folder} has no checkpoint, so there is nothing to compare: train it first")
+    return paths[0]
 
 
 def differences(a: Any, b: Any, where: str) -> Iterator[str]:

@@ -58,7 +58,8 @@ def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None)
     with nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop:
         try:
             with session(experiment.device, stop) as here:
-                data = data_on_all(here, experiment)
+                with asking("the annotation files", {}):
+                    data = data_on_all(here, experiment)
                 with here.alone_in(folder), asking("training", for_step(experiment)):
                     return Trainer(experiment, Run(folder), data, here, stop).run_to_end()
         except StoppedError as error:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_container.datasets.annotations import Category
+from detr_container.datasets.annotations import Category, read_categories
 from detr_container.models.detector import Detector
 from detr_container.models.fit import load_checked
 from detr_container.models.resnet import DEPTHS
@@ -20,7 +20,7 @@ from detr_container.models.weights import Which
 
 from .build import build_detector
 from .config import BackboneConfig, Experiment, HeadConfig, LossConfig, validate
-from .detector_file import DetectorFile, is_weights_folder, read_detector, read_json
+from .detector_file import DetectorFile, is_weights_folder, read_detector
 from .experiments import FOCAL, named
 from .run import Run
 
@@ -104,21 +104,13 @@ def _named_by(file: DetectorFile, classes: Path | None) -> str:
 
 
 def named_rows(path: Path, count: int) -> tuple[Category, ...]:
-    """The classes of so many rows from a COCO annotation file: in the order of their ids, or each at its id.
+    """The classes of so many rows as `read_categories` reads them: in the order of their ids, or each at its id.
 
     Raises ValueError when the file has other classes than rows.
     """
-    records = read_json(path).get("categories")
-    rows = [
-        Category(record["id"], record["name"])
-        for record in (records if isinstance(records, list) else ())
-        if isinstance(record, dict) and isinstance(record.get("id"), int) and isinstance(record.get("name"), str)
-    ]
-    categories = sorted(rows, key=lambda category: category.id)
-    if not categories or len({category.id for category in categories}) < len(records or ()):
-        raise ValueError(f"{path} has no sound list of categories: each needs a name, and an id of its own")
+    categories = read_categories(path)
     if len(categories) == count:
-        return tuple(categories)
+        return categories
     by_id = {category.id: category for category in categories}
     if len(categories) < count and min(by_id) >= 0 and max(by_id) < count:
         return tuple(by_id.get(row, Category(row, f"class {row}")) for row in range(count))

@@ -24,7 +24,7 @@ from detr_container.export import exported
 from detr_container.models.layouts import to_hugging_face, to_published
 from detr_container.models.pretrained import detector_weights
 from detr_container.models.weights import find_weights
-from detr_container.trained import Trained, open_trained
+from detr_container.trained import Trained, named_rows, open_trained
 
 OURS = model_of(SMALL, 3).state_dict()
 OTHER = {name: value + 0.01 if value.is_floating_point() else value for name, value in OURS.items()}
@@ -194,10 +194,52 @@ def test_shards_are_put_together(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {name: file for file, held in parts.items() for name in held}}))
     opened = open_trained(folder, CPU).model.state_dict()
     assert all(torch.equal(opened[name], OURS[name]) for name in OURS)
-    for wrong in ({"weight_map": {"a": "../a.safetensors"}}, {"weight_map": []}, {}):
+    for wrong, told in (
+        ({"weight_map": {"a": "../a.safetensors"}}, r"names no shards beside it"),
+        ({"weight_map": {}}, r"names no shards beside it"),
+        ({"weight_map": []}, r"index\.json: weight_map=a list: input should be a valid dict"),
+        ({"weight_map": {"a": 3}}, r"index\.json: weight_map\.a=3: input should be a valid string"),
+        ({}, r"index\.json: weight_map is missing"),
+        ([], r"index\.json: the whole=a list"),
+    ):
         index.write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match=r"names no shards beside it"):
+        with pytest.raises(ValueError, match=told):
             open_trained(folder, CPU)
+
+
+def test_a_config_that_is_not_as_it_was_written_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    save_file({name: value.contiguous() for name, value in to_hugging_face(OURS).items()}, folder / "model.safetensors")
+    for key, value in (
+        ("encoder_attention_heads", "8"),
+        ("encoder_attention_heads", 0),
+        ("id2label", ["cat"]),
+        ("id2label", {"one": "cat"}),
+        ("id2label", {"9" * 5000: "cat"}),
+        ("backbone_config", 3),
+        ("dilation", "no"),
+    ):
+        (folder / "config.json").write_text(json.dumps({"model_type": "detr", key: value}))
+        with pytest.raises(ValueError, match=rf"hub/config\.json: {key}.*Download it again") as caught:
+            open_trained(folder, CPU)
+        assert len(str(caught.value)) < 400
+    for text in ("[" * 100_000, "[1]", '{"model_type": NaN', ""):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"hub/config\.json"):
+            open_trained(folder, CPU)
+
+
+def test_classes_are_read_of_annotation_files_and_of_runs(tmp_path: Path) -> None:
+    path = tmp_path / "classes.json"
+    listed = [{"id": 7, "name": "b"}, {"id": 2, "name": "a"}]
+    for content, encoding in ((listed, "utf-8"), ({"categories": listed}, "utf-8-sig"), (listed, "utf-16")):
+        path.write_text(json.dumps(content), encoding=encoding)
+        assert [(c.id, c.name) for c in named_rows(path, 2)] == [(2, "a"), (7, "b")]
+    for content in ([], {}, {"categories": 3}, [3], [{"id": 1}], [{"id": "1", "name": "a"}], [*listed, listed[0]], "x"):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"classes\.json has no sound list of categories: .*Correct the file"):
+            named_rows(path, 2)
 
 
 def test_no_coco_name_for_other_numbers_of_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

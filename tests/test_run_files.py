@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import made_runs
 import pytest
 
-from detr_container import cli
+from detr_container import cli, provenance
 from detr_container.checked import read_json
 from detr_container.compare.analysis import analyse
 from detr_container.compare.options import PLAN
@@ -26,6 +27,7 @@ from detr_container.launch.submission import Submission
 from detr_container.resume import data_changes
 from detr_container.run import Run
 from detr_container.run_files import BenchmarkFile
+from detr_container.same import run_differences
 
 VALUES: tuple[Any, ...] = (None, "x", -1, 0, 10**30, 1e308, [], [1], {}, {"a": 1}, True, "\0")
 FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "provenance.jsonl", "job/job.json", "job/history.jsonl")
@@ -275,6 +277,38 @@ def test_damaged_notes_are_named(home: Path) -> None:
             path.write_text(content)
             with pytest.raises(ValueError, match=str(path)):
                 read()
+
+
+def test_a_damaged_note_of_the_code_is_told_in_a_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To whoever resubmits from within a copy of the code."""
+    run = home / "runs" / "bad"
+    monkeypatch.setattr(provenance, "__file__", str(home / "detr_container" / "provenance.py"))
+    for content in ("[1]", '{"package": 3, "sha256": ""}', "{", "null"):
+        (home / NOTE).write_text(content)
+        line = ["resubmit", str(run), "--update-code", "--cluster", "local", "--train.epochs", "50"]
+        assert cli.main([*line, "--data.make-shapes", "2", "2", "64"]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {home / NOTE}"), err
+        assert err.count("\n") == 1
+        assert [path.name for path in (run / "job" / "submissions").iterdir()] == ["001"]
+
+
+def test_runs_whose_files_cannot_be_read_are_not_compared(home: Path) -> None:
+    good, bad = home / "runs" / "good", home / "runs" / "bad"
+    with pytest.raises(ValueError, match=r"runs/good has no checkpoint, so there is nothing to compare"):
+        run_differences(good, bad)
+    for run in (good, bad):
+        Run(run).checkpoints().save({"step": 1, "experiment": {}}, 1)
+    assert run_differences(good, bad) == []
+    for name in ("metrics.jsonl", "evaluations.jsonl", LAST + "/detections.json"):
+        whole = (bad / name).read_bytes()
+        for content in (b"[" * 100_000 + b"\n", b'{"step": "x"}\n{}\n', b"nonsense\n{}\n"):
+            (bad / name).write_bytes(content if name.endswith(".jsonl") or b"step" not in content else b"{}")
+            with pytest.raises(ValueError, match=re.escape(str(bad / name))):
+                run_differences(good, bad)
+        (bad / name).write_bytes(whole)
 
 
 def test_a_lock_whose_holder_cannot_be_read_is_held_all_the_same(home: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 import torch
 from runs import environment, settings_of, tiny
 
+from detr_container.config import to_dict
+from detr_container.files import write_json
+from detr_container.run import Run
 from detr_container.shortage import ShortageError, asking, out_of_memory
 
 ROOM = 1_200_000_000
@@ -55,6 +59,39 @@ def test_settings_that_no_memory_suffices_for(root: Path, tmp_path: Path) -> Non
         assert told[0].startswith("error: not enough memory for ")
         assert named in told[0]
         assert "Traceback" not in said
+
+
+MEMBER = """
+import json, resource, sys
+import psutil, torch
+from detr_container import train
+from detr_container.compare import member
+torch.set_num_threads(1)
+room = 250_000_000 + psutil.Process().memory_info().vms
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+sys.exit(member.main())
+"""
+
+
+def test_annotations_that_no_memory_suffices_for(root: Path, tmp_path: Path) -> None:
+    """As a member of a comparison reads them, which has no command around it."""
+    shutil.copytree(root, tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "instances_train2017.json"
+    path.write_text('{"info": [' + "[], " * 8_000_000 + "[]]," + path.read_text()[1:])
+    write_json(Run(tmp_path / "run").config_path, to_dict(tiny(tmp_path / "data")))
+    standing_in, held = os.pipe()
+    try:
+        command = [sys.executable, "-c", MEMBER, str(tmp_path / "run")]
+        done = subprocess.run(
+            command, env=environment(), stdin=standing_in, capture_output=True, text=True, check=False, timeout=120
+        )
+    finally:
+        os.close(standing_in)
+        os.close(held)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: not enough memory for the annotation files (")
+    assert "ulimit -v" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_too_few_open_files(root: Path, tmp_path: Path) -> None:

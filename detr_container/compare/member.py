@@ -17,6 +17,7 @@ from detr_container import config
 from detr_container.arguments import start_logging
 from detr_container.launch.interrupt import StopRequest
 from detr_container.run import Run
+from detr_container.shortage import asking
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def main() -> int:
     folder = Path(sys.argv[1])
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
-        return train(config.load(Run(folder).config_path), folder)
+        with asking("the run", {}):
+            return train(config.load(Run(folder).config_path), folder)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1 if isinstance(error, FloatingPointError) else 2

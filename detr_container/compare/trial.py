@@ -44,8 +44,13 @@ def _tried(experiment: Experiment) -> float:
     from detr_container.build import open_data
     from detr_container.distributed import session
     from detr_container.probe import Probe
+    from detr_container.shortage import asking, for_step
 
-    with tempfile.TemporaryDirectory(prefix="compare-") as folder, session(experiment.device) as here:
+    with (
+        tempfile.TemporaryDirectory(prefix="compare-") as folder,
+        session(experiment.device) as here,
+        asking("a training step", for_step(experiment)),
+    ):
         probe = Probe(experiment, Path(folder) / "probe", open_data(experiment), here)
         steps, taken = probe.timed_steps(), list[float]()
         # The first pays for what is set up once.
