@@ -78,6 +78,10 @@ class Session:
             dist.all_reduce(tensor)
         return tensor
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on one process at least; on a GPU all wait for what it still has to do."""
+        return self.sum(torch.tensor(float(flag), device=self.device)).item() > 0
+
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in order of rank; pickled, so for what is small or rare."""
         if self.world == 1:

@@ -382,8 +382,7 @@ class Trainer:
     def _tell(self, progress: Progress) -> Any:
         def after_batch(done: int, total: int) -> None:
             progress.evaluating(done, total)
-            flag = torch.tensor([float(self.stop.requested is not None)], device=self.here.device)
-            if self.here.sum(flag).item():
+            if self.here.any(self.stop.requested is not None):
                 raise InterruptedError
 
         return after_batch

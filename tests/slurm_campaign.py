@@ -19,7 +19,8 @@ from typing import Any
 
 import psutil
 from runs import tiny, train_in
-from slurm_cluster import MARK, NODES, Cluster, cluster
+from slurm_cluster import MARK, Cluster, cluster
+from slurm_configuration import NODES
 
 from detr_container import soak
 from detr_container.config import Experiment

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import slurm_cluster
 from slurm_cluster import Cluster, alone, cluster
+from slurm_configuration import NODES
 
 MISSING = slurm_cluster.missing()
 needs_slurm = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -206,7 +207,7 @@ def test_etc_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tex
     hosts.write_text(text)
     slurm_cluster.announce(tmp_path / "cluster")
     named = [line.split()[1] for line in hosts.read_text().splitlines()]
-    assert [name for name in named if name in slurm_cluster.NODES] == ["node1", "node2"]
+    assert [name for name in named if name in NODES] == ["node1", "node2"]
     slurm_cluster.forget()
     assert hosts.read_text() == text
     assert not any(map(os.path.lexists, links))
