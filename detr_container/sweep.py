@@ -61,7 +61,7 @@ def with_settings(experiment: Experiment, settings: Sequence[tuple[str, str]]) -
             near = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2].replace("-", "_")]
             hint = f"did you mean {near[0]}?" if near else "see `detr-container train EXPERIMENT --help`"
             raise ValueError(f"there is no setting {name!r}: {hint}")
-        options += [f"--{name.replace('_', '-')}", *value.split()]
+        options += _option(name.replace("_", "-"), value, known[name.replace("-", "_")])
     try:
         changed = parse_settings(options, experiment)
     except SystemExit as error:
@@ -69,6 +69,16 @@ def with_settings(experiment: Experiment, settings: Sequence[tuple[str, str]]) -
         raise ValueError(f"{listed}: a value does not fit its setting; see `train EXPERIMENT --help`") from error
     check(changed)
     return changed
+
+
+def _option(name: str, value: str, present: object) -> list[str]:
+    """A setting as the command line has it, where a switch has no value but a name for either side."""
+    if not isinstance(present, bool):
+        return [f"--{name}", *value.split()]
+    if value.lower() not in ("true", "false"):
+        raise ValueError(f"{name}={value}: it is true or false")
+    section, dot, switch = name.rpartition(".")
+    return [f"--{name}" if value.lower() == "true" else f"--{section}{dot}no-{switch}"]
 
 
 def pair(text: str) -> tuple[str, str]:

@@ -327,6 +327,7 @@ def test_the_members_of_a_grid() -> None:
         ((["debug"], ["lr=1"], [0], []), r"did you mean train\.lr\?"),
         ((["debug"], ["train.lr"], [0], []), "write setting=value"),
         ((["debug"], ["train.lr=fast"], [0], []), "train.lr=fast: a value does not fit"),
+        ((["debug"], ["head.pre-norm=1"], [0], []), "head.pre-norm=1: it is true or false"),
         ((["debug"], ["train.lr=1e-4,1e-4"], [0], []), "in the grid twice"),
         ((["debug"], [], [], []), "at least one of --seeds"),
     ],
@@ -340,6 +341,12 @@ def test_settings_of_several_values() -> None:
     changed = with_settings(named("debug").experiment, [("data.scales", "48 64"), ("data.root", "x")])
     assert changed.data.scales == (48, 64)
     assert changed.data.root == Path("x")
+
+
+def test_settings_that_are_switches() -> None:
+    changed = with_settings(named("debug").experiment, [("backbone.dilation", "True"), ("loss.auxiliary", "false")])
+    assert changed.backbone.dilation
+    assert not changed.loss.auxiliary
 
 
 def test_status_where_there_is_nothing(tmp_path: Path) -> None:
