@@ -177,8 +177,8 @@ def _check_settings(experiment: Experiment, world: int) -> None:
     if not any(data.make_shapes):
         resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
     for name, value in (("backbone.weights", experiment.backbone.weights), ("init", experiment.init)):
-        if value not in ("", "none", "imagenet") and not Path(value).is_file():
-            raise ValueError(f"{name}={value}: there is no such file")
+        if value not in ("", "none", "imagenet") and not Path(value).exists():
+            raise ValueError(f"{name}={value}: there is no such file or folder")
 
 
 def check_folder(member: Member, now: Standing | None = None) -> None:

@@ -23,6 +23,7 @@ from runs import REPOSITORY, assert_same_run, environment, settings_of, tiny
 from detr_container.config import difference
 from detr_container.experiments import named
 from detr_container.files import read_jsonl, write_json
+from detr_container.jobs import Member, check_member
 from detr_container.launch.attempts import JobFolder
 from detr_container.launch.lock import FolderLock
 from detr_container.standing import ACTIVE, Standing, standing
@@ -347,6 +348,13 @@ def test_settings_that_are_switches() -> None:
     changed = with_settings(named("debug").experiment, [("backbone.dilation", "True"), ("loss.auxiliary", "false")])
     assert changed.backbone.dilation
     assert not changed.loss.auxiliary
+
+
+def test_a_run_may_start_from_a_folder_of_weights(root: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "hugging-face"
+    weights.mkdir()
+    experiment = with_settings(named("debug").experiment, [("data.root", str(root)), ("init", str(weights))])
+    check_member(Member(tmp_path / "run", experiment), 1)
 
 
 def test_status_where_there_is_nothing(tmp_path: Path) -> None:
