@@ -133,7 +133,7 @@ def _be_a_command(arguments: list[str], folder: str, environment: dict[str, str]
         traceback.print_exc()
     with suppress(Exception):
         # What Python does at its end, and `os._exit` does not: it ends the processes that this one has started.
-        multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+        multiprocessing.util._exit_function()
     with suppress(Exception):
         sys.stdout.flush()
     with suppress(Exception):
