@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from submitit.local import local
 from .gpus import VARIABLE, claimed
 from .settle import Circumstances, pause, settle
 from .submission import ATTEMPT, Submission
+from .task import HELD_BACK
 
 _INDEX, _AT_ONCE = "LAUNCH_INDEX", "LAUNCH_AT_ONCE"
 # What Slurm, too, gives the others when a process has died, and all of them when their time is up.
@@ -99,7 +101,8 @@ class Controller(local.Controller):
             os.environ[ATTEMPT] = name
             began = time.monotonic()
             try:
-                self.start_tasks()
+                with _held_back():
+                    self.start_tasks()
                 self.wait()
             finally:
                 tasks = list(self.tasks)
@@ -141,6 +144,19 @@ class Controller(local.Controller):
     def _cancel(self, number: int, _: Any) -> None:
         # `wait` passes it on, also to processes that are only being started.
         self.cancelled = True
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals wait while processes are started: what is passed on reaches all of them, and none before it can answer.
+
+    A new process has its parent's signal mask from its first instant; the work takes what is held back (task.py).
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _status(tasks: Sequence[subprocess.Popen[Any]]) -> int:

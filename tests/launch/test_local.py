@@ -126,6 +126,30 @@ def test_a_signal_while_python_starts_is_not_lost(jobs: Callable[..., Submission
     assert history(submission) == [("stopped", "preemption"), ("finished", "")]
 
 
+SIGNAL_AT_ONCE = """
+import os, signal, subprocess, sys
+if "detr_container.launch.local" in sys.orig_argv:
+    start, told = subprocess.Popen.__init__, []
+    def start_and_signal(self, command, *args, **options):
+        start(self, command, *args, **options)
+        if os.environ["LAUNCH_ATTEMPT"].endswith("-0") and not told:
+            told.append(True)
+            os.kill(os.getpid(), signal.SIGUSR2)
+    subprocess.Popen.__init__ = start_and_signal
+"""
+
+
+def test_a_signal_while_the_processes_are_started_reaches_all(
+    jobs: Callable[..., Submission], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SIGNAL_AT_ONCE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [tmp_path, repository, TESTS])))
+    submission = jobs(works.count, tasks_per_node=2)
+    over(submission)
+    assert history(submission) == [("stopped", "preemption"), ("finished", "")]
+    assert ticks(submission) == list(range(1, works.TICKS + 1))
+
+
 def test_cancelled(jobs: Callable[..., Submission]) -> None:
     submission = jobs(functools.partial(works.count, seconds=0.1))
     reach(submission, 3)
