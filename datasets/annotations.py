@@ -16,18 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from detr_container.files import open_regular
+from detr_container.base.files import open_regular
 
 from .objects import DOUBTS, Objects
-from .records import (
-    Findings,
-    Problem,
-    Record,
-    integer_column,
-    section,
-    show,
-    unique_ids,
-)
+from .records import Findings, Problem, Record, integer_column, section, show, unique_ids
 
 __all__ = [
     "Annotations",

@@ -24,8 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from detr_container.files import open_regular
-from detr_container.shortage import out_of_files, out_of_memory
+from detr_container.base.files import open_regular
+from detr_container.base.shortage import out_of_files, out_of_memory
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 """Formats that are opened. Pillow knows others, some of which run a program (EPS) or are no images (FITS, PDF)."""

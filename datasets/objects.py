@@ -10,17 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import (
-    Findings,
-    Record,
-    Severity,
-    box_column,
-    integer_column,
-    number_column,
-    positions,
-    show,
-    unique_ids,
-)
+from .records import Findings, Record, Severity, box_column, integer_column, number_column, positions, show, unique_ids
 
 LARGEST_AREA, FARTHEST = 1e10, 1e9
 """Pixels: COCO's evaluators leave out objects with a larger area without a word, and no image reaches so far."""

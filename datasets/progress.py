@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from detr_container.terminal import column, console
+from detr_container.base.terminal import column, console
 
 T = TypeVar("T")
 

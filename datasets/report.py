@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 
-from detr_container.terminal import shown
+from detr_container.base.terminal import shown
 
 from .annotations import Annotations, Category, Problem
 from .records import Severity

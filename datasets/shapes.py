@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from detr_container.checked import read_plain
+from detr_container.base.checked import read_plain
 
 from .progress import track
 

@@ -26,8 +26,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from detr_container.checked import PathText, Schema, mistakes, read_json, read_lines
-from detr_container.files import JsonLines, write_json
+from detr_container.base.checked import PathText, Schema, mistakes, read_json, read_lines
+from detr_container.base.files import JsonLines, write_json
+from detr_container.base.lock import HinderedError, Seconds
 
 from .oom import oom_kills
 
@@ -37,10 +38,6 @@ _log = logging.getLogger(__name__)
 # What trying again does not mend.
 _FINAL = (ValueError, FloatingPointError, FileNotFoundError, PermissionError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class HinderedError(OSError):
-    """What a start ends with when something outside the program, which may be gone at the next start, is in its way."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,6 @@ class Attempt:
     own: bool = True
 
 
-Seconds = Annotated[float, Field(ge=0, le=1e11)]
 JobName = Annotated[str, Field(pattern=r"^(DEBUG_)?[0-9]{1,19}(_[0-9]{1,9})?$")]
 """Slurm's number, with that of an array's member; a process id; what submitit's debug executor makes up."""
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from detr_container.files import atomic_write
+from detr_container.base.files import atomic_write
+from detr_container.base.lock import tidy
 
 from .attempts import Attempt, JobFolder, fruitless
-from .lock import tidy
 from .oom import oom_kills
 
 DEATHS = 3

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from detr_container.checked import Schema, read_json
-from detr_container.files import write_json
-
-from .ownership import keep_own
+from detr_container.base.checked import Schema, read_json
+from detr_container.base.files import write_json
+from detr_container.base.ownership import keep_own
 
 NOTE = "snapshot.json"
 """The file that says where a copy came from."""

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from detr_container.checked import PathText, Schema, read_json
-from detr_container.files import write_json
+from detr_container.base.alive import mark
+from detr_container.base.checked import PathText, Schema, read_json
+from detr_container.base.files import write_json
+from detr_container.base.interrupt import StopRequest
+from detr_container.base.lock import Seconds
+from detr_container.base.ownership import keep_own, refuse_foreign
 
-from .alive import mark
-from .attempts import JobFolder, JobName, Seconds
-from .interrupt import StopRequest
-from .ownership import keep_own, refuse_foreign
+from .attempts import JobFolder, JobName
 from .resources import Resources, minutes, resources_of
 
 Where = Literal["slurm", "local", "debug"]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import submitit
 
+from detr_container.base.interrupt import StopRequest
+
 from .attempts import RankRecord
-from .interrupt import StopRequest
 from .settle import settle_lost
 from .submission import Submission, Work, attempt_name
 

@@ -14,7 +14,7 @@ from hypothesis.strategies import SearchStrategy
 from numpy.typing import NDArray
 
 from detr_container.compare.matching import Ground
-from detr_container.scoring import Columns
+from detr_container.tasks.detection.scoring import Columns
 
 Floats = NDArray[np.float64]
 Object = tuple[int, int, Sequence[float], bool]

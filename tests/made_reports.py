@@ -10,14 +10,14 @@ from typing import Any
 import made_runs
 import pytest
 
+from detr_container.base.files import write_json
 from detr_container.compare.analysis import Analysis, analyse
 from detr_container.compare.document import Document
 from detr_container.compare.options import ReportOptions
 from detr_container.compare.page import write
 from detr_container.compare.report import make_document, write_report
-from detr_container.costs import Costs, Gflops, Parameters
 from detr_container.datasets.annotations import Category
-from detr_container.files import write_json
+from detr_container.measure.costs import Costs, Gflops, Parameters
 
 ATTACK = "<script>alert(1)</script>"
 BACKBONES = (

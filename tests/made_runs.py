@@ -11,11 +11,11 @@ from typing import Any
 import simulated
 from PIL import Image
 
-from detr_container.config import Experiment, to_dict
-from detr_container.experiments import named
-from detr_container.files import sha256, write_json, write_jsonl
-from detr_container.scoring import score, write_results
-from detr_container.sweep import with_settings
+from detr_container.base.files import sha256, write_json, write_jsonl
+from detr_container.config.experiments import named
+from detr_container.config.settings import Experiment, to_dict
+from detr_container.jobs.sweep import with_settings
+from detr_container.tasks.detection.scoring import score, write_results
 
 EPOCHS = 3
 

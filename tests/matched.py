@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from detr_container.found_objects import Found
+from detr_container.tasks.detection.found_objects import Found
 
 
 def naive_iou(a: Sequence[float], b: Sequence[float]) -> float:

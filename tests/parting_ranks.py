@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from runs import tiny
 
-from detr_container import distributed, resume
-from detr_container.checkpoint import Checkpoints
-from detr_container.config import Experiment
-from detr_container.distributed import Session, session
-from detr_container.launch.interrupt import StopRequest
-from detr_container.resume import content_hash
-from detr_container.run import Run
-from detr_container.together import data_on_all, validation_on_all
-from detr_container.train import Trainer
+from detr_container.base.interrupt import StopRequest
+from detr_container.config.settings import Experiment
+from detr_container.engine import resume
+from detr_container.engine import session as distributed
+from detr_container.engine.checkpoint import Checkpoints
+from detr_container.engine.resume import content_hash
+from detr_container.engine.run import Run
+from detr_container.engine.session import Session, session
+from detr_container.tasks.detection.together import data_on_all, validation_on_all
+from detr_container.tasks.detection.trainer import Trainer
 
 FOLDER, RANK = Path(sys.argv[1]), int(sys.argv[2])
 GIVEN = json.loads((FOLDER / "given.json").read_text())

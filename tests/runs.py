@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from detr_container.checkpoint import load
-from detr_container.config import Experiment
+from detr_container.config.experiments import named
+from detr_container.config.settings import Experiment
 from detr_container.datasets.shapes import make_shapes
-from detr_container.experiments import named
-from detr_container.run import Run
-from detr_container.same import differences, run_differences
-from detr_container.train import train
+from detr_container.engine.checkpoint import load
+from detr_container.engine.run import Run
+from detr_container.tasks.detection.same import differences, run_differences
+from detr_container.tasks.detection.trainer import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL, SIDE = 16, 5, 64
@@ -86,8 +86,8 @@ def train_in(folder: Path, experiment: Experiment, pictures: bool = False) -> in
     """`train` on one thread; returns its exit status. pictures: also draw, which costs more than all the steps."""
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         if not pictures:
-            patch.setattr("detr_container.train.plot_curves", lambda *_: None)
-            patch.setattr("detr_container.train.draw_validation", lambda *_: None)
+            patch.setattr("detr_container.tasks.detection.trainer.plot_curves", lambda *_: None)
+            patch.setattr("detr_container.tasks.detection.trainer.draw_validation", lambda *_: None)
         return train(experiment, folder)
 
 
@@ -158,7 +158,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 def settings_of(experiment: Experiment) -> list[str]:
     """The options that turn `debug` into this experiment on the command line."""
-    from detr_container.config import difference
+    from detr_container.config.settings import difference
 
     options = []
     for name, (_, value) in difference(named("debug").experiment, experiment).items():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.compare.matching import Ground
-from detr_container.scoring import Columns
+from detr_container.tasks.detection.scoring import Columns
 
 WIDTH, HEIGHT = 640.0, 480.0
 

@@ -22,10 +22,10 @@ from runs import tiny, train_in
 from slurm_cluster import MARK, Cluster, cluster
 from slurm_configuration import NODES
 
-from detr_container import soak
-from detr_container.config import Experiment
+from detr_container.config.settings import Experiment
 from detr_container.datasets.shapes import make_shapes
 from detr_container.launch.resources import Resources
+from detr_container.measure import soak
 
 Facts = Mapping[str, Any]
 """What job.json says."""

@@ -88,7 +88,7 @@ def test_wheel_holds_every_module(repository: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
         packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
         entry_points = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-        assert "detr-container = detr_container.cli:main" in wheel.read(entry_points).decode()
+        assert "detr-container = detr_container.commands.cli:main" in wheel.read(entry_points).decode()
     assert packed == package_files(source)
     assert {f"detr_container/{name}/__init__.py" for name in LINKED} <= packed
 

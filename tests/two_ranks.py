@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from runs import train_in
 
-from detr_container import cli
-from detr_container.config import from_dict
+from detr_container.commands import cli
+from detr_container.config.settings import from_dict
 
 
 def main() -> None:

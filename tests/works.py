@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from detr_container.launch.interrupt import StopRequest
+from detr_container.base.interrupt import StopRequest
 
 TICKS = 100
 

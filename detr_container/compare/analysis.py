@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from detr_container.files import sha256
-from detr_container.scoring import Columns, Record, Truth, detection_columns, read_truth
+from detr_container.base.files import sha256
+from detr_container.tasks.detection.scoring import Columns, Record, Truth, detection_columns, read_truth
 
 from .cells import Cell, cells_of
 from .errors import Errors, breakdown

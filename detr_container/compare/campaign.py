@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from detr_container import jobs
-from detr_container.build import check_backbone, open_data
-from detr_container.clock import clock
-from detr_container.config import Experiment
-from detr_container.costs import costs, validation_sizes
-from detr_container.files import write_json
-from detr_container.jobs import Member
-from detr_container.launch.interrupt import StopRequest
-from detr_container.names import place_of_many
-from detr_container.standing import ACTIVE, Standing, standings
+from detr_container.base.clock import clock
+from detr_container.base.files import write_json
+from detr_container.base.interrupt import StopRequest
+from detr_container.base.processes import environment_of_one
+from detr_container.config.settings import Experiment
+from detr_container.jobs import submit as jobs
+from detr_container.jobs.names import place_of_many
+from detr_container.jobs.status import ACTIVE, Standing, standings
+from detr_container.jobs.submit import Member
+from detr_container.measure.costs import costs, validation_sizes
+from detr_container.tasks.detection.build import check_backbone, open_data
 
 from .grid import check_cell, members_of
 from .measured import measured
@@ -30,7 +31,7 @@ from .member import run_member
 from .options import PLAN, CompareOptions, ReportOptions
 from .reading import label_of, read_runs
 from .report import judging, plan_of, write_report
-from .running import environment_of_member, train_here
+from .running import train_here
 from .trial import training_seconds
 
 _log = logging.getLogger(__name__)
@@ -172,7 +173,7 @@ class Campaign:
             return found
         wanted = {label_of(member.experiment) for member in self.todo} - found.keys()
         cells = {label: one for label, one in self._cells().items() if label in wanted}
-        tried, failed = training_seconds(cells, environment_of_member(self._at_once))
+        tried, failed = training_seconds(cells, environment_of_one(self._at_once))
         self.refused.update({label: f"a first step failed: {why}" for label, why in failed.items()})
         return found | tried
 

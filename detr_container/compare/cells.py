@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detr_container.config import Experiment
+from detr_container.config.settings import Experiment
 
 from .reading import RunRecord, head_of, label_of, settings_of
 

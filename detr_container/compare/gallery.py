@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detr_container.config import Experiment
+from detr_container.base.terminal import shown
+from detr_container.config.settings import Experiment
 from detr_container.datasets.annotations import Annotations, read_annotations, resolve_split
 from detr_container.datasets.images import read_image
-from detr_container.pictures import draw_detections, row, to_image
-from detr_container.terminal import shown
+from detr_container.drawing.images import draw_detections, row, to_image
 
 from .analysis import Analysis, CellResult
 from .document import Figure

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from detr_container.config import Experiment, LossConfig, validate
-from detr_container.experiments import FOCAL, named
-from detr_container.jobs import Member
+from detr_container.config.experiments import FOCAL, named
+from detr_container.config.settings import Experiment, LossConfig, validate
+from detr_container.jobs.submit import Member
+from detr_container.jobs.sweep import limit_runs, pair, with_settings
 from detr_container.models.container import SIZES
-from detr_container.sweep import limit_runs, pair, with_settings
 
 Head = Literal["detr", "smca"]
 PUBLISHED = {"detr": "detr_r50_50e", "smca": "smca_r50_50e"}

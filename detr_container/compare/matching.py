@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detr_container.scoring import Columns, Truth
-from detr_container.terminal import shown
+from detr_container.base.terminal import shown
+from detr_container.tasks.detection.scoring import Columns, Truth
 
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """Areas in pixels of the picture on disk, both ends included."""

@@ -13,19 +13,19 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from detr_container import config
-from detr_container.arguments import start_logging
-from detr_container.launch.interrupt import StopRequest
-from detr_container.run import Run
-from detr_container.shortage import asking
+from detr_container.base.interrupt import StopRequest
+from detr_container.base.shortage import asking
+from detr_container.base.terminal import start_logging
+from detr_container.config import settings as config
+from detr_container.engine.run import Run
 
 _log = logging.getLogger(__name__)
 
 
 def run_member(settings: dict[str, Any], folder: str, stop: StopRequest, home: str = "") -> int:
     """What every process of a submitted member calls; home: the comparison's folder."""
-    from detr_container.jobs import run_training
-    from detr_container.launch.processes import current_process
+    from detr_container.base.processes import current_process
+    from detr_container.jobs.submit import run_training
 
     status = run_training(settings, folder, stop)
     if status == 0 and home and current_process(os.environ).is_main:
@@ -52,7 +52,7 @@ def _report_if_last(home: Path) -> None:
 
 def main() -> int:
     """Train one member on this machine."""
-    from detr_container.train import train
+    from detr_container.tasks.detection.trainer import train
 
     start_logging()
     folder = Path(sys.argv[1])

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from detr_container.base.limits import AtOnce, Many, Seed, positive
 from detr_container.launch.resources import Resources
-from detr_container.limits import AtOnce, Many, Seed, positive
 
 PLAN = "compare.json"
 """In a comparison's folder: which runs belong to it."""

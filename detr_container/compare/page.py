@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from detr_container.files import atomic_write, write_json
+from detr_container.base.files import atomic_write, write_json
 
 from .document import Document, Table, file_name
 from .drawing import standalone

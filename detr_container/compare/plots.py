@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from detr_container.costs import Costs
+from detr_container.measure.costs import Costs
 
 from .analysis import Analysis, CellResult
 from .document import Figure, Range, Table

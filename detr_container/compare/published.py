@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detr_container.config import Experiment
+from detr_container.config.settings import Experiment
 from detr_container.datasets.coco_classes import COCO
 
 

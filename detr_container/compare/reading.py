@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detr_container import config
-from detr_container.checked import Schema, read_json, read_lines
-from detr_container.config import Experiment
-from detr_container.files import sha256
-from detr_container.run import Run
-from detr_container.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
-from detr_container.scoring import Record, read_results
-from detr_container.standing import ACTIVE, Standing, standings
+from detr_container.base.checked import Schema, read_json, read_lines
+from detr_container.base.files import sha256
+from detr_container.config import settings as config
+from detr_container.config.settings import Experiment
+from detr_container.engine.run import Run
+from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
+from detr_container.jobs.status import ACTIVE, Standing, standings
+from detr_container.tasks.detection.scoring import Record, read_results
 
 HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
 HARMLESS = (

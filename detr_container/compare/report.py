@@ -13,13 +13,13 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
-from detr_container.checked import read_json
-from detr_container.costs import Costs, costs, validation_sizes
+from detr_container.base.checked import read_json
+from detr_container.base.files import write_json
+from detr_container.base.terminal import column, console
 from detr_container.datasets.annotations import Annotations, read_annotations
-from detr_container.files import write_json
-from detr_container.run_files import BenchmarkFile, PlanFile
-from detr_container.standing import runs_in
-from detr_container.terminal import column, console
+from detr_container.engine.run_files import BenchmarkFile, PlanFile
+from detr_container.jobs.status import runs_in
+from detr_container.measure.costs import Costs, costs, validation_sizes
 
 from . import plots, results, sections
 from .analysis import Analysis, analyse
@@ -178,8 +178,8 @@ def _command(options: ReportOptions) -> str:
 
 def measure(analysis: Analysis) -> dict[str, Any]:
     """Latencies of all cells' models at their evaluation size, in turns on this machine."""
-    from detr_container.measure_options import MeasureOptions
-    from detr_container.side_by_side import side_by_side
+    from detr_container.measure.options import MeasureOptions
+    from detr_container.measure.side_by_side import side_by_side
 
     experiments = {cell.cell.label: cell.cell.experiment for cell in analysis.judged}
     first = next(iter(experiments.values()))

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from detr_container.costs import Costs
+from detr_container.measure.costs import Costs
 
 from .analysis import Analysis, CellResult
 from .document import Column, Section, Spread, Table, Value, span, spread

@@ -14,14 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from detr_container import config
-from detr_container.files import write_json
-from detr_container.jobs import Member
+from detr_container.base.files import write_json
+from detr_container.base.interrupt import StopRequest
+from detr_container.base.processes import environment_of_one
+from detr_container.base.terminal import column, console
+from detr_container.config import settings as config
+from detr_container.engine.run import Run
+from detr_container.jobs.status import Standing, standing
+from detr_container.jobs.submit import Member
 from detr_container.launch.gpus import VARIABLE, claimed
-from detr_container.launch.interrupt import StopRequest
-from detr_container.run import Run
-from detr_container.standing import Standing, standing
-from detr_container.terminal import column, console
 
 LOG = "log.txt"
 _POLL = 0.5
@@ -74,18 +75,6 @@ def train_here(members: Sequence[Member], at_once: int, stop: StopRequest) -> di
     return failed
 
 
-def environment_of_member(at_once: int) -> dict[str, str]:
-    """The environment of a process that trains, `at_once` of them together: each has its share of the cores."""
-    # Threads of several runs that wait for each other's cores are slower than fewer of them.
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // at_once))
-    return {**os.environ, "OMP_NUM_THREADS": threads}
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _gpu_of(member: Member, held: ExitStack, screen: Console) -> dict[str, str]:
     """The variable that shows a member its own GPU, held with `held`; none where it has no use for one."""
     if member.experiment.device == "cpu":
@@ -108,7 +97,7 @@ def _start(member: Member, at_once: int, extra: Mapping[str, str]) -> subprocess
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**environment_of_member(at_once), **extra},
+            env={**environment_of_one(at_once), **extra},
             # Ctrl-C is for this process, which passes it on once.
             start_new_session=True,
         )

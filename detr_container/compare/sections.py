@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detr_container.costs import Costs
+from detr_container.measure.costs import Costs
 
 from . import plots, results
 from .analysis import Analysis

@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from detr_container import config
-from detr_container.config import Experiment
-from detr_container.one_by_one import answer_each, found_of
+from detr_container.config import settings as config
+from detr_container.config.settings import Experiment
+from detr_container.measure.one_by_one import answer_each, found_of
 
 STEPS, SECONDS = 3, 10.0
 """Steps to measure after the first, and after how long to be content with fewer."""
@@ -41,10 +41,11 @@ def training_seconds(
 
 
 def _tried(experiment: Experiment) -> float:
-    from detr_container.build import open_data
-    from detr_container.distributed import session
-    from detr_container.probe import Probe
-    from detr_container.shortage import asking, for_step
+    from detr_container.base.shortage import asking
+    from detr_container.config.memory import for_step
+    from detr_container.engine.session import session
+    from detr_container.measure.probe import Probe
+    from detr_container.tasks.detection.build import open_data
 
     with (
         tempfile.TemporaryDirectory(prefix="compare-") as folder,

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from made_runs import EPOCHS, comparison, experiment_of, make_data, make_run, provenance_line, read_json
 
+from detr_container.base.files import read_jsonl, write_json, write_jsonl
 from detr_container.compare import results
 from detr_container.compare.analysis import Analysis, analyse
 from detr_container.compare.cells import cells_of
 from detr_container.compare.options import PLAN, ReportOptions
 from detr_container.compare.reading import read_runs
 from detr_container.compare.report import folders_of, write_report
-from detr_container.config import to_dict
-from detr_container.files import read_jsonl, write_json, write_jsonl
+from detr_container.config.settings import to_dict
 
 SEEDS = 2
 LAST = f"detections/epoch-{EPOCHS:03d}"
@@ -194,7 +194,7 @@ def test_why_none_can_be_judged_is_said_once(home: Path) -> None:
 
 def test_a_run_that_is_going_on_says_so(home: Path) -> None:
     """Its own lock, held by this process, is what tells."""
-    from detr_container.launch.lock import FolderLock
+    from detr_container.base.lock import FolderLock
 
     run = home / "runs" / "smca-resnet18-seed1"
     write_jsonl(run / "evaluations.jsonl", read_jsonl(run / "evaluations.jsonl")[:2])

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from made_runs import EPOCHS, experiment_of, make_data, make_run, read_json
 
+from detr_container.base.files import read_jsonl, write_json, write_jsonl
 from detr_container.compare import results
 from detr_container.compare.analysis import analyse
 from detr_container.compare.fairness import Difference
 from detr_container.compare.options import PLAN, ReportOptions
 from detr_container.compare.report import write_report
-from detr_container.files import read_jsonl, write_json, write_jsonl
 
 BACKBONES = ("resnet18", "container_light_tiny")
 SETTINGS: dict[str, tuple[str, Any]] = {

@@ -11,13 +11,13 @@ import pytest
 import torch
 from runs import tiny
 
-from detr_container.build import build_detector, open_data
 from detr_container.compare.grid import check_cell, members_of, on_backbone, with_head
 from detr_container.compare.reading import settings_of
-from detr_container.config import Experiment
+from detr_container.config.experiments import named
+from detr_container.config.settings import Experiment
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.loader import StepBatches, batches, training_loader
-from detr_container.experiments import named
+from detr_container.tasks.detection.build import build_detector, open_data
 
 BACKBONES = ("resnet18", "container_light_tiny", "timm/convnext_atto")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from detr_container.compare.matching import AREAS, FALSE, LIMIT, THRESHOLDS, TRUE, UNCOUNTED, Ground, iou, match
-from detr_container.scoring import Columns, Truth
+from detr_container.tasks.detection.scoring import Columns, Truth
 
 ALL = (0, 0)
 """The place in `outcome` of all sizes and IoU 0.5."""

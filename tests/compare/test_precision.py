@@ -30,8 +30,8 @@ from detr_container.compare import precision
 from detr_container.compare.intervals import resamples
 from detr_container.compare.matching import UNCOUNTED, Ground, match
 from detr_container.compare.precision import FIGURES, Figures, figures, interpolated, precision_at_recall
-from detr_container.scores import Scores
-from detr_container.scoring import Columns, detection_columns, read_results, read_truth, score
+from detr_container.tasks.detection.scores import Scores
+from detr_container.tasks.detection.scoring import Columns, detection_columns, read_results, read_truth, score
 
 PUBLISHED = (0.505, 0.697, 0.573, 0.586, 0.519, 0.501)
 CLOSE = 1e-9

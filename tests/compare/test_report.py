@@ -19,16 +19,16 @@ from scipy import optimize, stats
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr_container.build import build_detector
+from detr_container.base.files import read_jsonl, write_json
 from detr_container.compare import results
 from detr_container.compare.analysis import analyse
 from detr_container.compare.errors import KINDS
 from detr_container.compare.options import ReportOptions
 from detr_container.compare.report import write_report
-from detr_container.config import load
+from detr_container.config.settings import load
 from detr_container.datasets.coco_classes import COCO
-from detr_container.files import read_jsonl, write_json
-from detr_container.scoring import score
+from detr_container.tasks.detection.build import build_detector
+from detr_container.tasks.detection.scoring import score
 
 RESAMPLES = 8
 SIX = {

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from made_images import colours
 from PIL import Image
 
+from detr_container.base.shortage import ShortageError, asking
 from detr_container.datasets.annotations import read_annotations
 from detr_container.datasets.check import check_dataset
 from detr_container.datasets.dataset import DetectionDataset, random_of
 from detr_container.datasets.transforms import Augmentation
-from detr_container.shortage import ShortageError, asking
 
 AS_THEY_ARE = Augmentation((1,), 100_000, augment="none")
 TRAINING = Augmentation((48, 64), 120, crop_resize=(40, 60), crop_range=(30, 50), augment="detr")

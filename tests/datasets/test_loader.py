@@ -22,13 +22,7 @@ from PIL import Image
 from detr_container.datasets.annotations import read_annotations
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.dataset import DetectionDataset
-from detr_container.datasets.loader import (
-    StepBatches,
-    batches,
-    evaluation_loader,
-    steps_per_epoch,
-    training_loader,
-)
+from detr_container.datasets.loader import StepBatches, batches, evaluation_loader, steps_per_epoch, training_loader
 from detr_container.datasets.transforms import Augmentation
 
 PICTURES = 11

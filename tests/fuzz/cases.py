@@ -273,7 +273,7 @@ def command_lines(maker: Maker, folder: Path, rng: random.Random) -> Case:
 
 def _options(command: str) -> list[str]:
     from detr_container.compare.options import ReportOptions
-    from detr_container.config import Experiment, flatten
+    from detr_container.config.settings import Experiment, flatten
     from detr_container.launch.resources import Resources
 
     settings = [f"--{name.replace('_', '-')}" for name in flatten(Experiment())]

@@ -124,7 +124,7 @@ def _be_a_command(arguments: list[str], folder: str, environment: dict[str, str]
     sys.argv = ["detr-container", *arguments]
     status = 1
     try:
-        from detr_container.cli import main
+        from detr_container.commands.cli import main
 
         status = main()
     except SystemExit as error:

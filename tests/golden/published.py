@@ -9,12 +9,12 @@ import torch
 from golden import pattern
 from torch import Tensor
 
-from detr_container.build import build_detector
-from detr_container.config import Experiment
+from detr_container.config.experiments import named
+from detr_container.config.settings import Experiment
 from detr_container.datasets.batch import Targets
-from detr_container.experiments import named
 from detr_container.models.detector import Detector
 from detr_container.models.layouts import from_published
+from detr_container.tasks.detection.build import build_detector
 
 FOLDER = Path(__file__).parent
 DETECTORS = ("detr_r50", "detr_r50_dc5", "smca_r50", "smca_r50_type1", "smca_r50_type2", "smca_r50_type4")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from detr_container.files import read_jsonl
+from detr_container.base.files import read_jsonl
+from detr_container.base.lock import FolderLock
 from detr_container.launch.attempts import JobFolder, RankRecord, fruitless
-from detr_container.launch.lock import FolderLock
 from detr_container.launch.settle import DEATHS, KILLS, Circumstances, pause, settle, settle_lost
 
 

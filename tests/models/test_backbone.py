@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr_container.build import build_backbone, build_detector
-from detr_container.config import BackboneConfig, Experiment, HeadConfig
+from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
+from detr_container.engine.optimizer import make_optimiser
 from detr_container.models.backbone import Backbone, freeze_norms
 from detr_container.models.pretrained import load_backbone
 from detr_container.models.resnet import DEPTHS, ResNetBackbone
-from detr_container.optim import make_optimiser
+from detr_container.tasks.detection.build import build_backbone, build_detector
 
 SMALL_TIMM = ("resnet10t", "convnext_atto", "mobilenetv3_small_050", "test_efficientnet", "regnetx_002", "test_vit")
 EVERY = (*DEPTHS, "container_light", "container_light_small", *(f"timm/{name}" for name in SMALL_TIMM))
@@ -262,8 +262,8 @@ def test_without_a_network_the_weights_address_is_told(
 ) -> None:
     """In a process of its own, whose proxy answers nothing and whose caches are empty."""
     program = (
-        "import sys\nfrom detr_container.build import build_backbone\n"
-        "from detr_container.config import BackboneConfig\n"
+        "import sys\nfrom detr_container.tasks.detection.build import build_backbone\n"
+        "from detr_container.config.settings import BackboneConfig\n"
         "try:\n    build_backbone(BackboneConfig(name=sys.argv[1]))\n"
         "except ValueError as error:\n    sys.exit(str(error))\n"
     )

@@ -9,11 +9,11 @@ from golden import pattern, published
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr_container.build import build_backbone
-from detr_container.config import BackboneConfig
+from detr_container.config.settings import BackboneConfig
 from detr_container.models.container import SIZES, Block, ContainerLight, ContainerLightClassifier
 from detr_container.models.context_aggregation import DynamicAggregation, MixedAggregation, StaticAggregation
 from detr_container.models.layouts import from_container, to_container
+from detr_container.tasks.detection.build import build_backbone
 
 TINY = SIZES["container_light_tiny"]
 INPUTS = {

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr_container.build import build_criterion, build_detector, build_matcher
-from detr_container.config import BackboneConfig, Experiment, HeadConfig
+from detr_container.config.experiments import FOCAL
+from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
 from detr_container.datasets.batch import Targets
-from detr_container.experiments import FOCAL
 from detr_container.models.detector import Detector
+from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher
 
 TINY = BackboneConfig(name="container_light_tiny", weights="none", frozen_stages=0)
 RESNET = BackboneConfig(name="resnet18", weights="none")

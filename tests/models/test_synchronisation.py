@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detr_container.build import build_criterion, build_detector, build_matcher
-from detr_container.config import BackboneConfig, Experiment, HeadConfig
+from detr_container.config.experiments import FOCAL
+from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
 from detr_container.datasets.batch import Targets
-from detr_container.experiments import FOCAL
+from detr_container.engine.optimizer import clipped_step, make_optimiser, set_learning_rates
 from detr_container.models.criterion import diagnostics
 from detr_container.models.matcher import Matcher, to_device
-from detr_container.optim import clipped_step, make_optimiser, set_learning_rates
+from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher
 
 HEAD = HeadConfig(queries=7, width=32, heads=4, encoder_layers=1, decoder_layers=2, feedforward=48, dropout=0.1)
 TINY = BackboneConfig(name="container_light_tiny", weights="none", frozen_stages=0)

@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 
-from detr_container.build import build_backbone, build_detector, lay_out
-from detr_container.config import BackboneConfig, Experiment
+from detr_container.config.settings import BackboneConfig, Experiment
 from detr_container.models.timm_backbone import TimmBackbone
 from detr_container.models.timm_fit import ANY_SIZE, fit
+from detr_container.tasks.detection.build import build_backbone, build_detector, lay_out
 
 
 def backbone_of(name: str, canvas: int = 0, **settings: Any) -> TimmBackbone:

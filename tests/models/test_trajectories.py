@@ -22,13 +22,13 @@ from golden import published
 from runs import one_thread
 from torch import Tensor
 
-from detr_container.build import build_criterion, build_detector, build_matcher
-from detr_container.config import Experiment
+from detr_container.config.settings import Experiment
 from detr_container.datasets.batch import Targets
+from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimiser, set_learning_rates
 from detr_container.models.detector import Detector
 from detr_container.models.layouts import to_published
 from detr_container.models.smca import PRIOR_BIAS
-from detr_container.optim import clipped_step, lr_factor, make_optimiser, set_learning_rates
+from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher
 
 FROZEN = "backbone.0.body.layer1.0.conv1.weight"
 

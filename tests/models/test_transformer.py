@@ -8,14 +8,7 @@ from torch import Tensor, nn
 
 from detr_container.models.dropout import dropout
 from detr_container.models.layouts import rename
-from detr_container.models.transformer import (
-    Attention,
-    Decoder,
-    DecoderLayer,
-    Encoder,
-    EncoderLayer,
-    initialise,
-)
+from detr_container.models.transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer, initialise
 
 WIDTH, HEADS, HIDDEN = 16, 4, 24
 TO_TORCH = [

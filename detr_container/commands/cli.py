@@ -1,0 +1,206 @@
+"""The commands. Each reads its options and calls one function; what is slow to import is imported where it is used."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from detr_container.base.shortage import asking
+from detr_container.base.terminal import console, shown, start_logging
+from detr_container.config.arguments import experiment_first, parse
+from detr_container.config.experiments import BUILDERS, named
+from detr_container.config.settings import Experiment
+from detr_container.jobs.names import place
+
+from .compare import backbones, compare, report
+from .data import data_check, data_make_shapes
+from .jobs import cancel, logs, resubmit, status, submit, sweep
+from .models import evaluate, export, inspect, predict
+
+TRACEBACK = "DETR_CONTAINER_TRACEBACK"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit status: 0 done, 1 the run failed, 2 something to mend, 128 + n signal n."""
+    # Read when torch is imported, which is later: OpenMP threads that spin for long while they wait take the cores from
+    # loader processes and everybody else, and a step on a shared machine then takes up to ten times as long. Threads
+    # that never spin make the short steps of small models almost twice as long. A short spin does neither.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    start_logging()
+    if not given or given[0] in ("-h", "--help", "help"):
+        _overview()
+        return 0
+    if given[0] == "data" and len(given) > 1 and not given[1].startswith("-"):
+        given[:2] = [f"data {given[1]}"]
+    if given[0] not in COMMANDS:
+        near = difflib.get_close_matches(given[0], COMMANDS, n=2)
+        return _fail(
+            f"there is no command {given[0]!r}" + (f": did you mean {' or '.join(near)}?" if near else ". See --help"),
+            2,
+        )
+    try:
+        with asking(f"`{given[0]}`", {}):
+            return COMMANDS[given[0]](given[1:])
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        if os.environ.get(TRACEBACK) or not isinstance(error, (ValueError, OSError, FloatingPointError)):
+            raise
+        return _fail(_told(error), 1 if isinstance(error, FloatingPointError) else 2)
+
+
+def _fail(message: str, status: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    sys.stderr.write(f"{'' if rank == '0' else f'[rank {rank}] '}error: {shown(message, keep=chr(10))}\n")
+    return status
+
+
+def _told(error: Exception) -> str:
+    """An error's message; that of the system without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+def _overview() -> None:
+    screen = console()
+    screen.print("detr-container: train, evaluate and use DETR-family detectors over many backbones\n")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, command in COMMANDS.items():
+        table.add_row(f"  {name}", (command.__doc__ or "").split("\n")[0])
+    screen.print(table)
+    screen.print(f"\n`detr-container COMMAND --help` tells all options. {TRACEBACK}=1 adds the traceback to an error.")
+
+
+def experiments(arguments: Sequence[str]) -> int:
+    """List the named experiments: head, backbone, schedule and published AP."""
+
+    @dataclass(frozen=True)
+    class Options:
+        pass
+
+    parse(Options, arguments, "experiments", experiments.__doc__)
+    screen = console()
+    for name in BUILDERS:
+        entry = named(name)
+        x = entry.experiment
+        drop = f"drop at {x.train.lr_drop}" if x.train.schedule == "step" else x.train.schedule
+        lines = [
+            f"{x.head.kind}, {x.head.queries} queries, on {x.backbone.label}",
+            f"{x.train.epochs} epochs, {drop}, batch {x.train.batch}",
+            f"published box AP on COCO val2017: {entry.ap or 'none'}",
+        ]
+        screen.print(name, style="bold")
+        screen.print(*(f"  {line}" for line in lines), sep="\n", soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `train`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    run: str = ""
+    """Name of the run and its folder; default: the experiment's. A folder that holds a checkpoint is continued."""
+    runs: Path = Path("runs")
+    """The folder that holds the runs."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return place(self.runs, self.run or self.settings.name)
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train an experiment: `train EXPERIMENT [--setting value ...]`; alone, or as many processes under torchrun."""
+    experiment, rest = experiment_first(arguments, "train")
+    options = parse(TrainOptions, rest, "train", train.__doc__, TrainOptions(experiment))
+    from detr_container.tasks.detection.trainer import train as run
+
+    return run(options.settings, options.folder)
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Train, evaluate and show a small real run on data it makes itself; minutes on two CPU cores."""
+    options = parse(TrainOptions, arguments, "demo", demo.__doc__, TrainOptions(named("demo").experiment))
+    from detr_container.tasks.detection.trainer import train as run
+
+    status, folder = run(options.settings, options.folder), options.folder
+    if status == 0 and (folder / "predictions.png").exists():
+        console().print(
+            f"\nThe run is in {folder}:\n"
+            f"  {folder}/predictions.png   ground truth beside predictions\n"
+            f"  {folder}/curves.png        losses, AP and learning rate\n"
+            f"Next: detr-container evaluate {folder}; "
+            f"detr-container predict {folder} {options.settings.data.root}/val2017 --maps",
+            soft_wrap=True,
+        )
+    return status
+
+
+def benchmark(arguments: Sequence[str]) -> int:
+    """Speed, memory, parameters and FLOPs of experiments, side by side: `benchmark EXPERIMENT [EXPERIMENT ...]`."""
+    from detr_container.measure.benchmark import BenchmarkOptions, run
+
+    experiment, rest = experiment_first(arguments, "benchmark")
+    experiments = [experiment]
+    while rest and not rest[0].startswith("-"):
+        experiment, rest = experiment_first(rest, "benchmark")
+        experiments.append(experiment)
+    doc = benchmark.__doc__
+    return run([parse(BenchmarkOptions, rest, "benchmark", doc, BenchmarkOptions(each)) for each in experiments])
+
+
+def preflight(arguments: Sequence[str]) -> int:
+    """What to know before waiting in a queue: data, memory, speed, hours, saving and evaluation, in a minute."""
+    from detr_container.measure.preflight import PreflightOptions, run
+
+    experiment, rest = experiment_first(arguments, "preflight")
+    return run(parse(PreflightOptions, rest, "preflight", preflight.__doc__, PreflightOptions(experiment)))
+
+
+def soak(arguments: Sequence[str]) -> int:
+    """Interrupt a run at random, twenty times, and compare it with an undisturbed one: `soak [EXPERIMENT]`."""
+    from detr_container.jobs.submit import usual_resources
+    from detr_container.measure.soak import SoakOptions, default, run
+
+    named_first = arguments and not arguments[0].startswith("-")
+    experiment, rest = experiment_first(arguments if named_first else ["debug", *arguments], "soak")
+    return run(parse(SoakOptions, rest, "soak", soak.__doc__, default(experiment, usual_resources())))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "experiments": experiments,
+    "backbones": backbones,
+    "preflight": preflight,
+    "train": train,
+    "submit": submit,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "resubmit": resubmit,
+    "sweep": sweep,
+    "soak": soak,
+    "evaluate": evaluate,
+    "predict": predict,
+    "inspect": inspect,
+    "benchmark": benchmark,
+    "export": export,
+    "data make-shapes": data_make_shapes,
+    "data check": data_check,
+    "compare": compare,
+    "report": report,
+    "demo": demo,
+}

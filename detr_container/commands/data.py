@@ -1,0 +1,91 @@
+"""The commands on data sets: data make-shapes, data check."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from detr_container.base.limits import Many, Pictures, Seed, Workers, positive
+from detr_container.base.shortage import asking
+from detr_container.base.terminal import console
+from detr_container.config.arguments import parse
+
+
+@dataclass(frozen=True)
+class ShapesOptions:
+    """Options of `data make-shapes`."""
+
+    root: tyro.conf.Positional[Path]
+    """The folder to make."""
+    train: Pictures = 2000
+    """Training pictures."""
+    val: Pictures = 200
+    """Validation pictures."""
+    size: Annotated[int, positive(4096)] = 128
+    """Side of the square pictures in pixels."""
+    seed: Seed = 0
+    """Another seed makes other pictures."""
+    workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that draw."""
+
+
+def data_make_shapes(arguments: Sequence[str]) -> int:
+    """Make a small detection data set of overlapping coloured shapes in COCO's layout: `data make-shapes FOLDER`."""
+    options = parse(ShapesOptions, arguments, "data make-shapes", data_make_shapes.__doc__)
+    from detr_container.datasets.shapes import make_shapes
+
+    with asking("the pictures", {"size": options.size, "workers": options.workers}):
+        made = make_shapes(
+            options.root, options.train, options.val, options.size, options.seed, options.workers, progress=True
+        )
+    said = (
+        f"made {options.train} training and {options.val} validation pictures in"
+        if made
+        else "already there, unchanged:"
+    )
+    console().print(f"{said} {options.root}", soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of `data check`."""
+
+    root: tyro.conf.Positional[Path | None] = None
+    """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
+    train_images: Path | None = None
+    """Training pictures, where they are not in the root."""
+    train_annotations: Path | None = None
+    """Training annotations in COCO's format, where they are not in the root."""
+    val_images: Path | None = None
+    """Validation pictures, where they are not in the root."""
+    val_annotations: Path | None = None
+    """Validation annotations in COCO's format, where they are not in the root."""
+    workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes that read pictures."""
+    apply_orientation: bool = False
+    """Read pictures as training with data.apply_orientation does."""
+    examples: Many = 5
+    """How many findings of one kind to list."""
+
+
+def data_check(arguments: Sequence[str]) -> int:
+    """Read a data set as training will and report what is wrong: `data check ROOT`. Exit status 1 on errors."""
+    options = parse(CheckOptions, arguments, "data check", data_check.__doc__)
+    from detr_container.datasets.annotations import resolve
+    from detr_container.datasets.check import check_dataset
+
+    pairs = resolve(
+        options.root, options.train_images, options.train_annotations, options.val_images, options.val_annotations
+    )
+    splits = dict(zip(("train", "val"), pairs, strict=True))
+    with asking("the check", {"workers": options.workers}):
+        report = check_dataset(splits, options.workers, progress=True, apply_orientation=options.apply_orientation)
+    sys.stdout.write("\n".join(report.lines(options.examples)) + "\n")
+    return 1 if report.errors else 0

@@ -1,0 +1,214 @@
+"""The commands that open a trained detector: evaluate, predict, inspect, export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from detr_container.base.limits import between, natural, positive
+from detr_container.base.terminal import console, shown
+from detr_container.config.arguments import parse
+
+if TYPE_CHECKING:
+    import torch
+
+    from detr_container.tasks.detection.trained import Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What to know of a detector's file that does not say everything itself."""
+
+    experiment: str = ""
+    """The named experiment of a published checkpoint, where it should not be guessed."""
+    weights: Literal["auto", "ema", "model"] = "auto"
+    """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
+    classes: Path | None = None
+    """A COCO annotation file that says what the class rows are of a file that does not: in order, or by id."""
+
+    def opened(self, path: Path, device: torch.device) -> Trained:
+        """The detector of a run's folder or a file."""
+        from detr_container.tasks.detection.trained import open_trained
+
+        return open_trained(path, device, self.experiment, self.weights, self.classes)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ModelOptions):
+    """Options of `evaluate`."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
+    data_root: Path | None = None
+    """Evaluate on this data set's validation split instead of the run's."""
+    images: Path | None = None
+    """Evaluate on these pictures (with --annotations)."""
+    annotations: Path | None = None
+    """Their annotations in COCO's format."""
+    output: Path | None = None
+    """Where detections.json and scores.json go; default: `evaluation` in the run, or beside the file."""
+    evaluator: Literal["faster", "pycocotools"] = "faster"
+    """faster-coco-eval or pycocotools; they give the same figures."""
+    eval_batch: Annotated[int, natural(65_536)] = 0
+    """Pictures per forward pass; 0: as in training."""
+    workers: Annotated[int, between(-1, 512)] = -1
+    """Loader processes; -1: as in training."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """COCO AP of a run or checkpoint, overall, by size and by class: `evaluate RUN|CHECKPOINT`."""
+    options = parse(EvaluateOptions, arguments, "evaluate", evaluate.__doc__)
+    from detr_container.base.files import refuse_links
+    from detr_container.engine.run import WRITTEN
+    from detr_container.engine.session import session
+    from detr_container.tasks.detection.evaluate import evaluate_to, with_data
+    from detr_container.tasks.detection.scores import table
+    from detr_container.tasks.detection.together import trained_on_all, validation_on_all
+
+    with session(options.device) as here:
+        trained = trained_on_all(here, options.model, lambda path: options.opened(path, here.device))
+        experiment = with_data(trained.experiment, options.data_root, options.images, options.annotations)
+        data = experiment.data
+        changed = replace(
+            data,
+            eval_batch=options.eval_batch or data.eval_batch,
+            workers=data.workers if options.workers < 0 else options.workers,
+        )
+        experiment = replace(experiment, data=changed)
+        if options.output is None and options.model.is_dir():
+            refuse_links(options.model, WRITTEN)
+        folder = options.output or (options.model if options.model.is_dir() else options.model.parent) / "evaluation"
+        dataset = validation_on_all(here, experiment)
+        scores = evaluate_to(folder, trained.model, dataset, trained.classes, experiment, here, options.evaluator)
+        if scores is not None:
+            screen = console()
+            screen.print(table(scores))
+            screen.print(
+                f"{trained.source} (step {trained.step}); wrote {folder}/detections.json and scores.json",
+                soft_wrap=True,
+            )
+        elif here.main:
+            sys.stdout.write(
+                f"{dataset.annotations.path} has no annotations, so there is no AP; wrote {folder}/detections.json\n"
+            )
+    return 0
+
+
+@dataclass(frozen=True)
+class PredictOptions(ModelOptions):
+    """Options of `predict`."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, or folders of pictures."""
+    output: Path = Path("predictions")
+    """Where predictions.json and the pictures go."""
+    threshold: Annotated[float, between(0.0, 1.0)] = 0.5
+    """Leave out detections with a lower score."""
+    maps: bool = False
+    """Also draw the decoder's attention, and SMCA's Gaussians, over each picture."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
+
+
+def predict(arguments: Sequence[str]) -> int:
+    """Detections on pictures, as JSON and as pictures: `predict RUN|CHECKPOINT IMAGES...`."""
+    options = parse(PredictOptions, arguments, "predict", predict.__doc__)
+    from detr_container.engine.session import choose_device
+    from detr_container.tasks.detection.predict import find_pictures, write_predictions
+
+    paths = find_pictures(options.images)
+    trained = options.opened(options.model, choose_device(options.device))
+    records, refused = write_predictions(trained, paths, options.output, options.threshold, options.maps)
+    screen = console()
+    for record in records:
+        found = record["detections"]
+        screen.print(f"{record['file']}: {len(found)} detections", soft_wrap=True)
+    screen.print(f"wrote {options.output}/predictions.json and a picture of each", soft_wrap=True)
+    return _tell_refused(refused)
+
+
+def _tell_refused(refused: Sequence[str]) -> int:
+    """Say what is wrong with files that were left out. Returns the exit status."""
+    sys.stderr.write("".join(f"error: {shown(message)}\n" for message in refused))
+    return int(bool(refused))
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Options of `inspect`."""
+
+    models: tyro.conf.Positional[tuple[Path, ...]]
+    """Two or more run folders or checkpoint files, as `predict` takes them. One that is given twice is numbered."""
+    image: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["--images"])]
+    """Pictures, or folders of pictures; those of a run's validation set are shown with their ground truth."""
+    output: Path = Path("inspection")
+    """Where inspection.json and the sheets go."""
+    threshold: Annotated[float, between(0.0, 1.0)] = 0.5
+    """Leave out detections with a lower score."""
+    objects: Annotated[int, positive(1000)] = 6
+    """How many objects of a picture get a line of maps, the surest first; inspection.json has all of them."""
+    experiment: tuple[str, ...] = ()
+    """The named experiments of published checkpoints: one per model in their order, "" where it is known or guessed."""
+    weights: tuple[Literal["auto", "ema", "model"], ...] = ()
+    """Of files that have both: the averaged (`ema`) or the raw weights (`model`), one word per model in their order."""
+    classes: tuple[str, ...] = ()
+    """COCO annotation files that say what the class rows are, one per model in their order, "" for none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
+
+
+def inspect(arguments: Sequence[str]) -> int:
+    """Models side by side on a picture: what each found, and where it looked: `inspect RUN RUN --image IMAGES...`."""
+    options = parse(InspectOptions, arguments, "inspect", inspect.__doc__)
+    from detr_container.engine.session import choose_device
+    from detr_container.tasks.detection.inspection import open_models, tally, write_inspection
+    from detr_container.tasks.detection.predict import find_pictures
+
+    # The models first: what is missing there has most likely been taken for pictures.
+    device = choose_device(options.device)
+    models = open_models(options.models, device, options.experiment, options.weights, options.classes)
+    paths = find_pictures(options.image)
+    report = write_inspection(models, paths, options.output, options.threshold, options.objects)
+    screen = console()
+    for picture in report["pictures"]:
+        told = tally(picture, [model.label for model in models])
+        screen.print(f"{picture['file']}: {told}; {options.output}/{picture['sheet']}", soft_wrap=True)
+    screen.print(f"wrote {options.output}/inspection.json and a sheet of each", soft_wrap=True)
+    return _tell_refused(report["refused"])
+
+
+@dataclass(frozen=True)
+class ExportOptions(ModelOptions):
+    """Options of `export`."""
+
+    model: tyro.conf.Positional[Path]
+    """A run's folder or a checkpoint file."""
+    target: tyro.conf.Positional[Path]
+    """The file to write (of safetensors where it ends in .safetensors), or the folder."""
+    layout: Literal["published", "hugging-face", "hugging-face-folder"] = "published"
+    """Names as the published DETR and SMCA-DETR code, or Hugging Face's DETR, expects them; or a whole folder for
+    `from_pretrained` of transformers, with class names and settings."""
+    rows: Literal["id", "order"] = "id"
+    """Class rows at their category ids, as published; or in the order of the class list, as fine-tuned heads often."""
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Save a trained detector's weights under the names of other code: `export RUN|CHECKPOINT FILE --layout ...`."""
+    options = parse(ExportOptions, arguments, "export", export.__doc__)
+    import torch
+
+    from detr_container.tasks.detection.export import write_export
+
+    trained = options.opened(options.model, torch.device("cpu"))
+    count = write_export(trained, options.target, options.layout, options.rows)
+    console().print(f"wrote {count} tensors to {options.target}", soft_wrap=True)
+    return 0

@@ -1,0 +1,1 @@
+"""What is trained, on what, and how: settings, their rules, and the named experiments."""

@@ -1,0 +1,64 @@
+"""How options on the command line become typed objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from detr_container.base.limits import EMPTY, check
+
+from .experiments import BUILDERS, named
+from .settings import Experiment
+
+T = TypeVar("T")
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    """A path, of which an empty one is told from the current folder."""
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(words[0]) if words[0] else EMPTY,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def parse(kind: type[T], arguments: Sequence[str], command: str, doc: str | None, default: T | None = None) -> T:
+    """Options as a typed object; prints help or names the unknown option with its nearest neighbours, and exits.
+
+    Raises ValueError for values beyond the limits at their fields.
+    """
+    about, name = (doc or "").strip(), f"detr-container {command}"
+    with _REGISTRY:
+        if default is None:
+            options = tyro.cli(kind, prog=name, description=about, args=list(arguments))
+        else:
+            options = tyro.cli(kind, prog=name, description=about, args=list(arguments), default=default)
+    check(options)
+    return options
+
+
+def parse_settings(arguments: Sequence[str], default: Experiment) -> Experiment:
+    """Settings as a typed object, by the same rules. Raises SystemExit, without a word, for what does not fit."""
+    with _REGISTRY:
+        return tyro.cli(Experiment, args=list(arguments), default=default, console_outputs=False)
+
+
+def experiment_first(arguments: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
+    """The named experiment in front of the options."""
+    if arguments and not arguments[0].startswith("-"):
+        return named(arguments[0]).experiment, list(arguments[1:])
+    if arguments and arguments[0] in ("-h", "--help"):
+        return next(iter(BUILDERS.values()))()[0], list(arguments)
+    raise ValueError(
+        f"name an experiment: detr-container {command} EXPERIMENT [--setting value ...], one of {', '.join(BUILDERS)}"
+    )

@@ -1,0 +1,1 @@
+"""What training needs whatever the task: processes, the optimizer, checkpoints, resuming, runs."""

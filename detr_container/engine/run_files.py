@@ -1,0 +1,119 @@
+"""What the files of a run hold, as far as anything reads it: the schemas by which `checked` reads them.
+
+null stands for a number that was not finite when it was written.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from detr_container.base.checked import PathText, Schema
+
+Step = Annotated[int, Field(ge=0, le=10**12)]
+Number = float | None
+Positive = Annotated[float, Field(gt=0, le=1e12)] | None
+Fraction = Annotated[float, Field(ge=0, le=1)] | None
+
+
+class MetricsLine(Schema):
+    """A line of metrics.jsonl."""
+
+    step: Step
+    epoch: Annotated[float, Field(gt=0, le=1e9)]
+    loss: Number = None
+    losses: dict[str, Number] | None = None
+    lr: Number = None
+    grad_norm: Number = None
+    images_per_second: Positive = None
+    memory_gib: Annotated[float, Field(ge=0, le=1e9)] | None = None
+
+
+class EvaluationLine(Schema):
+    """A line of evaluations.jsonl."""
+
+    step: Step
+    epoch: Annotated[int, Field(ge=1, le=10**9)]
+    images: Step = 0
+    ap: Fraction = None
+    ap50: Fraction = None
+    ap75: Fraction = None
+    ap_small: Fraction = None
+    ap_medium: Fraction = None
+    ap_large: Fraction = None
+
+
+class Git(Schema):
+    """The code's version."""
+
+    commit: str | None = None
+    dirty: bool = False
+
+
+class DataVersion(Schema):
+    """A split's annotation file."""
+
+    annotations: str = ""
+    sha256: str
+
+
+class ProvenanceLine(Schema):
+    """A line of provenance.jsonl, one per start."""
+
+    step: Step = 0
+    git: Git | None = None
+    packages: dict[str, str] | None = None
+    cpu: str = ""
+    gpus: list[str] | None = None
+    world_size: Annotated[int, Field(ge=1, le=10**6)] = 1
+    data: dict[str, DataVersion] | None = None
+
+
+class EvaluatedWith(Schema):
+    """How detections were made."""
+
+    annotations: str = ""
+
+
+class ScoresFile(Schema):
+    """scores.json, beside the detections."""
+
+    evaluated_with: EvaluatedWith
+
+
+class PlanFile(Schema):
+    """compare.json: what belongs to a comparison."""
+
+    command: str = ""
+    members: list[PathText] | None = None
+    refused: dict[str, str] | None = None
+
+
+class Ratio(Schema):
+    """A figure over that of the first experiment."""
+
+    least: float
+    median: float
+    most: float
+
+
+class Figure(Schema):
+    """A measured time, in seconds."""
+
+    value: Annotated[float, Field(ge=0)]
+    ratio: Ratio | None = None
+
+
+class Measurement(Schema):
+    """What was measured of one experiment."""
+
+    device: str = ""
+    failure: str | None = None
+    figures: dict[str, Figure] = Field(default_factory=dict)
+
+
+class BenchmarkFile(Schema):
+    """benchmark.json."""
+
+    experiments: dict[str, Measurement]

@@ -1,0 +1,223 @@
+"""Training runs as jobs: what is checked before anything is queued, and what each process of a job then calls."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from detr_container.base.files import refuse_links, write_json
+from detr_container.base.interrupt import StopRequest
+from detr_container.base.terminal import start_logging
+from detr_container.config import settings as config
+from detr_container.config.settings import Experiment
+from detr_container.datasets.annotations import resolve
+from detr_container.engine.run import WRITTEN, Run, changes
+from detr_container.launch import queue
+from detr_container.launch.attempts import JobFolder
+from detr_container.launch.resources import Resources, cluster_facts
+from detr_container.launch.snapshot import take_snapshot
+from detr_container.launch.submission import Submission, Where, next_folder
+from detr_container.launch.submit import script
+from detr_container.launch.submit import submit as launch
+
+from .status import ACTIVE, Standing, standing
+
+CLUSTER = "DETR_CONTAINER_CLUSTER"
+EVIDENCE = "checkpoints/checkpoint-*.pt"
+"""A run that gets on writes checkpoints."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run to submit."""
+
+    folder: Path
+    experiment: Experiment
+
+
+def cluster_file() -> Path:
+    """Where a group writes its cluster's facts: the file that DETR_CONTAINER_CLUSTER names, or the person's own."""
+    named = os.environ.get(CLUSTER)
+    if named:
+        if not Path(named).is_file():
+            raise ValueError(f"{CLUSTER}={named}: there is no such file")
+        return Path(named)
+    home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(home) / "detr-container" / "cluster.toml"
+
+
+def usual_resources() -> Resources:
+    """The cluster file's request, or the general one."""
+    return cluster_facts(cluster_file())
+
+
+def run_training(settings: dict[str, Any], folder: str, stop: StopRequest) -> int:
+    """What every process of a job calls."""
+    start_logging()
+    from detr_container.tasks.detection.trainer import train
+
+    return train(config.from_dict(settings), Path(folder), stop)
+
+
+Training = Callable[[dict[str, Any], str, StopRequest], int]
+
+
+def submit(
+    members: Sequence[Member],
+    home: Path,
+    resources: Resources,
+    where: Where,
+    *,
+    at_once: int = 0,
+    code: Path | None = None,
+    workdir: Path | None = None,
+    work: Training = run_training,
+) -> Submission:
+    """Submit runs: one as a job, several as an array of which at most `at_once` run at a time.
+
+    home: the folder that keeps the submission; code: a copy of the code to use again; workdir: the folder to which
+    relative paths in the settings refer; work: what each process calls with a run's settings and folder.
+    Raises ValueError for what can be known before anything is queued.
+    """
+    check(members, resources, where)
+    submission = plan(members, home, resources, where, code, workdir)
+    folder = next_folder(home.absolute())
+    submission = replace(submission, folder=folder, code=str(code or folder / "code"))
+    (folder / "jobs").mkdir()
+    works = [
+        functools.partial(work, config.to_dict(member.experiment), str(member.folder.absolute())) for member in members
+    ]
+    try:
+        if code is None:
+            take_copy(folder / "code")
+        submission = launch(submission, works, _job_name(members), at_once)
+    except (ValueError, OSError):
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):
+            # A run that was to be made leaves no trace; another keeps what it has.
+            for made in (home, home.parent, home.parent.parent):
+                made.rmdir()
+        raise
+    for member in members:
+        # What `resubmit` starts from, until the job itself writes it; which may have happened already.
+        if not Run(member.folder).exists:
+            write_json(Run(member.folder).config_path, config.to_dict(member.experiment))
+    return submission
+
+
+def plan(
+    members: Sequence[Member],
+    home: Path,
+    resources: Resources,
+    where: Where,
+    code: Path | None = None,
+    workdir: Path | None = None,
+) -> Submission:
+    """The submission that would be made, in a folder that does not exist yet."""
+    if not resources.cpus_per_task:
+        # Slurm's own default of one core would starve the loader's processes.
+        wanted = max(member.experiment.data.workers for member in members) + 1
+        resources = replace(resources, cpus_per_task=wanted)
+    folder = home.absolute() / "NNN"
+    return Submission(
+        folder=folder,
+        where=where,
+        folders=[str(member.folder.absolute()) for member in members],
+        resources=resources,
+        evidence=EVIDENCE,
+        code=str(code or folder / "code"),
+        workdir=str((workdir or Path()).absolute()),
+    )
+
+
+def dry_run(members: Sequence[Member], home: Path, resources: Resources, at_once: int = 0) -> str:
+    """The batch script that `submit` would hand to sbatch."""
+    resources.validate()
+    return script(plan(members, home, resources, "slurm"), _job_name(members), len(members), at_once)
+
+
+def check(members: Sequence[Member], resources: Resources, where: Where) -> None:
+    """Raise ValueError for what is wrong with runs and request, as far as it can be known without starting them."""
+    resources.validate()
+    if where == "local" and resources.nodes > 1:
+        raise ValueError(f"slurm.nodes={resources.nodes}: --cluster local is this machine alone; use 1")
+    if where == "slurm":
+        paths = {Path(sys.prefix)}
+        for member in members:
+            root = member.experiment.data.root
+            paths |= {member.folder.absolute(), *([root.absolute()] if root else [])}
+        queue.check_request(resources, sorted(paths))
+    world = 1 if where == "debug" else resources.nodes * resources.tasks
+    for member in members:
+        check_member(member, world)
+
+
+def check_member(member: Member, world: int) -> None:
+    """Raise ValueError when a run cannot be trained by so many processes, or not in its folder."""
+    _check_settings(member.experiment, world)
+    check_folder(member)
+
+
+def _check_settings(experiment: Experiment, world: int) -> None:
+    """What the run itself would refuse, hours later."""
+    data, train = experiment.data, experiment.train
+    config.validate(experiment)
+    if train.batch % (train.micro_batch * world):
+        raise ValueError(
+            f"train.batch={train.batch} is not divisible by {world} process(es) x train.micro_batch="
+            f"{train.micro_batch}: make it a multiple of {train.micro_batch * world}, or ask for fewer GPUs"
+        )
+    if not any(data.make_shapes):
+        resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
+    for name, value in (("backbone.weights", experiment.backbone.weights), ("init", experiment.init)):
+        if value not in ("", "none", "imagenet") and not Path(value).exists():
+            raise ValueError(f"{name}={value}: there is no such file or folder")
+
+
+def check_folder(member: Member, now: Standing | None = None) -> None:
+    """Raise ValueError or OSError when the run goes on already, is another, has nothing left to do, or is damaged.
+
+    now: how it stands, where that is known.
+    """
+    refuse_links(member.folder, WRITTEN)
+    # Where this cannot be read, nobody knows whether a job of the run waits or runs.
+    JobFolder(member.folder).submission()
+    run, folder = Run(member.folder), member.folder
+    now = now or standing(folder)
+    if run.exists:
+        before = run.experiment()
+        changes(run.config_path, before, member.experiment)
+        if now.state == "finished" and member.experiment.train.epochs <= before.train.epochs:
+            raise ValueError(
+                f"{folder} is finished: {now.step} steps, {before.train.epochs} epochs. Go on for longer with "
+                f"`detr-container resubmit {folder} --train.epochs N`, or name another run with --run"
+            )
+    if member.experiment.train.epochs < now.epoch:
+        raise ValueError(
+            f"train.epochs={member.experiment.train.epochs}: {folder} has done {now.epoch:.1f} already; ask for more"
+        )
+    if now.state in ACTIVE:
+        raise ValueError(
+            f"{folder} is {now.state}{f' as job {now.job}' if now.job else ''}, and two jobs in one folder "
+            f"would spoil each other's files. `detr-container cancel {folder}` ends it"
+        )
+
+
+def take_copy(target: Path) -> Path:
+    """Copy the code as it is now."""
+    from detr_container.engine.provenance import code_version
+
+    package = Path(__file__).resolve().parents[1]
+    return take_snapshot(package, target, {"git": code_version()})
+
+
+def _job_name(members: Sequence[Member]) -> str:
+    folder = members[0].folder.absolute()
+    return folder.name if len(members) == 1 else folder.parent.name

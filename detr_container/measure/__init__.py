@@ -1,0 +1,1 @@
+"""What a run costs and whether it works, before and beside training."""

@@ -1,0 +1,256 @@
+"""The process that measures one experiment for `side_by_side`: a line of JSON asks, and a line of JSON answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detr_container.base.host_memory import keep_freed_memory
+from detr_container.base.shortage import out_of_memory
+from detr_container.config.settings import Experiment, from_dict, validate
+from detr_container.datasets.batch import Batch, Sample, collate
+from detr_container.datasets.loader import StepBatches, batches, training_loader
+from detr_container.engine.optimizer import clipped_step, make_optimiser, set_learning_rates
+from detr_container.engine.peak_memory import MEANING, begin_phase, peak_memory
+from detr_container.engine.session import choose_device
+from detr_container.models.detector import Detector
+from detr_container.models.postprocess import postprocess
+from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher, open_data
+from detr_container.tasks.detection.evaluate import autocast
+
+from .costs import count_flops, count_parameters
+from .options import PARTS, MeasureOptions, Work, size_text
+
+WARMUP = 2
+"""Passes and steps before anything is timed. The second step is the first with the optimiser's state beside it."""
+
+
+class Bench:
+    """One experiment's model, and what can be measured of it."""
+
+    def __init__(self, experiment: Experiment, options: MeasureOptions) -> None:
+        """Build the model. Raises ValueError for what cannot be built."""
+        validate(experiment)
+        self.experiment, self.options = experiment, options
+        self.device = choose_device(experiment.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        else:
+            torch.cuda.set_device(self.device)
+        own = options.source == "data" and options.training
+        classes = len(open_data(experiment).classes) if own else options.classes
+        # First, so that what counting leaves behind is not taken for the model's memory.
+        self.figures = _counted(experiment, classes, options)
+        self.meaning = begin_phase(self.device)
+        self.idle = self.figures["memory/idle"] = peak_memory(self.device)
+        self.model = build_detector(experiment, classes, weights=False).to(self.device)
+        self._steps: Iterator[list[Any]] | None = None
+
+    def about(self) -> dict[str, str]:
+        """On what is measured."""
+        cuda = self.device.type == "cuda"
+        device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+        return {"device": device, "torch": torch.__version__, "memory": MEANING[self.meaning]}
+
+    def warm(self, work: Work) -> dict[str, float]:
+        """Do the work until it runs smoothly. Returns the peak memory in GiB, beyond that without a model."""
+        begin_phase(self.device)
+        runs = self._runs(work)
+        for _ in range(WARMUP):
+            next(runs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return {f"memory/{work.key}": max(0.0, peak_memory(self.device) - self.idle)}
+
+    def measure(self, work: Work) -> dict[str, float]:
+        """Do the work for a while. Returns medians of seconds, by part."""
+        runs, rows = self._runs(work), list[list[Any]]()
+        began = time.perf_counter()
+        while not rows or time.perf_counter() - began < self.options.seconds:
+            rows.append(next(runs))
+            if work.phase == "forward" and self.device.type == "cuda":
+                # Latency is what one pass takes, not what many in a row do.
+                torch.cuda.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        names: tuple[str, ...] = ("backbone", "head") if work.phase == "forward" else PARTS
+        laps = [[_seconds(a, b) for a, b in pairwise(row)] for row in rows]
+        if work.phase == "training" and self.options.source == "made":
+            names, laps = names[1:], [row[1:] for row in laps]
+        parts = {name: statistics.median(column) for name, column in zip(names, zip(*laps, strict=True), strict=True)}
+        whole = statistics.median(sum(row) for row in laps)
+        if work.phase == "forward":
+            parts["total"] = whole
+        else:
+            parts |= {"step": whole, "images_per_second": work.pictures / whole}
+        return {f"{work.key}/{name}": value for name, value in parts.items()}
+
+    def _runs(self, work: Work) -> Iterator[list[Any]]:
+        """The work again and again; each time the marks between its parts."""
+        if work.phase == "forward":
+            return self._passes(work)
+        # One optimiser and one loader for all rounds.
+        self._steps = self._steps or self._training(work)
+        return self._steps
+
+    def _mark(self) -> Any:
+        """A moment, for `_seconds`. On a GPU it lies in its queue of work, so that nobody has to wait there."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _passes(self, work: Work) -> Iterator[list[Any]]:
+        """Forward passes as evaluation makes them."""
+        made = _made(work, self.options, self.experiment.seed, self.model)
+        batch, marks = made.to(self.device), list[Any]()
+        self.model.eval()
+        # Within one pass, since on a GPU what the backbone computes overlaps with starting what the head will.
+        after = self.model.backbone.register_forward_hook(lambda *_: marks.append(self._mark()))
+        try:
+            while True:
+                marks[:] = [self._mark()]
+                with torch.inference_mode():
+                    with autocast(self.experiment, self.device):
+                        output = self.model(batch.images, batch.sizes, batch.padded)
+                    postprocess(output, batch.original_sizes, self.experiment.loss.classification)
+                yield [*marks, self._mark()]
+        finally:
+            after.remove()
+
+    def _training(self, work: Work) -> Iterator[list[Any]]:
+        """Training steps as `train` makes them."""
+        experiment, mark = self.experiment, self._mark
+        matcher, criterion = build_matcher(experiment), build_criterion(experiment)
+        optimiser = make_optimiser(self.model, experiment.train)
+        set_learning_rates(optimiser, 1.0)
+        supply = self._supply(work)
+        while True:
+            self.model.train()
+            marks = [mark()]
+            host = next(supply)
+            marks.append(mark())
+            with autocast(experiment, self.device):
+                batch = host.to(self.device)
+                output = self.model(batch.images, batch.sizes, batch.padded)
+            marks.append(mark())
+            matches = matcher(output, batch.targets)
+            marks.append(mark())
+            losses = criterion(output, batch.targets, matches)
+            marks.append(mark())
+            losses.total.backward()
+            marks.append(mark())
+            clipped_step(optimiser, experiment.train.clip)
+            yield [*marks, mark()]
+
+    def _supply(self, work: Work) -> Iterator[Batch]:
+        """The same random batch again and again, or the experiment's own, as training loads them."""
+        experiment, pinned = self.experiment, self.device.type == "cuda"
+        if self.options.source == "made":
+            batch = _made(work, self.options, experiment.seed, self.model)
+            batch = batch.pin_memory() if pinned else batch
+            while True:
+                yield batch
+        dataset = open_data(experiment).train
+        pictures, data = work.pictures, experiment.data
+        sampler = StepBatches(
+            len(dataset), seed=experiment.seed, batch=pictures, micro_batch=pictures, total_steps=2**31
+        )
+        multiple = self.model.backbone.size_multiple
+        yield from batches(
+            training_loader(
+                dataset, sampler, multiple=multiple, canvas=data.canvas, workers=data.workers, pin_memory=pinned
+            )
+        )
+
+
+def _counted(experiment: Experiment, classes: int, options: MeasureOptions) -> dict[str, float]:
+    """What need not be timed: parameters, and FLOPs at every size."""
+    model = build_detector(experiment, classes, weights=False)
+    figures = {f"parameters/{part}": count for part, count in asdict(count_parameters(model)).items()}
+    for size in dict.fromkeys(options.sizes):
+        flops = asdict(count_flops(model, size))
+        figures |= {f"gflops/{size_text(size)}/{part}": count for part, count in flops.items()}
+    return figures
+
+
+def _made(work: Work, options: MeasureOptions, seed: int, model: Detector) -> Batch:
+    """A batch of random pictures with random objects on them."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = work.size
+    samples = []
+    for number in range(work.pictures):
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+        boxes = torch.rand(options.objects, 4, generator=generator) * 0.5 + 0.1
+        labels = torch.randint(0, options.classes, (options.objects,), generator=generator)
+        samples.append(Sample(image, boxes, labels, number, (height, width)))
+    return collate(samples, model.backbone.size_multiple)
+
+
+def _seconds(a: Any, b: Any) -> float:
+    """Between two marks."""
+    return b - a if isinstance(a, float) else a.elapsed_time(b) / 1000
+
+
+def answer(bench: Bench | None, request: dict[str, Any]) -> tuple[Bench | None, dict[str, Any]]:
+    """Do what a line asks for: prepare, warm or measure. Returns the model, and what to say."""
+    try:
+        if request["do"] == "prepare":
+            bench = Bench(from_dict(request["experiment"]), _options(request["options"]))
+            return bench, {"about": bench.about(), "figures": bench.figures}
+        assert bench is not None
+        work = Work(**{**request["work"], "size": tuple(request["work"]["size"])})
+        return bench, {"figures": bench.warm(work) if request["do"] == "warm" else bench.measure(work)}
+    except Exception as error:
+        if out_of_memory(error):
+            return bench, {"no_memory": str(error)}
+        if isinstance(error, (ValueError, OSError)):
+            return bench, {"refused": str(error)}
+        raise
+
+
+def _options(values: dict[str, Any]) -> MeasureOptions:
+    """Options as they were before they became JSON."""
+    return MeasureOptions(**{**values, "sizes": tuple((height, width) for height, width in values["sizes"])})
+
+
+def main() -> int:
+    """Answer until nobody asks any more."""
+    # Whatever a library prints must not come between the answers.
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    with suppress(OSError):
+        # When memory runs out, the system had better end one of these than the process that has to tell.
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    bench: Bench | None = None
+    while True:
+        bench, reply = answer(bench, json.loads(requests.get()))
+        channel.write(json.dumps(reply) + "\n")
+        channel.flush()
+
+
+def _listen(requests: queue.SimpleQueue[str]) -> None:
+    """Pass on what is asked; when the other end is gone, so is the reason to go on with anything."""
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""What experiments cost, side by side: parameters, FLOPs, latency, training speed and memory, with their ratios."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from detr_container.base.files import write_json
+from detr_container.base.terminal import console, shown
+from detr_container.config.settings import Experiment, validate
+
+from .options import PARTS, MeasureOptions, size_text
+from .side_by_side import side_by_side
+
+_log = logging.getLogger(__name__)
+_NAMES, _FIGURE, _RATIO = 32, 9, 18
+"""Columns of the terminal that names, a figure, and a ratio with its spread take."""
+Figures = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Options of `benchmark`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    measure: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
+    """What is measured, and how often."""
+    output: Path | None = None
+    """Also write all figures, and those of every round, to this JSON file."""
+
+
+def run(options: Sequence[BenchmarkOptions]) -> int:
+    """Measure experiments and print a table; 1 when one of them failed. All but their settings is the first's.
+
+    Raises ValueError when nothing could be measured because of the settings.
+    """
+    experiments = labelled([each.settings for each in options])
+    for label, experiment in experiments.items():
+        # What cannot be built at all is told by the process that tries, so that the others go on.
+        with suppress(ValueError):
+            for warning in validate(experiment):
+                _log.warning("%s: %s", label, warning)
+    result = side_by_side(experiments, options[0].measure, progress=True)
+    if options[0].output:
+        write_json(options[0].output, result, follow=True)
+    found: dict[str, dict[str, Any]] = result["experiments"]
+    failures = {label: each["failure"] for label, each in found.items() if each["failure"]}
+    if not any(each["figures"] for each in found.values()) and all(each["refused"] for each in found.values()):
+        raise ValueError("; ".join(dict.fromkeys(failures.values())))
+    screen = console()
+    screen.print(*tables(result, screen.width))
+    for label, failure in failures.items():
+        sys.stderr.write(f"error: {label}: {failure}\n")
+    return 1 if failures else 0
+
+
+def labelled(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
+    """Experiments by their names; the same one again gets a number (and shows what noise alone does)."""
+    labels: dict[str, Experiment] = {}
+    for experiment in experiments:
+        label, number = experiment.name, 2
+        while label in labels:
+            label, number = f"{experiment.name} ({number})", number + 1
+        labels[label] = experiment
+    return labels
+
+
+def tables(result: dict[str, Any], width: int) -> Iterator[Table | str]:
+    """What `side_by_side` returned, for reading; experiments that do not fit into `width` go into further tables."""
+    others = [label for label in result["experiments"] if label != result["first"]]
+    step = max(1, (width - _NAMES - _FIGURE) // (_FIGURE + _RATIO))
+    for start in range(0, max(1, len(others)), step):
+        yield _table(result, [result["first"], *others[start : start + step]])
+    yield from _notes(result)
+
+
+def _table(result: dict[str, Any], labels: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for label in labels:
+        failed = "\nfailed" if result["experiments"][label]["failure"] else ""
+        table.add_column(Text.assemble(shown(label), (failed, "red")), justify="right", overflow="fold")
+        if label != result["first"]:
+            table.add_column("ratio", justify="right", style="cyan", no_wrap=True)
+        elif len(labels) == 1:
+            table.add_column("rounds", justify="right", style="cyan", no_wrap=True)
+    figures = [result["experiments"][label]["figures"] for label in labels]
+    for title, rows in _sections(result["options"]):
+        known = [(name, key, scale) for name, key, scale in rows if any(key in each for each in figures)]
+        if known:
+            table.add_row(Text(title, style="bold"))
+        for name, key, scale in known:
+            cells = [cell for each in figures for cell in _cells(each, key, scale, alone=len(labels) == 1)]
+            table.add_row(f"  {name}", *(cells if len(labels) == 1 else [cells[0], *cells[2:]]))
+        if known:
+            table.add_section()
+    return table
+
+
+def _sections(options: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, float]]]]:
+    """Titles, and under each the rows: name, key of the figure, and what it is multiplied by."""
+    parts = ("total", "backbone", "head")
+    yield "parameters, millions", [(part, f"parameters/{part}", 1e-6) for part in (*parts, "trained")]
+    sizes, counts = list(dict.fromkeys(map(size_text, options["sizes"]))), sorted({1, options["batch"]})
+    for size in sizes:
+        yield f"GFLOPs, 1 x {size}", [(part, f"gflops/{size}/{part}", 1) for part in parts]
+    for size in sizes:
+        for count in counts:
+            rows = [(part, f"forward/{size}/{count}/{part}", 1e3) for part in parts]
+            yield f"forward pass, ms, {count} x {size}", rows
+    largest = size_text(max(options["sizes"], key=lambda size: size[0] * size[1]))
+    pictures = f"{options['batch']} x {largest if options['source'] == 'made' else 'as in training'}"
+    steps = [(part, f"training/{part}", 1e3) for part in ("step", *PARTS)]
+    yield f"training step, ms, {pictures}", [*steps, ("images/s", "training/images_per_second", 1)]
+    memory = [(f"forward pass, {count} x {largest}", f"memory/forward/{largest}/{count}", 1.0) for count in counts]
+    memory.append((f"training step, {pictures}", "memory/training", 1.0))
+    yield "peak memory, GiB", [*memory, ("without a model", "memory/idle", 1.0)]
+
+
+def _cells(figures: Figures, key: str, scale: float, alone: bool) -> tuple[str, str]:
+    """A figure, and beside it its ratio to the first experiment; `alone`: how far its rounds are apart."""
+    figure = figures.get(key)
+    if figure is None:
+        return "-", ""
+    text = digits(figure["value"] * scale)
+    if alone:
+        rounds = [value * scale for value in figure.get("rounds", [])]
+        if key.startswith("training/") and key.split("/")[1] in PARTS:
+            text = f"{text} ({100 * figure['value'] / figures['training/step']['value']:.0f} %)"
+        return text, f"{digits(min(rounds))}..{digits(max(rounds))}" if rounds else ""
+    ratio = figure.get("ratio")
+    if ratio is None:
+        return text, ""
+    median, least, most = (
+        f"{ratio[name]:.2f}" if ratio[name] < 10 else digits(ratio[name]) for name in ("median", "least", "most")
+    )
+    return text, f"{median} ({least}..{most})" if "rounds" in figure else median
+
+
+def digits(value: float) -> str:
+    """A number with three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _notes(result: dict[str, Any]) -> Iterator[str]:
+    """On what was measured, and what the figures mean."""
+    found, rounds = result["experiments"], result["options"]["rounds"]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for label, each in found.items():
+        if "device" in each:
+            alike.setdefault((each["device"], each["precision"], each["memory"]), []).append(label)
+    for (device, precision, memory), labels in alike.items():
+        whose = f"{', '.join(labels)}: " if len(alike) > 1 else ""
+        yield f"{whose}{device}, {precision}. Memory: {memory}; all but the last row is what comes on top of that one."
+    yield (
+        "Forward pass: pictures on the device to detections; normalisation counts as backbone, post-processing as "
+        "head. Medians of "
+        f"{rounds} rounds." + (f" Ratios: to {result['first']}, within each round (least..most)." * (len(found) > 1))
+    )

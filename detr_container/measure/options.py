@@ -1,0 +1,106 @@
+"""What `benchmark` measures, and how often; without torch, so that --help need not wait for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+from tyro.constructors import PrimitiveConstructorSpec
+
+from detr_container.base.limits import between, check, natural
+
+PARTS = ("data", "forward", "matching", "loss", "backward", "optimiser")
+"""Of a training step."""
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of a text like 800x1333. Raises ValueError for any other."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        raise ValueError(f"{text!r} is no size: write HEIGHTxWIDTH in pixels, such as 800x1333")
+    if max(len(found[1]), len(found[2])) > 5 or max(int(found[1]), int(found[2])) > 16_384:
+        raise ValueError(f"{text[:40]!r}: a side has at most 16,384 pixels")
+    return int(found[1]), int(found[2])
+
+
+def _parsed_or_text(text: str) -> Any:
+    try:
+        return parse_size(text)
+    except ValueError:
+        return text
+
+
+def size_text(size: Sequence[int]) -> str:
+    """800x1333."""
+    return f"{size[0]}x{size[1]}"
+
+
+Size = Annotated[
+    tuple[int, int],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="HEIGHTxWIDTH",
+        # What is no size is kept for `check`, which says what is wrong with it.
+        instance_from_str=lambda words: _parsed_or_text(words[0]),
+        is_instance=lambda value: isinstance(value, tuple) and len(value) == 2,
+        str_from_instance=lambda size: [size_text(size)],
+    ),
+    BeforeValidator(lambda value: parse_size(value) if isinstance(value, str) else value),
+]
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, and how often."""
+
+    sizes: tuple[Size, ...] = ((480, 640), (800, 1066), (800, 1333))
+    """Pixels of the pictures of a forward pass. Training steps get pictures of the largest."""
+    batch: Annotated[int, between(1, 65_536)] = 2
+    """Pictures of a training step. Forward passes are measured with one picture and with so many."""
+    training: bool = True
+    """Measure training steps too."""
+    source: Literal["made", "data"] = "made"
+    """Training pictures. `made`: random ones in memory; `data`: the experiment's own, loaded as in training."""
+    classes: Annotated[int, between(1, 100_000)] = 80
+    """Classes to tell apart; with `data` those of the data set."""
+    objects: Annotated[int, natural(10_000)] = 7
+    """Objects on each made picture (COCO has 7.3 on average)."""
+    rounds: Annotated[int, between(1, 10_000)] = 5
+    """Measurements of each kind; their median is reported."""
+    seconds: Annotated[float, natural(3600.0)] = 0.3
+    """Each measurement repeats what it measures for so long, once at least, and takes the median."""
+
+    def check(self) -> None:
+        """Raise ValueError for what cannot be measured."""
+        check(self)
+        if not self.sizes:
+            raise ValueError("sizes=(): give one or more, such as 800x1333")
+
+    def works(self) -> list[Work]:
+        """The kinds of measurement, in their order."""
+        pictures = sorted({1, self.batch})
+        forward = [Work("forward", size, count) for size in dict.fromkeys(self.sizes) for count in pictures]
+        largest = max(self.sizes, key=lambda size: size[0] * size[1])
+        # Last, so that gradients and the optimiser's state are not yet there when the memory of the others is measured.
+        return [*forward, Work("training", largest, self.batch)] if self.training else forward
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of measurement: a forward pass on so many pictures of a size, or a training step."""
+
+    phase: Literal["forward", "training"]
+    size: tuple[int, int]
+    pictures: int
+
+    @property
+    def key(self) -> str:
+        """What its figures' names begin with."""
+        return f"forward/{size_text(self.size)}/{self.pictures}" if self.phase == "forward" else "training"
+
+    def __str__(self) -> str:
+        what = "a forward pass" if self.phase == "forward" else "a training step"
+        return f"{what} on {self.pictures} x {size_text(self.size)}"

@@ -1,0 +1,400 @@
+"""What one wants to know before waiting in a queue: each part of a run is tried, briefly, and told in one line."""
+
+from __future__ import annotations
+
+import gc
+import io
+import math
+import os
+import shutil
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import torch
+import tyro
+
+from detr_container.base.clock import clock
+from detr_container.base.interrupt import StopRequest
+from detr_container.base.limits import Many, between, check, natural
+from detr_container.base.processes import current_process
+from detr_container.config.settings import Experiment, validate
+from detr_container.datasets.annotations import resolve
+from detr_container.datasets.check import check_dataset
+from detr_container.datasets.loader import StepBatches, steps_per_epoch
+from detr_container.engine.optimizer import make_optimiser
+from detr_container.engine.session import Session, session
+from detr_container.launch.resources import minutes
+from detr_container.tasks.detection.build import Data, build_detector, make_shapes_if_asked, open_data
+from detr_container.tasks.detection.evaluate import evaluate_to
+from detr_container.tasks.detection.scores import FIGURES
+
+from .checklist import Checklist, SkippedError
+from .estimate import DoesNotFitError, few_pictures, largest_batch, run_parts, step_memory
+from .probe import Probe, compare
+
+GIB = 2**30
+SECONDS = 20.0
+"""How long to measure, where the number of steps does not end it first."""
+STEPS = 10
+"""Steps of which the median is told."""
+LEARNING_STEPS, FALL = 20, 0.05
+"""Steps on one batch, and the share of the loss that they must take away. Every experiment here loses a fifth or more.
+
+Dropout is the same at each of these steps, so that a model that learns nothing keeps its loss to the last digits.
+"""
+WAITING = 0.3
+"""The share of a step from which waiting for data is remarked upon."""
+
+
+@dataclass(frozen=True)
+class PreflightOptions:
+    """Options of `preflight`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    runs: Path = Path("runs")
+    """The folder that will hold the run; checkpoints are tried on its disk."""
+    pictures: Many = 2000
+    """How many pictures of each split to read, always the same ones; 0: all."""
+    val_pictures: Annotated[int, between(1, 2**31)] = 8
+    """How many validation pictures to evaluate, one batch of them at least."""
+    memory: Annotated[float, natural(1e6)] = 0.0
+    """GiB that the job will have, of its GPU or, without one, of the machine; 0: what is free here."""
+    processes: Annotated[int, between(1, 100_000)] = 1
+    """Estimate the time for so many processes, each as fast as this one, that share the batch."""
+    time: str = ""
+    """The job's time limit (45m, 12h, 1d12h): also tell how often the run will meet it."""
+
+
+def run(options: PreflightOptions) -> int:
+    """Make all checks. Returns 1 when any is red, else 0."""
+    # The experiment's own settings are the first check.
+    check(replace(options, settings=Experiment()))
+    limit = 60.0 * minutes(options.time) if options.time else 0.0
+    if current_process(os.environ).world > 1:
+        raise ValueError("preflight is one process: start it without torchrun, and say --processes N")
+    with _ended_by_sigterm(), session(options.settings.device) as here, _scratch(options.runs) as (folder, refusal):
+        return _Preflight(options, here, folder, refusal, limit).make()
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Leave on SIGTERM as on Ctrl-C, cleaning up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _between_steps() -> Iterator[StopRequest]:
+    """Let signals wait for who looks at the request: the processes of a loader complain when they are cut off."""
+    stop = StopRequest()
+    try:
+        with stop, suppress(InterruptedError):
+            yield stop
+    finally:
+        # Whatever else went wrong meanwhile, whoever asked for a stop gets it.
+        if stop.requested:
+            raise KeyboardInterrupt if stop.requested == "SIGINT" else SystemExit(stop.exit_code)
+
+
+@contextmanager
+def _scratch(runs: Path) -> Iterator[tuple[Path, str]]:
+    """A temporary folder on the disk of the runs, or elsewhere with the reason for it."""
+    with ExitStack() as stack:
+        refusal, place = "", next(folder for folder in (runs, *runs.absolute().parents) if folder.is_dir())
+        try:
+            made = tempfile.TemporaryDirectory(prefix=".preflight-", dir=place, ignore_cleanup_errors=True)
+        except OSError as error:
+            refusal = f"cannot write in {place}: {error.strerror}. Choose another folder with --runs"
+            made = tempfile.TemporaryDirectory(prefix="preflight-", ignore_cleanup_errors=True)
+        yield Path(stack.enter_context(made)), refusal
+
+
+class _Preflight:
+    """The checks in order, and what the later ones take from the earlier ones."""
+
+    def __init__(self, options: PreflightOptions, here: Session, folder: Path, refusal: str, limit: float) -> None:
+        self.options, self.here, self.folder, self.refusal, self.limit = options, here, folder, refusal, limit
+        self.experiment, self.list = options.settings, Checklist()
+        self.sound, self.fits, self.multiple = False, True, 1
+        self.data: Data | None = None
+        self.step_seconds = self.save_seconds = self.eval_rate = 0.0
+
+    def make(self) -> int:
+        """Make them all. Returns the exit status."""
+        checks = {
+            "settings": self.settings,
+            "data": self.data_set,
+            "memory": self.memory,
+            "step": self.step,
+            "learning": self.learning,
+            "saving": self.saving,
+            "evaluation": self.evaluation,
+            "time": self.time,  # last, for it adds up what the others have measured
+        }
+        for name, attempt in checks.items():
+            # Reading pictures has a bar of its own.
+            self.list.attempt(name, attempt, busy=name != "data")
+            if self.here.device.type == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
+        return int(self.list.failed)
+
+    # -- what can be known without a step -----------------------------------------------------------------------------
+
+    def settings(self) -> str:
+        """Values that no run can have, models that cannot be made, and settings without effect."""
+        experiment, processes = self.experiment, self.options.processes
+        warnings = validate(experiment)
+        train = experiment.train
+        share = StepBatches(
+            train.batch, seed=0, batch=train.batch, micro_batch=train.micro_batch, total_steps=0, world=processes
+        )
+        model = build_detector(experiment, 1, weights=False)
+        make_optimiser(model, train)
+        self.multiple, self.sound = model.backbone.size_multiple, True
+        for warning in warnings:
+            self.list.remark(warning)
+        return (
+            f"{experiment.name}: batch {train.batch} = {processes} x {share.accumulation} x {train.micro_batch} "
+            f"(processes, turns, pictures), {train.epochs} epochs, {len(warnings)} warnings"
+        )
+
+    def data_set(self) -> str:
+        """What is wrong with the annotations and the pictures."""
+        config, limit = self.experiment.data, self.options.pictures
+        make_shapes_if_asked(config)
+        pairs = resolve(
+            config.root, config.train_images, config.train_annotations, config.val_images, config.val_annotations
+        )
+        splits = dict(zip(("train", "val"), pairs, strict=True))
+        report = check_dataset(
+            splits,
+            os.cpu_count() or 1,
+            progress=True,
+            sample=limit,
+            apply_orientation=config.apply_orientation,
+        )
+        if report.errors:
+            # Damaged pictures are no reason not to try the rest.
+            with suppress(ValueError, OSError):
+                self.data = open_data(self.experiment)
+            wrong = [problem.message for problem in report.problems if problem.severity == "error"]
+            listed = "".join(f"\n{message}" for message in wrong[:3])
+            raise ValueError(
+                f"{report.errors} errors{listed}\n`detr-container data check` lists everything that is wrong"
+            )
+        self.data = open_data(self.experiment)
+        for doubt in (*self.data.train.annotations.doubts, *self.data.val.annotations.doubts):
+            self.list.remark(doubt)
+        if self.sound:
+            steps_per_epoch(len(self.data.train), self.experiment.train.batch)
+        queries = self.experiment.head.queries
+        for summary in report.summaries:
+            if summary.most_objects > queries:
+                self.list.remark(
+                    f"{summary.name}: image {summary.most_objects_image} has {summary.most_objects} objects, of which "
+                    f"{queries} at most can be found: raise head.queries={queries}"
+                )
+        counts = [
+            f"{summary.name} read {min(limit or summary.images, summary.images)} of {summary.images} pictures"
+            for summary in report.summaries
+        ]
+        return f"{', '.join(counts)}; {len(self.data.classes)} classes; no errors, {report.warnings} warnings"
+
+    def memory(self) -> str:
+        """Whether a step on the largest batch fits."""
+        data, config, train = self._opened(), self.experiment.data, self.experiment.train
+        largest = largest_batch(data.train.annotations, config, train.micro_batch, self.multiple)
+        shape = f"{train.micro_batch} x {largest.height} x {largest.width} pixels, up to {max(largest.objects)} objects"
+        try:
+            limit, folder = self.options.memory * GIB, self.folder / "memory"
+            with _between_steps() as stop:
+                peak, room = step_memory(self._trial(), data, largest, folder, self.here, stop, limit)
+        except DoesNotFitError as error:
+            self.fits = False
+            fewer = f"train.micro_batch={train.micro_batch}, " if train.micro_batch > 1 else ""
+            raise ValueError(
+                f"a step on the largest batch ({shape}) needs {error}: lower {fewer}"
+                f"data.scales={config.scales} or data.max_size={config.max_size}, or use train.precision=bf16"
+            ) from error
+        if peak > 0.9 * room:
+            self.list.remark("less than a tenth of the memory is left, and batches of many shapes need some more")
+        return f"{shape}: {peak / GIB:.2f} GiB of {room / GIB:.2f} GiB"
+
+    # -- what steps tell ----------------------------------------------------------------------------------------------
+
+    def step(self) -> str:
+        """Seconds of a step on real batches."""
+        probe = self._probe("step")
+        with _between_steps() as stop, closing(probe.timed_steps()) as steps:
+            # What the loader has made while the first steps took long is used up before the clock runs.
+            ahead = 4 * self.experiment.data.workers * self.experiment.train.micro_batch
+            warm = _measure(steps, 2 + ahead * self.options.processes // self.experiment.train.batch, 1, stop)
+            rows = _measure(steps, STEPS, 2, stop)
+        self.step_seconds = statistics.median(whole for _, whole in rows)
+        waiting = sum(waited for waited, _ in rows) / sum(whole for _, whole in rows)
+        if waiting > WAITING:
+            self.list.remark(
+                f"steps wait for data: raise data.workers={self.experiment.data.workers}, or use faster disks"
+            )
+        rate = self.experiment.train.batch / self.options.processes / self.step_seconds
+        return (
+            f"{self.step_seconds:.3g} s (median of {len(rows)} after {len(warm)}), {rate:.3g} images/s, "
+            f"{100 * waiting:.0f} % of it waiting for data"
+        )
+
+    def learning(self) -> str:
+        """Whether training on one batch lowers its loss."""
+        probe = self._probe("learning")
+        batch = probe.batch_with_objects()
+        losses, end = [probe.step_on([batch])], time.monotonic() + SECONDS
+        while len(losses) <= LEARNING_STEPS and (time.monotonic() < end or losses[-1] > (1 - FALL) * losses[0]):
+            losses.append(probe.step_on([batch]))
+        said = f"loss {losses[0]:.6g} -> {losses[-1]:.6g} in {len(losses) - 1} steps on one batch"
+        if not losses[-1] <= (1 - FALL) * losses[0]:
+            raise ValueError(
+                f"{said}: it must fall by {100 * FALL:.0f} %. Look at train.lr={self.experiment.train.lr:g} and "
+                f"train.lr_backbone={self.experiment.train.lr_backbone:g} (too small, or too large), and at what is "
+                "frozen; `data check` counts the labels"
+            )
+        return said
+
+    def saving(self) -> str:
+        """Whether a run that is interrupted and resumed is the undisturbed one, and whether its checkpoints fit."""
+        if self.refusal:
+            raise ValueError(self.refusal)
+        whole, size, seconds = self._run_to("whole", 4)
+        middle, _, _ = self._run_to("parts", 2)
+        parts, _, _ = self._run_to("parts", 2)
+        for name in ("whole", "parts"):
+            shutil.rmtree(self.folder / name)
+        said = compare(whole, parts, middle, exact=self.here.device.type == "cpu")
+        keep, free = self.experiment.train.keep_checkpoints, shutil.disk_usage(self.folder).free
+        if free < (keep + 1) * size:
+            raise ValueError(
+                f"checkpoints of {size / GIB:.2f} GiB, of which {keep + 1} (train.keep_checkpoints and a new one) do "
+                f"not fit where {self.options.runs} is: {free / GIB:.2f} GiB are free. Make room, or choose another "
+                "folder with --runs"
+            )
+        self.save_seconds = seconds
+        return f"{said}; {size / 2**20:.1f} MiB in {seconds:.2g} s, {free / GIB:.0f} GiB free"
+
+    def evaluation(self) -> str:
+        """Whether an evaluation gives figures, and how fast."""
+        data, folder = self._opened(), self.folder / "evaluation"
+        count = max(self.options.val_pictures, self.experiment.data.eval_batch)
+        subset = few_pictures(data.val, count, folder / "few.json")
+        model = Probe(self._trial(), self.folder / "model", data, self.here).model
+        times = [time.perf_counter()]
+
+        with _between_steps() as stop:
+
+            def after_batch(done: int, total: int) -> None:
+                times.append(time.perf_counter())
+                if stop.requested:
+                    raise InterruptedError
+
+            def ends(short: bool) -> bool:
+                return stop.requested is not None
+
+            scores = evaluate_to(
+                folder, model, subset, data.classes, self.experiment, self.here, after_batch=after_batch, ends=ends
+            )
+        assert scores is not None
+        figures = {name: getattr(scores, key) for key, name in FIGURES.items()}
+        wrong = [name for name, value in figures.items() if value is not None and not math.isfinite(value)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} came out as no number")
+        # The first batch starts the loader and warms up the device.
+        first = min(self.experiment.data.eval_batch, len(subset)) if len(times) > 2 else 0
+        self.eval_rate = (len(subset) - first) / (times[-1] - times[1 if first else 0])
+        ap = "no objects to find" if scores.ap is None else f"AP {100 * scores.ap:.1f}, before training"
+        return f"{len(subset)} pictures, {self.eval_rate:.3g} images/s; {ap}"
+
+    def time(self) -> str:
+        """How long the run will take, from what was measured."""
+        if not self.step_seconds:
+            raise SkippedError("no step was measured")
+        data, processes = self._opened(), self.options.processes
+        evaluation = len(data.val) / self.eval_rate / processes if self.eval_rate else 0.0
+        parts = run_parts(self.experiment.train, len(data.train), self.step_seconds, evaluation, self.save_seconds)
+        whole = sum(seconds for _, seconds in parts.values())
+        listed = ", ".join(f"{count} {name} {clock(seconds)}" for name, (count, seconds) in parts.items())
+        said = (
+            f"about {clock(whole)} ({listed}): estimated for {processes} process{'es' * (processes > 1)} as fast as "
+            "this one, without what starting and communication take"
+        )
+        if not self.limit:
+            return said
+        if self.limit <= self.step_seconds + self.save_seconds:
+            raise ValueError(f"{said}; not even a step and its checkpoint end in {self.options.time}: raise --time")
+        return f"{said}; it meets the limit of {self.options.time} {max(0, math.ceil(whole / self.limit) - 1)} times"
+
+    # -- what the checks share ----------------------------------------------------------------------------------------
+
+    def _opened(self) -> Data:
+        if not self.sound:
+            raise SkippedError("the settings have to be mended first")
+        if self.data is None:
+            raise SkippedError("the data set cannot be used")
+        return self.data
+
+    def _trial(self, **changed: Any) -> Experiment:
+        """The experiment as one of the processes would train it, without end, warm-up, evaluations or log."""
+        train = replace(
+            self.experiment.train,
+            batch=self.experiment.train.batch // self.options.processes,
+            epochs=max(1000, self.experiment.train.epochs),
+            warmup_steps=0,
+            eval_every=0,
+            log_every=2**31,
+            checkpoint_minutes=0.0,
+            max_steps=0,
+        )
+        return replace(self.experiment, train=replace(train, **changed))
+
+    def _probe(self, name: str, stop: StopRequest | None = None, **changed: Any) -> Probe:
+        """A trainer in a folder of that name. changed: settings of its training."""
+        data = self._opened()
+        if not self.fits:
+            raise SkippedError("a step does not fit into memory")
+        return Probe(self._trial(**changed), self.folder / name, data, self.here, stop)
+
+    def _run_to(self, name: str, steps: int) -> tuple[dict[str, Any], int, float]:
+        """Train on in a folder of that name. Returns the checkpoint, its bytes, and the seconds that saving took."""
+        train = self._trial().train
+        with _between_steps() as stop, redirect_stderr(io.StringIO()):
+            probe = self._probe(name, stop, batch=min(train.batch, 2 * train.micro_batch), max_steps=steps)
+            probe.run_to_end()
+        saved = probe.checkpoints.newest()
+        assert saved is not None
+        return saved[1], saved[0].stat().st_size, max(probe.save_seconds)
+
+
+def _measure(
+    steps: Iterator[tuple[float, float]], count: int, least: int, stop: StopRequest
+) -> list[tuple[float, float]]:
+    """Take `count` steps, or fewer when time is up, but `least`."""
+    rows: list[tuple[float, float]] = []
+    end = time.monotonic() + SECONDS
+    while not stop.requested and (len(rows) < least or (len(rows) < count and time.monotonic() < end)):
+        rows.append(next(steps))
+    return rows

@@ -1,0 +1,1 @@
+"""Detection: from settings to models and data, training, evaluation, prediction, export."""

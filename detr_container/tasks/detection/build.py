@@ -1,0 +1,242 @@
+"""From settings to objects: the only place where a configuration meets the constructors of models and data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from detr_container.base.files import sha256
+from detr_container.base.shortage import asking
+from detr_container.config.memory import for_model
+from detr_container.config.settings import BackboneConfig, DataConfig, Experiment
+from detr_container.datasets.annotations import Annotations, Category, read_annotations, resolve
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.shapes import make_shapes
+from detr_container.datasets.transforms import Augmentation
+from detr_container.models.backbone import Backbone, maps_up_to
+from detr_container.models.container import SIZES, ContainerLight
+from detr_container.models.criterion import Criterion
+from detr_container.models.detector import Detector
+from detr_container.models.detr import Detr
+from detr_container.models.matcher import Matcher
+from detr_container.models.pretrained import Loaded, fine_tune_from, load_backbone, load_imagenet
+from detr_container.models.resnet import DEPTHS, DILATED, STRIDES, ResNetBackbone
+from detr_container.models.smca import SmcaDetr
+from detr_container.models.timm_backbone import TimmBackbone
+from detr_container.models.timm_fit import fit
+
+from .detector_file import load_weights, read_detector
+
+_log = logging.getLogger(__name__)
+M = TypeVar("M", bound=nn.Module)
+
+
+def longest_side(data: DataConfig) -> int:
+    """The longest side in pixels that a picture can have after resizing, before it is padded to a multiple."""
+    side = max(*data.scales, data.eval_size) if data.resize == "square" else data.max_size
+    return max(side, data.canvas)
+
+
+def check_backbone(experiment: Experiment) -> str:
+    """Look at a backbone in a second, before anything else is done: a remark on what it makes of pictures, or "".
+
+    Raises ValueError for one that cannot be built, or not for pictures of these sizes. Of our own only the name is
+    looked at; what else can be wrong with a model its constructor says.
+    """
+    config = experiment.backbone
+    if not config.name.startswith("timm/"):
+        _known(config.name)
+        return ""
+    side = fit(config.name.removeprefix("timm/"), config.stage, config.stride, longest_side(experiment.data)).side
+    return f"{config.name} takes one size only: all pictures are padded to {side} x {side} pixels" if side else ""
+
+
+def _known(name: str) -> None:
+    if name not in (*DEPTHS, *SIZES):
+        raise ValueError(
+            f"there is no backbone {name!r}: backbone.name is one of {', '.join([*DEPTHS, *SIZES])}, "
+            "or timm/ and the name of a timm model (`detr-container backbones` lists them)"
+        )
+
+
+def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0) -> Backbone:
+    """A backbone with its norms and frozen stages; weights: False leaves it random whatever `config.weights` says.
+
+    canvas: the longest side in pixels that a picture can have, for models that take only one size.
+    """
+    frozen_norm = config.norm == "frozen"
+    pretrained = weights and config.weights == "imagenet"
+    if config.name.startswith("timm/"):
+        backbone: Backbone = TimmBackbone(
+            config.name.removeprefix("timm/"),
+            config.stage,
+            config.stride,
+            pretrained,
+            frozen_norm,
+            config.drop_path,
+            canvas,
+        )
+    elif config.name in DEPTHS:
+        strides = DILATED if config.dilation else STRIDES
+        outputs = maps_up_to(config.name, strides, config.stage, config.stride)
+        backbone = ResNetBackbone(config.name, outputs, config.dilation, frozen_norm)
+    else:
+        _known(config.name)
+        size = SIZES[config.name]
+        outputs = maps_up_to(config.name, size.strides, config.stage, config.stride)
+        backbone = ContainerLight(size, outputs, frozen_norm, config.drop_path)
+    if pretrained and not config.name.startswith("timm/"):
+        load_imagenet(backbone, config.name)
+    elif weights and config.weights not in ("imagenet", "none"):
+        if not Path(config.weights).exists():
+            raise FileNotFoundError(
+                f"backbone.weights={config.weights}: neither `imagenet` nor `none`, nor a file that is there"
+            )
+        load_backbone(backbone, load_weights(Path(config.weights)), config.weights, config.file_weights)
+    return backbone.freeze(config.frozen_stages)
+
+
+def build_detector(experiment: Experiment, classes: int, weights: bool = True) -> Detector:
+    """The model of an experiment for a number of classes; the seed alone decides what is random in it."""
+    with asking("the model", for_model(experiment)), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        backbone = build_backbone(experiment.backbone, weights, longest_side(experiment.data))
+        # Again, so that the head starts the same whatever the backbone has drawn.
+        torch.manual_seed(experiment.seed)
+        head = experiment.head
+        shared: dict[str, Any] = {
+            "queries": head.queries,
+            "width": head.width,
+            "heads": head.heads,
+            "encoder_layers": head.encoder_layers,
+            "decoder_layers": head.decoder_layers,
+            "feedforward": head.feedforward,
+            "dropout": head.dropout,
+            "position": head.position,
+            "auxiliary": experiment.loss.auxiliary,
+        }
+        logits = classes + int(experiment.loss.classification == "softmax")
+        if head.kind == "detr":
+            model: Detector = Detr(backbone, logits, pre_norm=head.pre_norm, **shared)
+        else:
+            model = SmcaDetr(backbone, logits, gaussian=head.gaussian, smooth=head.smooth, **shared)
+        return lay_out(model, backbone.memory_format)
+
+
+def lay_out(model: M, layout: torch.memory_format) -> M:
+    """Let a model's tensors of four dimensions lie in memory as its feature maps do. Returns the model."""
+    # Not `model.to`: it would ask the same of a convolution in three dimensions, which has no such layout.
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+    return model
+
+
+def build_matcher(experiment: Experiment) -> Matcher:
+    """The matcher with the experiment's costs."""
+    loss = experiment.loss
+    return Matcher(
+        loss.classification, loss.cost_class, loss.cost_l1, loss.cost_giou, loss.focal_alpha, loss.focal_gamma
+    )
+
+
+def build_criterion(experiment: Experiment) -> Criterion:
+    """The criterion with the experiment's weights."""
+    loss = experiment.loss
+    return Criterion(
+        loss.classification,
+        loss.class_weight,
+        loss.l1_weight,
+        loss.giou_weight,
+        loss.no_object_weight,
+        loss.focal_alpha,
+        loss.focal_gamma,
+        loss.normalise,
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits of a data set, as an experiment reads them."""
+
+    train: DetectionDataset
+    val: DetectionDataset
+
+    @property
+    def classes(self) -> tuple[Category, ...]:
+        """The class list, which labels index."""
+        return self.train.annotations.categories
+
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """Which data this is, so that results on other data are never compared with it: its annotation files."""
+        versions = {}
+        for name, split in (("train", self.train), ("val", self.val)):
+            path = split.annotations.path
+            versions[name] = {"annotations": str(path), "sha256": sha256(path), "pictures": len(split)}
+        return versions
+
+
+def training_augmentation(config: DataConfig) -> Augmentation:
+    """What training does to pictures."""
+    return Augmentation(
+        config.scales, config.max_size, config.crop_resize, config.crop_range, config.augment, config.resize
+    )
+
+
+def evaluation_augmentation(config: DataConfig) -> Augmentation:
+    """What evaluation and prediction do to pictures: one size, nothing random."""
+    return Augmentation((config.eval_size,), config.max_size, augment="none", resize=config.resize)
+
+
+def open_data(experiment: Experiment) -> Data:
+    """Read both annotation files. Raises ValueError for what cannot be trained on."""
+    config = experiment.data
+    make_shapes_if_asked(config)
+    train, val = resolve(
+        config.root, config.train_images, config.train_annotations, config.val_images, config.val_annotations
+    )
+    annotations = read_annotations(train[1], train[0]), read_annotations(val[1], val[0])
+    same_classes(annotations[0].categories, annotations[1])
+    return Data(
+        DetectionDataset(annotations[0], training_augmentation(config), experiment.seed, config.apply_orientation),
+        DetectionDataset(annotations[1], evaluation_augmentation(config), experiment.seed, config.apply_orientation),
+    )
+
+
+def make_shapes_if_asked(config: DataConfig) -> None:
+    """Make the shapes data set that a configuration asks for, unless there is something in its place."""
+    train, val, size = config.make_shapes
+    if train and config.root and not config.root.exists():
+        _log.info("making %d + %d pictures of shapes in %s", train, val, config.root)
+        with asking("the pictures", {"data.make_shapes": config.make_shapes}):
+            make_shapes(config.root, train, val, size)
+
+
+def same_classes(classes: Sequence[Category], other: Annotations) -> None:
+    """Raise ValueError unless `other` has these classes under the same ids."""
+    ours, theirs = {(c.id, c.name) for c in classes}, {(c.id, c.name) for c in other.categories}
+    if ours != theirs:
+        differ = ", ".join(f"{name!r} (id {number})" for number, name in sorted(ours ^ theirs)[:6])
+        raise ValueError(f"{other.path} has other categories than the training set or the checkpoint: {differ}")
+
+
+def start_from(model: Detector, experiment: Experiment, classes: Sequence[Category], path: Path) -> Loaded:
+    """Load a detector's checkpoint to fine-tune from; class rows are carried over where names agree."""
+    file = read_detector(path, experiment.init_weights, "init_weights")
+    theirs = [category.name for category in file.row_classes()]
+    if file.classes is None:
+        told = file.taken_for()
+        _log.warning("%s has no class list: taken for a detector under %s names, %s", path, file.layout, told)
+        if not file.known_as and not file.names:
+            rows = len(file.state["class_embed.bias"])
+            _log.warning("%s has %d class rows and no class list, so none is taken for one of ours", path, rows)
+            theirs = []
+    softmax = experiment.loss.classification == "softmax"
+    ours = [category.name for category in classes]
+    return fine_tune_from(model, file.state, theirs, ours, softmax, file.softmax)

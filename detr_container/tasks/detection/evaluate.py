@@ -1,0 +1,148 @@
+"""Detections of a whole data set, and their COCO figures; alone, and within training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detr_container.base.files import write_json
+from detr_container.base.shortage import asking
+from detr_container.config.memory import for_evaluation
+from detr_container.config.settings import Experiment
+from detr_container.datasets.annotations import Category, read_annotations, resolve_split
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.loader import Ends, batches, evaluation_loader
+from detr_container.engine.session import Session
+from detr_container.models.detector import Detector
+from detr_container.models.postprocess import postprocess
+
+from .build import evaluation_augmentation, make_shapes_if_asked
+from .scores import Scores
+from .scoring import Detections, Evaluator, Record, score, write_results
+
+
+def autocast(experiment: Experiment, device: torch.device) -> AbstractContextManager[Any]:
+    """The precision in which a model computes; boxes, matching and losses leave it by themselves."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16")
+
+
+@torch.inference_mode()
+def detect(
+    model: Detector,
+    dataset: DetectionDataset,
+    classes: Sequence[Category],
+    experiment: Experiment,
+    session: Session,
+    after_batch: Callable[[int, int], None] = lambda done, total: None,
+    ends: Ends = lambda short: False,
+) -> list[Record]:
+    """Detections of every picture, in COCO's result format; complete on the main process, empty on others.
+
+    classes: what the model's labels index. after_batch: told how many batches of how many are done, as often on every
+    process; it may raise to stop them all. ends: see `batches`.
+    """
+    data, ids = experiment.data, [category.id for category in classes]
+    loader = evaluation_loader(
+        dataset,
+        batch=data.eval_batch,
+        rank=session.process.rank,
+        world=session.world,
+        multiple=model.backbone.size_multiple,
+        canvas=data.canvas,
+        workers=data.workers,
+        pin_memory=session.device.type == "cuda",
+    )
+    rounds = -(-len(dataset) // (data.eval_batch * session.world))
+    was_training = model.training
+    model.eval()
+    found: list[Record] = []
+    supply = batches(loader, ends)
+    try:
+        for done in range(1, rounds + 1):
+            batch = next(supply, None)
+            if batch is not None:
+                images, sizes = batch.images.to(session.device, non_blocking=True), batch.sizes.to(session.device)
+                with autocast(experiment, session.device):
+                    output = model(images, sizes, batch.padded)
+                results = postprocess(output, batch.original_sizes, experiment.loss.classification)
+                for image_id, result in zip(batch.image_ids, results, strict=True):
+                    arrays = (part.cpu().numpy() for part in (result.boxes, result.labels, result.scores))
+                    found += Detections(image_id, *arrays).records(ids)
+            after_batch(done, rounds)
+    finally:
+        model.train(was_training)
+    parts = session.gather(found)
+    return [record for part in parts for record in part] if session.main else []
+
+
+def open_validation(experiment: Experiment, unlabelled: bool = False) -> DetectionDataset:
+    """The validation split alone, as evaluation reads it; unlabelled: a file without annotations will do."""
+    data = experiment.data
+    make_shapes_if_asked(data)
+    images, annotations = resolve_split("val", data.root, data.val_images, data.val_annotations)
+    read = read_annotations(annotations, images, unlabelled)
+    return DetectionDataset(read, evaluation_augmentation(data), experiment.seed, data.apply_orientation)
+
+
+def known_classes(classes: Sequence[Category], dataset: DetectionDataset) -> None:
+    """Raise ValueError unless every class of the data set is one that the model knows under the same id."""
+    known = {category.id: category.name for category in classes}
+    strange = [c for c in dataset.annotations.categories if known.get(c.id, "").lower() != c.name.lower()]
+    if strange:
+        listed = ", ".join(f"{category.name!r} (id {category.id})" for category in strange[:5])
+        raise ValueError(
+            f"{dataset.annotations.path} has categories that the model was not trained on: {listed}. "
+            "Evaluate on a data set with the model's class list, or fine-tune first (train --init CHECKPOINT)"
+        )
+
+
+def evaluate_to(
+    folder: Path,
+    model: Detector,
+    dataset: DetectionDataset,
+    classes: Sequence[Category],
+    experiment: Experiment,
+    session: Session,
+    evaluator: Evaluator = "faster",
+    after_batch: Callable[[int, int], None] = lambda done, total: None,
+    ends: Ends = lambda short: False,
+) -> Scores | None:
+    """Detect, write `detections.json` (COCO's result format) and `scores.json` to `folder`, and return the scores.
+
+    Returns None on all processes but the main one, and where the annotation file has no annotations, so that there is
+    nothing to score. after_batch, ends: see `detect`.
+    """
+    known_classes(classes, dataset)
+    with asking("evaluation", for_evaluation(experiment)):
+        results = detect(model, dataset, classes, experiment, session, after_batch, ends)
+    if not session.main:
+        return None
+    write_results(folder / "detections.json", results)
+    if not dataset.annotations.labelled:
+        return None
+    scores = score(dataset.annotations, results, evaluator)
+    data = experiment.data
+    pinned = {
+        "eval_batch": data.eval_batch,
+        "eval_size": data.eval_size,
+        "max_size": data.max_size,
+        "resize": data.resize,
+        "canvas": data.canvas,
+        "precision": experiment.train.precision,
+        "annotations": dataset.annotations.path,
+    }
+    write_json(folder / "scores.json", {**scores.to_dict(), "evaluated_with": pinned})
+    return scores
+
+
+def with_data(experiment: Experiment, root: Path | None, images: Path | None, annotations: Path | None) -> Experiment:
+    """The same experiment evaluated on other data, where any is given."""
+    if root is None and images is None and annotations is None:
+        return experiment
+    data = replace(experiment.data, root=root, val_images=images, val_annotations=annotations, make_shapes=(0, 0, 0))
+    return replace(experiment, data=data)

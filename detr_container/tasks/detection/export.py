@@ -1,0 +1,186 @@
+"""A trained detector as other code wants it: a file of weights under its names, or a folder for `from_pretrained`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from detr_container.base.files import atomic_write, write_json
+from detr_container.config.settings import DataConfig, Experiment, HeadConfig
+from detr_container.datasets.coco_classes import unused
+from detr_container.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from detr_container.models.layouts import to_hugging_face, to_published
+from detr_container.models.pretrained import scatter_rows
+from detr_container.models.resnet import DEPTHS
+
+from .detector_file import PROCESSOR, is_weights_folder
+from .trained import Trained
+
+Layout = Literal["published", "hugging-face", "hugging-face-folder"]
+Rows = Literal["id", "order"]
+
+
+_USUAL = {"nheads": 8, "dilation": False, "smooth": HeadConfig.smooth}
+"""What weights are taken for that stand alone."""
+_FOLDER = " (--layout hugging-face-folder does)"
+
+
+def write_export(trained: Trained, target: Path, layout: Layout, rows: Rows) -> int:
+    """Write a detector in a layout: a file of torch.save, of safetensors where it is called so, or a folder.
+
+    Returns the number of tensors. Raises ValueError for what the layout cannot say, and for a folder of something else.
+    """
+    state = exported(trained, layout, rows)
+    unsaid = _unsaid(trained.experiment)
+    if layout == "hugging-face-folder":
+        _write_folder(trained, target, state, rows)
+    elif target.suffix == ".safetensors":
+        if not unsaid.items() <= _USUAL.items():
+            raise ValueError(
+                f"{target}: a file of safetensors holds weights alone, which do not say {unsaid}: end its name in .pth"
+            )
+        _write_safetensors(target, state, follow=True)
+    else:
+        content = {"model": state, "args": unsaid} if layout == "published" else state
+        atomic_write(target, partial(torch.save, content), follow=True)
+    return len(state)
+
+
+def _unsaid(settings: Experiment) -> dict[str, Any]:
+    """What no tensor shows of a model that published layouts can hold, under the names of the published arguments."""
+    head = settings.head
+    smooth = {"smooth": head.smooth} if head.kind == "smca" else {}
+    return {"nheads": head.heads, "dilation": settings.backbone.dilation, **smooth}
+
+
+def exported(trained: Trained, layout: Layout, rows: Rows = "id") -> dict[str, Tensor]:
+    """The weights under the names of the published code or of Hugging Face's DETR.
+
+    rows: class rows by category id, or in the order of the class list. Raises ValueError for a model that Hugging
+    Face's DETR cannot be, and for ids that have no row.
+    """
+    settings = trained.experiment
+    softmax = settings.loss.classification == "softmax"
+    if layout != "published":
+        _check_hugging_face(settings, layout == "hugging-face-folder")
+    state = trained.model.state_dict()
+    if not trained.as_published:
+        state = scatter_rows(state, [category.id for category in trained.classes], softmax, rows == "id")
+    return to_published(state) if layout == "published" else to_hugging_face(state)
+
+
+def _check_hugging_face(settings: Experiment, folder: bool) -> None:
+    """Raise ValueError for what Hugging Face's layout would not say, so that it were another model.
+
+    Sizes show in the tensors. What follows does not, and the defaults are another model's: eight heads, sine positions,
+    layers with the norm last, no dilation, the last feature map. The config.json of a folder says some of it.
+    """
+    head, backbone = settings.head, settings.backbone
+    if head.kind != "detr" or settings.loss.classification != "softmax" or not backbone.name.startswith("resnet"):
+        raise ValueError(
+            f"Hugging Face's DETR has no {head.kind} head on {backbone.name}: only a DETR with softmax classes (here "
+            f"{settings.loss.classification}) on a ResNet can be exported to it; use --layout published"
+        )
+    never: tuple[tuple[str, object, bool, str], ...] = (
+        ("backbone.dilation", True, backbone.dilation, "its ResNet has no dilated stage (DC5)"),
+        ("head.pre_norm", True, head.pre_norm, "its DETR has the norm after each block"),
+        ("backbone.stage", backbone.stage, backbone.stage != -1, "it reads the last feature map"),
+        ("backbone.stride", backbone.stride, backbone.stride not in (0, 32), "it reads the last feature map"),
+    )
+    unsaid: tuple[tuple[str, object, bool, str], ...] = (
+        ("head.heads", head.heads, head.heads != 8, f"weights do not say it, and mean 8{_FOLDER}"),
+        ("head.position", head.position, head.position != "sine", f"weights do not say it, and mean sine{_FOLDER}"),
+    )
+    for setting, value, wrong, says in never if folder else never + unsaid:
+        if wrong:
+            raise ValueError(
+                f"{setting}={value} cannot be exported to Hugging Face's layout: {says}. Use --layout published"
+            )
+
+
+def _write_folder(trained: Trained, folder: Path, state: dict[str, Tensor], rows: Rows) -> None:
+    """What transformers' `from_pretrained` opens: weights, what is done to images, and, last of all, config.json.
+
+    Raises ValueError where another kind of folder would be written into.
+    """
+    if folder.is_dir() and not is_weights_folder(folder) and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds other things: name a new folder, or one that was exported before")
+    _write_safetensors(folder / "model.safetensors", state)
+    write_json(folder / PROCESSOR, _processor(trained.experiment.data))
+    config = _config(trained.experiment, _labels(trained, len(state["class_labels_classifier.bias"]) - 1, rows))
+    write_json(folder / "config.json", config)
+
+
+def _write_safetensors(path: Path, state: dict[str, Tensor], follow: bool = False) -> None:
+    data = save({name: value.contiguous() for name, value in state.items()}, {"format": "pt"})
+    atomic_write(path, lambda file: file.write(data), len(data), follow)
+
+
+def _labels(trained: Trained, count: int, rows: Rows) -> list[str]:
+    """The class name of each of so many rows, as `exported` orders them."""
+    if trained.as_published or rows == "order":
+        return [category.name for category in trained.classes]
+    names = {category.id: category.name for category in trained.classes}
+    return [names.get(row, unused(row)) for row in range(count)]
+
+
+def _config(settings: Experiment, labels: list[str]) -> dict[str, Any]:
+    """A config.json of transformers: every setting that makes another model."""
+    head = settings.head
+    block, depths = DEPTHS[settings.backbone.name]
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("attention_heads", head.heads), ("ffn_dim", head.feedforward))
+    }
+    return {
+        "architectures": ["DetrForObjectDetection"],
+        "model_type": "detr",
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+        "backbone_config": {
+            "model_type": "resnet",
+            "layer_type": "basic" if block.expansion == 1 else "bottleneck",
+            "depths": depths,
+            "embedding_size": 64,
+            "hidden_sizes": [width * block.expansion for width in (64, 128, 256, 512)],
+            "hidden_act": "relu",
+            "out_features": ["stage4"],
+        },
+        "num_queries": head.queries,
+        "d_model": head.width,
+        "encoder_layers": head.encoder_layers,
+        "decoder_layers": head.decoder_layers,
+        **sides,
+        "activation_function": "relu",
+        "dropout": head.dropout,
+        "position_embedding_type": head.position,
+        "dilation": False,
+        "auxiliary_loss": False,
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: row for row, name in enumerate(labels)},
+    }
+
+
+def _processor(data: DataConfig) -> dict[str, Any]:
+    """A preprocessor_config.json: what evaluation does to images here."""
+    square = {"height": data.eval_size, "width": data.eval_size}
+    shortest = {"shortest_edge": data.eval_size, "longest_edge": data.max_size}
+    return {
+        "image_processor_type": "DetrImageProcessor",
+        "do_resize": True,
+        "size": square if data.resize == "square" else shortest,
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "do_pad": True,
+    }

@@ -1,0 +1,221 @@
+"""Detections on pictures without annotations, as JSON and as pictures, with what the decoder looked at on request."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from detr_container.base.files import atomic_write, write_json
+from detr_container.base.shortage import asking
+from detr_container.config.memory import for_evaluation
+from detr_container.datasets.batch import Sample, collate
+from detr_container.datasets.images import read_image
+from detr_container.datasets.transforms import apply_image
+from detr_container.drawing.fonts import legible_names
+from detr_container.drawing.images import attention_sheet, draw_detections
+from detr_container.models.detector import Output
+from detr_container.models.postprocess import Detections, postprocess
+
+from .build import evaluation_augmentation
+from .evaluate import autocast
+from .trained import Trained
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+MAPPED = 6
+"""How many detections a picture of attention shows."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one picture.
+
+    image: [3, h, w] uint8 as on disk; found: best first; output: with maps on request, of the resized picture, which
+    has `size` pixels (height, width) padded to `canvas`.
+    """
+
+    path: Path
+    image: Tensor
+    found: Detections
+    output: Output
+    size: tuple[int, int]
+    canvas: tuple[int, int]
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the pictures inside folders named and inside theirs, each folder's sorted before those.
+
+    Hidden files and folders (macOS leaves a `._a.png` beside an `a.png`) are left out.
+    Raises FileNotFoundError for what is not there and ValueError for a folder without pictures, or for no paths at all.
+    """
+    if not paths:
+        raise ValueError("no image is given: name files, or folders of images")
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = list(_inside(path))
+            if not inside:
+                raise ValueError(f"{path} holds no picture ({', '.join(sorted(PICTURES))})")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"there is no picture {path}")
+    return found
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in PICTURES:
+                yield Path(place, name)
+
+
+def file_stems(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> list[str]:
+    """A file name without its ending for each picture; underscores keep pictures of one name apart.
+
+    endings: what is put behind the names; no two names are the same with any of them.
+    """
+    stems, taken = list[str](), set[str]()
+    for path in paths:
+        stem = path.stem
+        while not taken.isdisjoint(names := {stem + ending for ending in endings}):
+            stem += "_"
+        taken |= names
+        stems.append(stem)
+    return stems
+
+
+def keep_inputs(paths: Sequence[Path], folder: Path, names: Iterable[str]) -> None:
+    """Raise ValueError when a file of one of these names in the folder is one of the pictures to be looked at."""
+    given = {os.path.realpath(path) for path in paths}
+    for name in names:
+        if os.path.realpath(folder / name) in given:
+            raise ValueError(
+                f"{folder / name} is one of the images to be looked at, and would be overwritten: choose another "
+                "folder with --output"
+            )
+
+
+class UnreadableError(ValueError):
+    """A file that is no picture, or a damaged one."""
+
+
+def none_readable(refused: Sequence[str]) -> ValueError:
+    """What to raise when no picture can be read; refused: what is wrong with each."""
+    return ValueError(refused[0] + (f" (and {len(refused) - 1} more that cannot be read)" if len(refused) > 1 else ""))
+
+
+@torch.inference_mode()
+def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iterator[Prediction]:
+    """Look at pictures one by one, so that no output depends on a neighbour's padding."""
+    experiment, model = trained.experiment, trained.model
+    augmentation, multiple = evaluation_augmentation(experiment.data), model.backbone.size_multiple
+    device = next(model.parameters()).device
+    for path in paths:
+        try:
+            image = read_image(path, experiment.data.apply_orientation)
+        except (OSError, ValueError) as error:
+            raise UnreadableError(f"{path} cannot be read as a picture: {error}") from error
+        size = (image.shape[1], image.shape[2])
+        plan = augmentation.draw(random.Random(0), size)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        sample = Sample(apply_image(plan, image), torch.zeros(0, 4), nothing, 0, size)
+        batch = collate([sample], multiple, experiment.data.canvas).to(device)
+        with asking(f"{path}", for_evaluation(experiment)), autocast(experiment, device):
+            output = model(batch.images, batch.sizes, batch.padded, maps=maps)
+        found = postprocess(output, [size], experiment.loss.classification)[0]
+        height, width = batch.images.shape[-2:]
+        yield Prediction(path, image, found, output, plan.size, (height, width))
+
+
+def as_records(prediction: Prediction, trained: Trained, threshold: float) -> dict[str, Any]:
+    """The detections of one picture at or above a score, as JSON has them: boxes are x, y, width, height in pixels."""
+    found = prediction.found
+    rows = []
+    for score, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True):
+        if score >= threshold:
+            category = trained.classes[label]
+            x, y, right, bottom = box
+            rows.append(
+                {
+                    "category_id": category.id,
+                    "category": category.name,
+                    "score": score,
+                    "bbox": [x, y, right - x, bottom - y],
+                }
+            )
+    height, width = prediction.image.shape[1:]
+    return {"file": str(prediction.path), "width": width, "height": height, "detections": rows}
+
+
+def write_predictions(
+    trained: Trained, paths: Sequence[Path], folder: Path, threshold: float = 0.5, maps: bool = False
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Predict, and write `predictions.json` and a picture per input to `folder`.
+
+    Returns what the JSON holds, and what is wrong with pictures that cannot be read. Raises ValueError when none can,
+    and as `keep_inputs`.
+    maps: also one picture per input of where the decoder's last layer looked for its best detections.
+    """
+    names = legible_names([category.name for category in trained.classes])
+    records: list[dict[str, Any]] = []
+    refused: list[str] = []
+    endings = ("", "_attention") if maps else ("",)
+    stems = file_stems(paths, endings)
+    keep_inputs(paths, folder, (f"{stem}{ending}.jpg" for stem in stems for ending in endings))
+    for stem, path in zip(stems, paths, strict=True):
+        try:
+            (prediction,) = predict(trained, [path], maps)
+        except UnreadableError as error:
+            refused.append(str(error))
+            continue
+        found = prediction.found
+        boxes, labels, scores = (part.cpu() for part in (found.boxes, found.labels, found.scores))
+        picture = draw_detections(prediction.image, boxes, labels, scores, names, threshold=threshold)
+        sheets = [picture, *([draw_maps(prediction, names, threshold)] if maps else [])]
+        for ending, sheet in zip(endings, sheets, strict=True):
+            atomic_write(folder / f"{stem}{ending}.jpg", partial(sheet.save, format="JPEG", quality=92))
+        records.append(as_records(prediction, trained, threshold))
+    if not records:
+        raise none_readable(refused)
+    write_json(folder / "predictions.json", records)
+    return records, refused
+
+
+def query_maps(prediction: Prediction, query: int) -> Tensor:
+    """Where the last decoder layer looked for one query, over the encoder's cells, mean over heads.
+
+    [m, h, w] float32 on the CPU: the attention, and SMCA's Gaussian where the head has one. Maps must have been asked
+    for. Cells divide the padded canvas evenly.
+    """
+    output = prediction.output
+    sources = [source for source in (output.attention, output.gaussians) if source is not None]
+    return torch.stack([source[-1, 0, :, query].float().mean(dim=0) for source in sources]).cpu()
+
+
+def over_picture(maps: Tensor, prediction: Prediction) -> Tensor:
+    """Maps [m, h, w] of the padded canvas's cells, interpolated to the resized picture's pixels, [m, H, W]."""
+    height, width = prediction.size
+    # The picture is the canvas's top left part.
+    return F.interpolate(maps[:, None], size=prediction.canvas, mode="bilinear")[:, 0, :height, :width]
+
+
+def draw_maps(prediction: Prediction, names: Sequence[str], threshold: float) -> Image.Image:
+    """One line per detection: its box, the last decoder layer's attention, SMCA's Gaussian; means over heads."""
+    found = prediction.found
+    kept = [index for index, score in enumerate(found.scores.tolist()) if score >= threshold][:MAPPED]
+    columns = ["detection", "attention", *(["Gaussian"] if prediction.output.gaussians is not None else [])]
+    heats = [list(over_picture(query_maps(prediction, int(found.queries[index])), prediction)) for index in kept]
+    titles = [f"{names[int(found.labels[index])]} {found.scores[index]:.2f}" for index in kept]
+    return attention_sheet(prediction.image, found.boxes[kept].cpu(), heats, titles, columns)

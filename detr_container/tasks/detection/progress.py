@@ -1,0 +1,138 @@
+"""What a person sees of a run in progress, and the same as JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task
+from rich.progress import Progress as Bar
+from rich.text import Text
+from torch.utils.tensorboard import SummaryWriter
+
+from detr_container.base.clock import clock
+from detr_container.base.files import JsonLines
+from detr_container.base.terminal import column, console
+from detr_container.config.settings import TrainConfig
+from detr_container.engine.run import Run
+
+from .scores import Scores, table
+
+
+class _Left(ProgressColumn):
+    """Time left by the mean speed since the start of this process; evaluation included."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{clock(task.fields['left'])} left" if task.fields["left"] is not None else "", style="cyan")
+
+
+class Progress:
+    """A progress bar on a terminal, a line per logged step elsewhere; silent off the main process."""
+
+    def __init__(self, run: Run, main: bool, step: int, total: int, epoch_steps: int, settings: TrainConfig) -> None:
+        self.run, self.main, self.start, self.step, self.total = run, main, step, step, total
+        self.epoch_steps, self.settings = epoch_steps, settings
+        self.console = console(stderr=True)
+        self.began = self.logged_at = time.monotonic()
+        self.logged_step = step
+
+    def __enter__(self) -> Self:
+        if not self.main:
+            return self
+        columns = (
+            column("{task.description}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            _Left(),
+            column("{task.fields[said]}"),
+        )
+        self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal, refresh_per_second=4)
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=self.total, completed=self.step, left=None, said="")
+        self.evaluation = self.bar.add_task("evaluating", visible=False, left=None, said="")
+        self.lines = JsonLines(self.run.metrics_path)
+        self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.step + 1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.main:
+            self.bar.stop()
+            self.lines.close()
+            self.board.close()
+
+    def advance(self, step: int) -> None:
+        """One more step is done."""
+        self.step = step
+        if self.main:
+            done = step - self.start
+            left = (time.monotonic() - self.began) / done * (self.total - step)
+            epoch = f"epoch {-(-step // self.epoch_steps)}/{self.settings.epochs}"
+            self.bar.update(self.task, completed=step, left=left, description=epoch)
+
+    def resume(self) -> None:
+        """Training goes on after a checkpoint and an evaluation, whose time is not the next steps'."""
+        self.logged_at = time.monotonic()
+
+    def log(self, values: dict[str, Any], memory: float) -> None:
+        """Write a line of metrics: means since the last line."""
+        if not self.main:
+            return
+        now = time.monotonic()
+        steps, seconds = self.step - self.logged_step, now - self.logged_at
+        rate = steps * self.settings.batch / seconds
+        self.logged_step, self.logged_at = self.step, now
+        row = {
+            "step": self.step,
+            "epoch": self.step / self.epoch_steps,
+            **values,
+            "images_per_second": rate,
+            "memory_gib": memory,
+        }
+        self.lines.append(row)
+        for name, value in row.items():
+            if isinstance(value, dict):
+                for term, number in value.items():
+                    self.board.add_scalar(f"train/{name}_{term}", number, self.step)
+            elif name not in ("step", "epoch"):
+                self.board.add_scalar(f"train/{name}", value, self.step)
+        terms = " ".join(f"{name} {number:.3f}" for name, number in values["losses"].items())
+        said = f"loss {values['loss']:.3f} ({terms}) {rate:.1f} images/s {memory:.1f} GiB"
+        self.bar.update(self.task, said=said)
+        if not self.console.is_terminal:
+            left = (now - self.began) / (self.step - self.start) * (self.total - self.step)
+            self._print(
+                f"step {self.step}/{self.total} epoch {row['epoch']:.2f} {said} lr {values['lr']:.2g} "
+                f"{clock(left)} left"
+            )
+
+    def evaluating(self, done: int, total: int) -> None:
+        """So many batches of the evaluation are done."""
+        if self.main:
+            now = time.monotonic()
+            if done == 1:
+                self.evaluation_began = now
+            left = (now - self.evaluation_began) / done * (total - done)
+            self.bar.update(self.evaluation, total=total, completed=done, visible=done < total, left=left)
+
+    def evaluated(self, row: dict[str, Any], scores: Scores) -> None:
+        """Show an evaluation: the whole table at the end of the run, a line before it."""
+        for name, value in row.items():
+            if name not in ("step", "epoch", "images") and value is not None:
+                self.board.add_scalar(f"val/{name}", value, row["step"])
+        self.board.flush()
+        if row["step"] == self.total:
+            self.bar.stop()
+            self.console.print(table(scores))
+        else:
+            figures = " ".join(f"{name} {_percent(row[name])}" for name in ("ap", "ap50", "ap75"))
+            self._print(f"epoch {row['epoch']}: {figures}")
+
+    def _print(self, line: str) -> None:
+        self.bar.console.print(line, soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,66 @@
+"""Whether two runs are the same to the last bit: what an interruption must not change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detr_container.engine.checkpoint import load
+from detr_container.engine.run import Run
+
+from .scoring import read_results
+
+SPEED = {"images_per_second", "memory_gib"}
+"""The fields of a line of metrics that measure the machine rather than the training."""
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """A run's lines of metrics without what measures the machine."""
+    return [{k: v for k, v in row.items() if k not in SPEED} for row in Run(folder).metrics()]
+
+
+def run_differences(a: Path, b: Path) -> list[str]:
+    """In what the results of two runs differ: weights, optimiser, averages, metrics, evaluations, detections.
+
+    The newest checkpoints are compared without the settings they carry, in which an interrupted run may differ.
+    Raises ValueError, naming the file, for what cannot be read.
+    """
+    first, second = (load(_newest(folder)) for folder in (a, b))
+    for state in (first, second):
+        state.pop("experiment")
+    found = list(differences(first, second, "checkpoint"))
+    found += differences(metrics(a), metrics(b), "metrics")
+    found += differences(Run(a).evaluations(), Run(b).evaluations(), "evaluations")
+    left, right = (sorted(path.relative_to(run) for path in run.glob("detections/*/detections.json")) for run in (a, b))
+    if left != right:
+        return [*found, f"detections: {len(left)} files against {len(right)}"]
+    for path in left:
+        found += differences(read_results(a / path), read_results(b / path), str(path))
+    return found
+
+
+def _newest(folder: Path) -> Path:
+    paths = Run(folder).checkpoints().paths()
+    if not paths:
+        raise ValueError(f"{folder} has no checkpoint, so there is nothing to compare: train it first")
+    return paths[0]
+
+
+def differences(a: Any, b: Any, where: str) -> Iterator[str]:
+    """Where two values differ, tensors, dicts and lists looked into; nothing when they are equal to the last bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            yield f"{where}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"
+        elif not torch.equal(a, b):
+            yield f"{where} differs by up to {(a - b).abs().max():.3g}"
+    elif isinstance(a, dict | list) and type(a) is type(b):
+        left, right = (value if isinstance(value, dict) else dict(enumerate(value)) for value in (a, b))
+        if left.keys() != right.keys():
+            yield f"{where}: only one of them has {sorted(map(str, left.keys() ^ right.keys()))}"
+        for key in (key for key in left if key in right):
+            yield from differences(left[key], right[key], f"{where}[{key!r}]")
+    elif a != b:
+        yield f"{where}: {a!r} against {b!r}"

@@ -1,0 +1,74 @@
+"""What processes decide from files and settings: by the main one for all, or compared over all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detr_container.base.files import sha256
+from detr_container.config import settings as config
+from detr_container.config.settings import Experiment
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.engine.resume import content_hash
+from detr_container.engine.session import Session
+
+from .build import Data, check_backbone, make_shapes_if_asked, open_data
+from .evaluate import open_validation
+from .trained import Trained
+
+_log = logging.getLogger(__name__)
+
+
+def data_on_all(here: Session, experiment: Experiment) -> Data:
+    """Both splits on every process, made by the main one if asked for; all must have the same, valid settings."""
+    with here.together():
+        for warning in config.validate(experiment):
+            if here.main:
+                _log.warning("%s", warning)
+    here.agree({f"the setting {name}": repr(value) for name, value in config.flatten(experiment).items()})
+    with here.together():
+        remark = check_backbone(experiment)
+        if here.main:
+            if remark:
+                _log.info("%s", remark)
+            make_shapes_if_asked(experiment.data)
+    with here.together():
+        data = open_data(experiment)
+        for doubt in (*data.train.annotations.doubts, *data.val.annotations.doubts) if here.main else ():
+            _log.warning("%s", doubt)
+        return data
+
+
+def versions_on_all(here: Session, data: Data) -> dict[str, dict[str, Any]]:
+    """`Data.versions`, once all processes have read the same annotation files."""
+    with here.together():
+        versions = data.versions()
+    here.agree({f"the file {each['annotations']}": f"SHA-256 {each['sha256']}" for each in versions.values()})
+    return versions
+
+
+def trained_on_all(here: Session, path: Path, opened: Callable[[Path], Trained]) -> Trained:
+    """A trained detector on every process: the main one chooses the file, and all must have taken the same from it."""
+    trained = None
+    with here.together():
+        if here.main:
+            trained = opened(path)
+    chosen = here.of_main(str(trained.source) if trained else "")
+    with here.together():
+        trained = trained or opened(Path(chosen))
+    here.agree({f"the weights in {chosen}": f"SHA-256 {content_hash(trained.model.state_dict())}"})
+    return trained
+
+
+def validation_on_all(here: Session, experiment: Experiment) -> DetectionDataset:
+    """The validation split on every process, made by the main one if asked for; all must read the same file."""
+    with here.together():
+        if here.main:
+            make_shapes_if_asked(experiment.data)
+    with here.together():
+        dataset = open_validation(experiment, unlabelled=True)
+        digest = sha256(dataset.annotations.path)
+    here.agree({f"the file {dataset.annotations.path}": f"SHA-256 {digest}"})
+    return dataset

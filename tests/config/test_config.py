@@ -1,0 +1,174 @@
+"""Settings: the same from the command line, a file and a checkpoint; wrong ones are named, idle ones are told."""
+
+import ast
+import json
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import tiny
+
+from detr_container.config import settings as config
+from detr_container.config.experiments import BUILDERS, named
+from detr_container.config.settings import Experiment, difference, flatten, from_dict, load, to_dict, validate
+
+ALL = [pytest.param(named(name).experiment, id=name) for name in BUILDERS]
+
+
+@pytest.mark.parametrize("experiment", ALL)
+def test_json_and_back(experiment: Experiment, tmp_path: Path) -> None:
+    assert from_dict(to_dict(experiment)) == experiment
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(experiment)))
+    again = load(path)
+    assert again == experiment
+    # == would not tell a list from a tuple inside a path or a number written as text.
+    assert repr(again) == repr(experiment)
+
+
+@pytest.mark.parametrize("experiment", ALL)
+def test_a_named_experiment_needs_no_warning(experiment: Experiment) -> None:
+    if experiment.data.root is None:
+        experiment = replace(experiment, data=replace(experiment.data, root=Path("coco")))
+    assert validate(experiment) == []
+
+
+def test_flatten_names_every_setting_once() -> None:
+    def leaves(value: Any, prefix: str = "") -> list[str]:
+        names = []
+        for field in fields(value):
+            entry = getattr(value, field.name)
+            names += leaves(entry, f"{field.name}.") if is_dataclass(entry) else [prefix + field.name]
+        return names
+
+    assert sorted(flatten(Experiment())) == sorted(leaves(Experiment()))
+
+
+def test_difference() -> None:
+    a = Experiment()
+    b = replace(a, seed=3, train=replace(a.train, lr=1.0))
+    assert difference(a, b) == {"seed": (0, 3), "train.lr": (1e-4, 1.0)}
+    assert difference(b, b) == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("head", "querries", 5, r"head\.querries: Unexpected"),
+        ("head", "queries", "many", r"head\.queries: .*integer"),
+        ("train", "schedule", "linear", r"train\.schedule: .*'step' or 'cosine'"),
+        ("", "sead", 1, r"sead: Unexpected"),
+        ("data", "crop_range", [1], r"data\.crop_range\.1: Field required"),
+    ],
+)
+def test_a_wrong_setting_in_a_file_is_named(section: str, key: str, value: object, said: str) -> None:
+    values = to_dict(Experiment())
+    (values[section] if section else values)[key] = value
+    with pytest.raises(ValueError, match=said):
+        from_dict(values)
+
+
+def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(Experiment()))[:100])
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"head__kind": "detr", "head__smooth": 4.0}, "head.smooth has no effect on DETR"),
+        ({"head__kind": "detr", "head__gaussian": "type1"}, "head.gaussian has no effect on DETR"),
+        ({"backbone__name": "resnet18", "backbone__drop_path": 0.1}, "backbone.drop_path has no effect on a ResNet"),
+        ({"loss__no_object_weight": 0.2}, "loss.no_object_weight has no effect on focal loss"),
+        ({"loss__classification": "softmax", "loss__focal_gamma": 1.0}, "loss.focal_gamma has no effect on softmax"),
+        ({"data__crop_range": (30, 40)}, "data.crop_range has no effect with data.augment=flip"),
+        ({"data__resize": "square"}, "data.max_size has no effect on square pictures"),
+        ({"train__lr_drop": 1}, "train.lr_drop has no effect on the cosine schedule"),
+        ({"train__schedule": "step"}, "train.lr_drop=40 has no effect: it is not before the end (train.epochs=2)"),
+        ({"head__position": "learned", "train__lr_backbone": 0.0}, "train.lr_backbone=0 also stops the learned pos"),
+    ],
+)
+def test_a_setting_without_effect_is_told(changed: dict[str, Any], said: str) -> None:
+    warnings = validate(tiny(Path("data"), **changed))
+    assert len(warnings) == 1
+    assert warnings[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"head__pre_norm": True}, r"head\.pre_norm=True: SMCA-DETR"),
+        ({"head__width": 33}, r"head\.width=33 cannot be shared by head\.heads=2"),
+        ({"head__width": 30}, r"head\.width=30: sine positions need a multiple of 4"),
+        ({"backbone__dilation": True}, r"only a ResNet can be dilated, not container_light_tiny"),
+        ({"backbone__stride": 16, "backbone__stage": -2}, r"backbone\.stride=16 and backbone\.stage=-2 both choose"),
+        ({"backbone__stride": -8}, r"backbone\.stride=-8: it must be 0 or greater"),
+        ({"data__root": None, "data__make_shapes": (1, 1, 64)}, r"data\.root says in which folder"),
+        ({"data__scales": ()}, r"data\.scales=\(\): give one or more"),
+        ({"data__crop_range": (60, 30)}, r"data\.crop_range=\(60, 30\)"),
+        ({"train__lr": float("nan")}, r"train\.lr=nan: it must be greater than 0"),
+        ({"train__lr": -1.0}, r"train\.lr=-1\.0: it must be greater than 0"),
+        ({"train__batch": 0}, r"train\.batch=0: it must be greater than 0"),
+        ({"train__clip": -0.1}, r"train\.clip=-0\.1: it must be 0 or greater"),
+        ({"loss__l1_weight": -5.0}, r"loss\.l1_weight=-5\.0: it must be 0 or greater"),
+        ({"train__ema_decay": 1.0}, r"train\.ema_decay=1\.0: it must be at least 0 and less than 1"),
+        ({"head__dropout": 1.5}, r"head\.dropout=1\.5: it must be at least 0 and less than 1"),
+        ({"seed": -1}, r"seed=-1: it must be 0 or greater"),
+    ],
+)
+def test_a_value_that_no_run_can_have(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        validate(tiny(Path("data"), **changed))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("cli", "data_commands", "model_commands", "job_commands", "compare/options"),
+        *("config", "benchmark", "measure_options", "preflight", "soak"),
+    ],
+)
+def test_every_option_is_explained(module: str, repository: Path) -> None:
+    """The line after a field is what --help says of it; a section is explained by its class."""
+    tree = ast.parse((repository / "detr_container" / f"{module}.py").read_text())
+    options = {"Experiment"} if module == "config" else set()
+    missing = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef) or not (
+            node.name.endswith(("Config", "Options")) or node.name in options
+        ):
+            continue
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                continue
+            section = field.target.id in {"backbone", "head", "loss", "data", "train", "settings", "slurm"}
+            explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if not explained and not section:
+                missing.append(f"{node.name}.{field.target.id}")
+    assert missing == []
+
+
+def test_help_does_not_wait_for_torch(repository: Path) -> None:
+    """`config` and what it imports stay light, so that --help is instant."""
+    tree = ast.parse(Path(config.__file__).read_text())
+    imported = {
+        name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
+    }
+    imported |= {
+        node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+    }
+    assert imported <= {
+        "__future__",
+        "json",
+        "checked",
+        "limits",
+        "collections",
+        "dataclasses",
+        "pathlib",
+        "typing",
+        "tyro",
+        "pydantic",
+    }

@@ -1,0 +1,151 @@
+"""The optimiser against PyTorch's own clipping and AdamW, and the learning rates against a naive loop."""
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import tiny
+from torch import Tensor, nn
+
+from detr_container.config.settings import TrainConfig
+from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimiser, parameter_names, set_learning_rates
+from detr_container.models.detector import Detector
+from detr_container.tasks.detection.build import build_detector
+
+
+def detector() -> Detector:
+    return build_detector(tiny(Path("unused")), 6)
+
+
+def give_gradients(model: nn.Module, scale: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = scale * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("clip", [0.1, 0.0])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_clipped_step_is_clip_grad_norm_and_adamw(clip: float, scale: float) -> None:
+    """Five steps; gradients far above the limit, and far below it."""
+    config = TrainConfig(lr=1e-3, lr_backbone=1e-4, clip=clip)
+    ours = detector()
+    theirs = copy.deepcopy(ours)
+    optimiser = make_optimiser(ours, config)
+    groups = [
+        {"params": [p for n, p in theirs.named_parameters() if not n.startswith("backbone.")], "lr": config.lr},
+        {"params": [p for n, p in theirs.named_parameters() if n.startswith("backbone.")], "lr": config.lr_backbone},
+    ]
+    reference = torch.optim.AdamW(groups, weight_decay=config.weight_decay, foreach=False)
+    for step in range(5):
+        set_learning_rates(optimiser, 1.0)
+        give_gradients(ours, scale, step)
+        give_gradients(theirs, scale, step)
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or math.inf)
+        reference.step()
+        norm, norms = clipped_step(optimiser, clip)
+        torch.testing.assert_close(norm, expected)
+        torch.testing.assert_close(norms.square().sum().sqrt(), expected)
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+        assert mine.grad is None
+
+
+@pytest.mark.parametrize("clip", [0.1, 0.0])
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(poison: float, clip: float) -> None:
+    model = detector()
+    optimiser = make_optimiser(model, TrainConfig())
+    give_gradients(model, 1.0, 0)
+    clipped_step(optimiser, clip)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = copy.deepcopy(optimiser.state_dict()["state"])
+    give_gradients(model, 1.0, 1)
+    wrong = "decoder.layers.1.ffn.linear1.weight"
+    gradient = model.get_parameter(wrong).grad
+    assert gradient is not None
+    gradient[3, 4] = poison
+    norm, norms = clipped_step(optimiser, clip)
+    assert not norm.isfinite()
+    bad = [name for name, value in zip(parameter_names(model, optimiser), norms, strict=True) if not value.isfinite()]
+    assert bad == [wrong]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    for index, entries in optimiser.state_dict()["state"].items():
+        for key, value in entries.items():
+            assert torch.equal(value, state[index][key]), (index, key)
+    give_gradients(model, 1.0, 2)
+    norm, _ = clipped_step(optimiser, clip)
+    assert norm.isfinite()
+    assert not torch.equal(model.get_parameter(wrong), weights[wrong])
+
+
+def naive_factor(step: int, per_epoch: int, config: TrainConfig) -> float:
+    """The schedule by walking there from step 0."""
+    factor, total = 1.0, config.epochs * per_epoch
+    for now in range(step + 1):
+        epoch = now // per_epoch
+        if config.schedule == "step":
+            factor = 1.0 if epoch < config.lr_drop else 0.1
+        else:
+            done = 0.0
+            if now >= config.warmup_steps:
+                done = (now - config.warmup_steps) / max(1, total - config.warmup_steps)
+            factor = (1 + math.cos(math.pi * done)) / 2
+        if now < config.warmup_steps:
+            factor *= (now + 1) / config.warmup_steps
+    return factor
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 6), st.integers(0, 40), st.sampled_from(["step", "cosine"]))
+def test_the_schedule_against_a_naive_loop(epochs: int, per_epoch: int, drop: int, warmup: int, schedule: str) -> None:
+    config = replace(TrainConfig(), epochs=epochs, lr_drop=drop, warmup_steps=warmup, schedule=schedule)
+    for step in range(epochs * per_epoch):
+        factor = lr_factor(step, per_epoch, config)
+        assert factor == pytest.approx(naive_factor(step, per_epoch, config), abs=1e-12)
+        assert 0 <= factor <= 1
+
+
+def test_the_published_schedule() -> None:
+    config = TrainConfig()
+    factors = [lr_factor(epoch * 7392, 7392, config) for epoch in range(50)]
+    assert factors == [1.0] * 40 + [0.1] * 10
+    assert lr_factor(40 * 7392 - 1, 7392, config) == 1.0
+
+
+def test_groups_hold_every_trained_parameter_once() -> None:
+    model = detector()
+    model.backbone.freeze(1)
+    optimiser = make_optimiser(model, TrainConfig(lr=3e-4, lr_backbone=2e-5))
+    set_learning_rates(optimiser, 0.1)
+    rates = {group["name"]: group["lr"] for group in optimiser.param_groups}
+    assert rates == pytest.approx({"head": 3e-5, "backbone": 2e-6})
+    names = parameter_names(model, optimiser)
+    assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    held: list[Tensor] = [p for group in optimiser.param_groups for p in group["params"]]
+    assert all(model.get_parameter(name) is p for name, p in zip(names, held, strict=True))
+    assert not any(name.startswith("backbone.embeds.0") for name in names)
+
+
+def test_a_backbone_with_nothing_to_train() -> None:
+    model = detector()
+    for parameter in model.backbone.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"backbone is to be trained.*lr_backbone=1e-05.*no parameter to train"):
+        make_optimiser(model, TrainConfig())
+    model.backbone.freeze(3)
+    assert [group["name"] for group in make_optimiser(model, TrainConfig()).param_groups] == ["head"]
+
+
+def test_learned_positions_train_with_the_backbone() -> None:
+    model = build_detector(tiny(Path("unused"), head__position="learned"), 6)
+    optimiser = make_optimiser(model, TrainConfig())
+    names = dict(zip(map(id, model.parameters()), dict(model.named_parameters()), strict=True))
+    slow = [names[id(p)] for group in optimiser.param_groups if group["name"] == "backbone" for p in group["params"]]
+    assert slow[-2:] == ["position.row_embed.weight", "position.col_embed.weight"]
+    assert all(name.startswith("backbone.") for name in slow[:-2])

@@ -1,0 +1,109 @@
+"""The soak: a run interrupted at random, and what it would say if an interruption had changed something."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from runs import environment, final_state, settings_of, tiny
+
+from detr_container.base.alive import mark
+from detr_container.measure.soak import WAYS
+from detr_container.tasks.detection.same import differences, run_differences
+
+
+@pytest.fixture(scope="module")
+def soaked(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with an undisturbed and a disturbed run, and what the command said."""
+    folder = tmp_path_factory.mktemp("soak")
+    experiment = tiny(root, train__epochs=60, train__eval_every=30, train__micro_batch=1, head__dropout=0.1)
+    line = [sys.executable, "-m", "detr_container", "soak", "debug", "--times", "2", "--within", "5", "--draw", "1"]
+    done = subprocess.run(
+        [*line, *settings_of(experiment)],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "soak", done.stdout
+
+
+def test_two_interruptions(soaked: tuple[Path, str]) -> None:
+    folder, said = soaked
+    assert "2 interruptions (" in said
+    assert "3 starts" in said
+    assert "equal to the undisturbed run, bit for bit" in said
+    assert run_differences(folder / "undisturbed", folder / "disturbed") == []
+
+
+def test_a_difference_is_seen(soaked: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = soaked
+    changed = tmp_path / "changed"
+    shutil.copytree(folder / "disturbed", changed)
+    lines = (changed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (changed / "metrics.jsonl").write_text("".join(lines[:3] + lines[4:]))
+    newest = max((changed / "checkpoints").glob("*.pt"))
+    state = final_state(changed)
+    name = next(iter(state["model"]))
+    state["model"][name].view(-1)[0] += 1e-6
+    torch.save(state, newest)
+    detections = max(changed.glob("detections/*/detections.json"))
+    detections.write_text(json.dumps([]))
+    told = "\n".join(run_differences(folder / "undisturbed", changed))
+    assert f"checkpoint['model']['{name}'] differs by up to" in told
+    assert "metrics: only one of them has ['119']" in told
+    assert "detections.json: only one of them has" in told
+
+
+def test_differences_of_values() -> None:
+    a = {"x": torch.tensor([1.0, 2.0]), "y": [1, {"z": 2}]}
+    assert list(differences(a, {"x": torch.tensor([1.0, 2.0]), "y": [1, {"z": 2}]}, "v")) == []
+    assert list(differences(a, {"x": torch.tensor([1.0, 2.5]), "y": [1, {"z": 3}]}, "v")) == [
+        "v['x'] differs by up to 0.5",
+        "v['y'][1]['z']: 2 against 3",
+    ]
+    assert list(differences(torch.zeros(2), torch.zeros(2, dtype=torch.float64), "v")) == [
+        "v: torch.float32 (2,) against torch.float64 (2,)"
+    ]
+    assert list(differences({"a": 1}, {"b": 1}, "v")) == ["v: only one of them has ['a', 'b']"]
+
+
+@pytest.mark.parametrize("way", sorted(WAYS["local"]))
+def test_a_process_that_only_has_the_number_of_the_job_is_left_alone(way: str) -> None:
+    """And so are its children; the job's own process is told, or its child is."""
+    line = [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '60'])"]
+    with subprocess.Popen(line, start_new_session=True) as process:
+        try:
+            other = psutil.Process(process.pid)
+            while not other.children():
+                time.sleep(0.01)
+            interrupt, facts = WAYS["local"][way], {"job": str(process.pid), "process": mark(process.pid)}
+            assert not interrupt(facts | {"process": "another boot:1"}, random.Random(0))
+            assert not interrupt({"job": str(process.pid)}, random.Random(0))
+            assert len(other.children()) == 1
+            assert process.poll() is None
+            assert interrupt(facts, random.Random(0))
+            assert process.wait(60) is not None
+        finally:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+
+
+def test_a_folder_that_is_there_is_not_touched(soaked: tuple[Path, str]) -> None:
+    folder, _ = soaked
+    line = [sys.executable, "-m", "detr_container", "soak", "--folder", str(folder)]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert f"{folder}/undisturbed exists" in done.stderr
