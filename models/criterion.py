@@ -20,7 +20,8 @@ from detr_container.datasets.batch import Targets
 
 from .boxes import cxcywh_to_xyxy, generalized_iou
 from .detector import Output
-from .matcher import Matches, to_device
+from .device import to_device
+from .matcher import Matches
 
 
 @dataclass

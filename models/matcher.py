@@ -5,8 +5,7 @@ Shapes: D decoder layers, B pictures, Q queries, K logits, N objects of the batc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -16,9 +15,10 @@ from detr_container.datasets.batch import Targets
 
 from .boxes import cxcywh_to_xyxy, generalized_iou
 from .detector import Output
+from .device import to_device
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteOutputError(RuntimeError):
     """A prediction is NaN or infinite. layer: decoder layer from 0; image: its place in the batch."""
 
     def __init__(self, layer: int, image: int) -> None:
@@ -31,14 +31,12 @@ class Matches:
     """Matched pairs of all layers, packed: [M] int64 each, ordered by layer, then picture, then query.
 
     layer, image, query: place of the prediction; target: row of the packed `Targets`.
-    signals: what travelled to the host beside the costs.
     """
 
     layer: Tensor
     image: Tensor
     query: Tensor
     target: Tensor
-    signals: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,22 +51,20 @@ class Matcher:
     gamma: float = 2.0
 
     @torch.no_grad()
-    def __call__(self, output: Output, targets: Targets, signals: Tensor | None = None) -> Matches:
+    def __call__(self, output: Output, targets: Targets) -> Matches:
         """Match; a picture with more objects than queries has as many pairs as queries.
 
-        signals: [n] float32 on the output's device that travels to the host in the same transfer, which is the only
-        one of a training step. Raises NonFiniteError.
+        What comes to the host comes in one transfer, the only one of a training step. Raises NonFiniteOutputError.
         """
         layers, images, queries = output.logits.shape[:3]
         costs = self.costs(output, targets)
         # A picture without objects has no costs, so what it predicts is tested by itself.
         finite = output.logits.sum(dim=(2, 3)) + output.boxes.sum(dim=(2, 3))
-        parts = [costs.flatten(), finite.flatten(), *([signals] if signals is not None else [])]
-        host = torch.cat(parts).cpu()
-        costs, finite, told = host.split([costs.numel(), finite.numel(), len(host) - costs.numel() - finite.numel()])
+        host = torch.cat((costs.flatten(), finite.flatten())).cpu()
+        costs, finite = host.split([costs.numel(), finite.numel()])
         bad = (~finite.isfinite()).nonzero()
         if len(bad):
-            raise NonFiniteError(*divmod(int(bad[0]), images))
+            raise NonFiniteOutputError(*divmod(int(bad[0]), images))
         table = costs.view(layers, images, queries, -1).numpy()
         starts = torch.tensor((0, *targets.counts)).cumsum(0).tolist()
         rows: list[tuple[int, int, int, int]] = []
@@ -78,7 +74,7 @@ class Matcher:
                 pairs = zip(*(side.tolist() for side in matched), strict=True)
                 rows += [(layer, image, query, starts[image] + target) for query, target in pairs]
         layer_of, image_of, query, target = to_device(rows, output.logits.device).view(-1, 4).unbind(1)
-        return Matches(layer_of, image_of, query, target, told.tolist())
+        return Matches(layer_of, image_of, query, target)
 
     def costs(self, output: Output, targets: Targets) -> Tensor:
         """[D, B, Q, T] cost of every prediction against its own picture's objects; surplus columns are unspecified."""
@@ -105,11 +101,3 @@ class Matcher:
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         return positive - negative
-
-
-def to_device(
-    values: Sequence[float] | Sequence[tuple[int, ...]], device: torch.device, dtype: torch.dtype = torch.int64
-) -> Tensor:
-    """Host numbers as a tensor on `device`, without waiting for the copy."""
-    tensor = torch.tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -21,8 +21,8 @@ from detr_container.engine.checkpoint import Checkpoints
 from detr_container.engine.resume import content_hash
 from detr_container.engine.run import Run
 from detr_container.engine.session import Session, session
+from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.together import data_on_all, validation_on_all
-from detr_container.tasks.detection.trainer import Trainer
 
 FOLDER, RANK = Path(sys.argv[1]), int(sys.argv[2])
 GIVEN = json.loads((FOLDER / "given.json").read_text())

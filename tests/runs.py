@@ -23,7 +23,7 @@ from detr_container.datasets.shapes import make_shapes
 from detr_container.engine.checkpoint import load
 from detr_container.engine.run import Run
 from detr_container.tasks.detection.same import differences, run_differences
-from detr_container.tasks.detection.trainer import train
+from detr_container.tasks.detection.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL, SIDE = 16, 5, 64
@@ -86,8 +86,8 @@ def train_in(folder: Path, experiment: Experiment, pictures: bool = False) -> in
     """`train` on one thread; returns its exit status. pictures: also draw, which costs more than all the steps."""
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         if not pictures:
-            patch.setattr("detr_container.tasks.detection.trainer.plot_curves", lambda *_: None)
-            patch.setattr("detr_container.tasks.detection.trainer.draw_validation", lambda *_: None)
+            patch.setattr("detr_container.tasks.detection.train.plot_curves", lambda *_: None)
+            patch.setattr("detr_container.tasks.detection.train.draw_validation", lambda *_: None)
         return train(experiment, folder)
 
 

@@ -127,7 +127,7 @@ def train(arguments: Sequence[str]) -> int:
     """Train an experiment: `train EXPERIMENT [--setting value ...]`; alone, or as many processes under torchrun."""
     experiment, rest = experiment_first(arguments, "train")
     options = parse(TrainOptions, rest, "train", train.__doc__, TrainOptions(experiment))
-    from detr_container.tasks.detection.trainer import train as run
+    from detr_container.tasks.detection.train import train as run
 
     return run(options.settings, options.folder)
 
@@ -135,7 +135,7 @@ def train(arguments: Sequence[str]) -> int:
 def demo(arguments: Sequence[str]) -> int:
     """Train, evaluate and show a small real run on data it makes itself; minutes on two CPU cores."""
     options = parse(TrainOptions, arguments, "demo", demo.__doc__, TrainOptions(named("demo").experiment))
-    from detr_container.tasks.detection.trainer import train as run
+    from detr_container.tasks.detection.train import train as run
 
     status, folder = run(options.settings, options.folder), options.folder
     if status == 0 and (folder / "predictions.png").exists():

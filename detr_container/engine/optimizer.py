@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from detr_container.config.settings import TrainConfig
-from detr_container.models.detector import Detector
 
 
-def make_optimiser(model: Detector, config: TrainConfig) -> AdamW:
-    """AdamW with one group for the backbone and one for the rest, weight decay on everything, as published.
-
-    Learned positions train with the backbone, of which the published code makes them a part, and stand after it.
-    Raises ValueError when the backbone is to be trained and has nothing to train.
-    """
-    backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
-    slow = [*backbone, *(parameter for parameter in model.position.parameters() if parameter.requires_grad)]
-    inside = set(map(id, slow))
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
-    stages = len(model.backbone.stages())
-    if not backbone and config.lr_backbone and model.backbone.frozen_stages < stages:
-        raise ValueError(
-            f"the backbone is to be trained (train.lr_backbone={config.lr_backbone}, {model.backbone.frozen_stages} of "
-            f"{stages} stages frozen) but has no parameter to train: freeze all stages or set train.lr_backbone=0"
-        )
-    groups = [
-        {"params": rest, "name": "head", "base_lr": config.lr},
-        {"params": slow, "name": "backbone", "base_lr": config.lr_backbone},
-    ]
-    used = [group for group in groups if group["params"]]
+def make_optimizer(groups: Sequence[Mapping[str, Any]], config: TrainConfig) -> AdamW:
+    """AdamW over a task's parameter groups, those without parameters left out; see `Task.parameter_groups`."""
+    used = [dict(group) for group in groups if group["params"]]
     return AdamW(used, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
@@ -76,15 +59,6 @@ def parameter_names(model: nn.Module, optimiser: AdamW) -> list[str]:
     """Names in the order of `clipped_step`'s norms."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [names[id(p)] for group in optimiser.param_groups for p in group["params"]]
-
-
-def parameter_counts(model: Detector) -> str:
-    """How many parameters are trained and frozen, stage by stage, in words."""
-    rows = [
-        f"{name} {trained:,} trained, {frozen:,} frozen" for name, trained, frozen in model.backbone.count_parameters()
-    ]
-    head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone."))
-    return f"parameters: head {head:,} trained; backbone: {'; '.join(rows)}"
 
 
 def circumstances(model: nn.Module, optimiser: AdamW, norm: float, checkpoint: Path | None) -> str:

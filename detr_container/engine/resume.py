@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from detr_container.base.checked import read_lines
-from detr_container.datasets.annotations import Category
 from detr_container.models.fit import listed, state_faults, tensor_fault
 
 from .checkpoint import Checkpoints, load
@@ -89,10 +88,12 @@ def _parts(value: Any) -> Iterator[Any]:
         yield repr(value).encode()
 
 
-def check_head(path: Path, state: Mapping[str, Any], meters: int, classes: Sequence[Category]) -> None:
-    """Raise ValueError unless everything but the tensors is as `train` writes it, and of this data set's classes.
+def check_head(
+    path: Path, state: Mapping[str, Any], meters: int, of_task: Callable[[Mapping[str, Any]], list[str]]
+) -> None:
+    """Raise ValueError unless everything but the tensors is as `train` writes it.
 
-    meters: how many numbers each process keeps.
+    meters: how many numbers each process keeps; of_task: says what is wrong with what is the task's own.
     """
     faults = []
     if not _whole(state.get("format")) or not 1 <= state["format"] <= FORMAT:
@@ -109,19 +110,12 @@ def check_head(path: Path, state: Mapping[str, Any], meters: int, classes: Seque
         faults.append(f"meters is {_show(kept)}, not {meters} numbers for each process")
     if not isinstance(state.get("experiment"), dict):
         faults.append(f"experiment is {_show(state.get('experiment'))}, not settings")
-    faults += _class_faults(state.get("classes"))
+    faults += of_task(state)
     if "ema_updates" in state and (not _whole(state["ema_updates"]) or not 0 <= state["ema_updates"] < 2**53):
         faults.append(f"ema_updates is {_show(state['ema_updates'])}, not a whole number from 0")
     if not _hashes(state.get("data", {})):
         faults.append(f"data is {_show(state['data'])}, not the hashes of two annotation files")
     refuse(path, faults)
-    theirs, ours = {tuple(each) for each in state["classes"]}, {(each.id, each.name) for each in classes}
-    if theirs != ours or len(state["classes"]) != len(classes):
-        differ = ", ".join(f"{name!r} (id {number})" for number, name in sorted(theirs ^ ours)[:6])
-        raise ValueError(
-            f"{path} is of other classes than the data set's: {differ or 'some stand there twice'}. Put the data back, "
-            "or start another run (--run NAME) from this one with --init"
-        )
 
 
 def check_tensors(
@@ -156,14 +150,6 @@ def _position_faults(state: Mapping[str, Any]) -> list[str]:
     if state.get("format") != 1 or not isinstance(weights, dict) or "position.row_embed.weight" not in weights:
         return []
     return ["its learned positions trained at the head's rate, now at the backbone's: start anew with --init"]
-
-
-def _class_faults(classes: object) -> list[str]:
-    good = isinstance(classes, list) and all(
-        isinstance(each, list | tuple) and len(each) == 2 and _whole(each[0]) and isinstance(each[1], str)
-        for each in classes
-    )
-    return [] if good else [f"classes is {_show(classes)}, not a list of ids and names"]
 
 
 def _hashes(data: object) -> bool:

@@ -8,7 +8,7 @@ checkpoints/  detections/  curves.png  predictions.png           what came out
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from detr_container.base.files import JsonLines, write_json, write_jsonl
 from detr_container.config import settings as config
 from detr_container.config.experiments import BUILDERS, named
 from detr_container.config.settings import Experiment
-from detr_container.datasets.annotations import Category
 
 from .run_files import EvaluationLine, MetricsLine
 
@@ -91,15 +90,19 @@ class Run:
             )
         return changed
 
-    def describe(self, experiment: Experiment, classes: Sequence[Category], facts: Mapping[str, Any]) -> None:
-        """Write what this run is, and one more line of provenance; facts: what only this start knows."""
+    def describe(self, experiment: Experiment, files: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Write what this run is, and one more line of provenance.
+
+        files: the task's own, by name, as JSON has them; facts: what only this start knows.
+        """
         from .provenance import provenance
 
         base = named(experiment.name).experiment if experiment.name in BUILDERS else experiment
         write_json(self.config_path, config.to_dict(experiment))
         changed = {name: {"named": a, "here": b} for name, (a, b) in config.difference(base, experiment).items()}
         write_json(self.folder / "difference.json", changed)
-        write_json(self.folder / "classes.json", [{"id": c.id, "name": c.name} for c in classes])
+        for name, content in files.items():
+            write_json(self.folder / name, content)
         with JsonLines(self.folder / "provenance.jsonl") as lines:
             lines.append({**provenance(), **facts})
 

@@ -61,7 +61,7 @@ def usual_resources() -> Resources:
 def run_training(settings: dict[str, Any], folder: str, stop: StopRequest) -> int:
     """What every process of a job calls."""
     start_logging()
-    from detr_container.tasks.detection.trainer import train
+    from detr_container.tasks.detection.train import train
 
     return train(config.from_dict(settings), Path(folder), stop)
 

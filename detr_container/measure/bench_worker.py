@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -19,17 +20,19 @@ from typing import Any
 import torch
 
 from detr_container.base.host_memory import keep_freed_memory
+from detr_container.base.processes import ProcessInfo
 from detr_container.base.shortage import out_of_memory
 from detr_container.config.settings import Experiment, from_dict, validate
 from detr_container.datasets.batch import Batch, Sample, collate
 from detr_container.datasets.loader import StepBatches, batches, training_loader
-from detr_container.engine.optimizer import clipped_step, make_optimiser, set_learning_rates
 from detr_container.engine.peak_memory import MEANING, begin_phase, peak_memory
-from detr_container.engine.session import choose_device
+from detr_container.engine.precision import autocast
+from detr_container.engine.session import Session, choose_device
+from detr_container.engine.step import Stepper
 from detr_container.models.detector import Detector
 from detr_container.models.postprocess import postprocess
-from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher, open_data
-from detr_container.tasks.detection.evaluate import autocast
+from detr_container.tasks.detection.build import build_detector, open_data
+from detr_container.tasks.detection.task import DetectionTask
 
 from .costs import count_flops, count_parameters
 from .options import PARTS, MeasureOptions, Work, size_text
@@ -51,7 +54,7 @@ class Bench:
         else:
             torch.cuda.set_device(self.device)
         own = options.source == "data" and options.training
-        classes = len(open_data(experiment).classes) if own else options.classes
+        self.classes = classes = len(open_data(experiment).classes) if own else options.classes
         # First, so that what counting leaves behind is not taken for the model's memory.
         self.figures = _counted(experiment, classes, options)
         self.meaning = begin_phase(self.device)
@@ -125,7 +128,7 @@ class Bench:
             while True:
                 marks[:] = [self._mark()]
                 with torch.inference_mode():
-                    with autocast(self.experiment, self.device):
+                    with autocast(self.experiment.train.precision, self.device):
                         output = self.model(batch.images, batch.sizes, batch.padded)
                     postprocess(output, batch.original_sizes, self.experiment.loss.classification)
                 yield [*marks, self._mark()]
@@ -134,28 +137,18 @@ class Bench:
 
     def _training(self, work: Work) -> Iterator[list[Any]]:
         """Training steps as `train` makes them."""
-        experiment, mark = self.experiment, self._mark
-        matcher, criterion = build_matcher(experiment), build_criterion(experiment)
-        optimiser = make_optimiser(self.model, experiment.train)
-        set_learning_rates(optimiser, 1.0)
+        experiment = self.experiment
+        task = DetectionTask(experiment, None, self.classes)
+        steps = Stepper(task, self.model, experiment.train, experiment.seed, Session(ProcessInfo(), self.device))
         supply = self._supply(work)
-        while True:
+        marks: list[Any] = []
+        for number in itertools.count():
             self.model.train()
-            marks = [mark()]
+            marks[:] = [self._mark()]
             host = next(supply)
-            marks.append(mark())
-            with autocast(experiment, self.device):
-                batch = host.to(self.device)
-                output = self.model(batch.images, batch.sizes, batch.padded)
-            marks.append(mark())
-            matches = matcher(output, batch.targets)
-            marks.append(mark())
-            losses = criterion(output, batch.targets, matches)
-            marks.append(mark())
-            losses.total.backward()
-            marks.append(mark())
-            clipped_step(optimiser, experiment.train.clip)
-            yield [*marks, mark()]
+            marks.append(self._mark())
+            steps.take([host], number, 1.0, lap=lambda part: marks.append(self._mark()))
+            yield [*marks]
 
     def _supply(self, work: Work) -> Iterator[Batch]:
         """The same random batch again and again, or the experiment's own, as training loads them."""

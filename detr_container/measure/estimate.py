@@ -251,7 +251,7 @@ def made_batch(largest: Largest, classes: int, seed: int = 0) -> Batch:
 def _take_step(experiment: Experiment, data: Data, largest: Largest, folder: Path, here: Session) -> None:
     """One step as `train` makes it, after one on small pictures."""
     probe = Probe(with_random_weights(experiment), folder, data, here)
-    multiple = probe.model.backbone.size_multiple
+    multiple = probe.size_multiple
     side = -(-SMALL // multiple) * multiple
     classes, turns = len(data.classes), min(2, probe.sampler.accumulation)
     small = made_batch(replace(largest, height=side, width=side), classes)

@@ -29,11 +29,12 @@ from detr_container.config.settings import Experiment, validate
 from detr_container.datasets.annotations import resolve
 from detr_container.datasets.check import check_dataset
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
-from detr_container.engine.optimizer import make_optimiser
 from detr_container.engine.session import Session, session
 from detr_container.launch.resources import minutes
+from detr_container.models.detector import Detector
 from detr_container.tasks.detection.build import Data, build_detector, make_shapes_if_asked, open_data
 from detr_container.tasks.detection.evaluate import evaluate_to
+from detr_container.tasks.detection.groups import parameter_groups
 from detr_container.tasks.detection.scores import FIGURES
 
 from .checklist import Checklist, SkippedError
@@ -168,7 +169,7 @@ class _Preflight:
             train.batch, seed=0, batch=train.batch, micro_batch=train.micro_batch, total_steps=0, world=processes
         )
         model = build_detector(experiment, 1, weights=False)
-        make_optimiser(model, train)
+        parameter_groups(model, train)
         self.multiple, self.sound = model.backbone.size_multiple, True
         for warning in warnings:
             self.list.remark(warning)
@@ -303,6 +304,7 @@ class _Preflight:
         count = max(self.options.val_pictures, self.experiment.data.eval_batch)
         subset = few_pictures(data.val, count, folder / "few.json")
         model = Probe(self._trial(), self.folder / "model", data, self.here).model
+        assert isinstance(model, Detector)
         times = [time.perf_counter()]
 
         with _between_steps() as stop:

@@ -19,9 +19,10 @@ from detr_container.datasets.batch import Batch, collate
 from detr_container.datasets.loader import permutation
 from detr_container.engine.run import Run
 from detr_container.engine.session import Session
+from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.build import Data
 from detr_container.tasks.detection.same import differences
-from detr_container.tasks.detection.trainer import Trainer
+from detr_container.tasks.detection.task import DetectionTask
 
 KEPT = ("model", "ema", "ema_updates", "optimizer", "step")
 """What of a checkpoint is compared."""
@@ -38,17 +39,21 @@ class Probe(Trainer):
         self, experiment: Experiment, folder: Path, data: Data, here: Session, stop: StopRequest | None = None
     ) -> None:
         self.save_seconds: list[float] = []
-        super().__init__(experiment, Run(folder), data, here, stop or StopRequest())
+        self.data = data
+        super().__init__(DetectionTask(experiment, data), experiment, Run(folder), here, stop or StopRequest())
+        self.size_multiple = self.task.size_multiple(self.model)
 
     def step_on(self, micro: list[Batch]) -> float:
         """Take the first step's learning rate and dropout for a step on these batches. Returns the loss before it.
 
         Raises FloatingPointError when something is not finite.
         """
-        self.meters.zero_()
-        self._step(micro, due=False)
-        self._check_last_step(float(self.bad))
-        return float(self.meters[0])
+        meters = self.steps.meters.zero_()
+        step = self.step
+        self.take(micro)
+        self.step = step
+        self.check_gradients()
+        return float(meters[0])
 
     def batch_with_objects(self) -> Batch:
         """A micro batch of the training set's first pictures that show something, as the first epoch shows them.
@@ -61,28 +66,28 @@ class Probe(Trainer):
         samples = [pictures[(0, index)] for index in shown]
         if not samples:
             raise ValueError("no training picture has an object, so there is nothing to learn: see `data check`")
-        return collate(samples, self.model.backbone.size_multiple, config.data.canvas)
+        return collate(samples, self.size_multiple, config.data.canvas)
 
     def timed_steps(self) -> Generator[tuple[float, float], None, None]:
         """Steps on the run's own batches: seconds that each waited for data, and seconds that it took in all."""
-        supply = self._batches()
+        supply = self.micro_batches()
         while True:
             began = time.perf_counter()
             micro = next(supply)
             waited = time.perf_counter() - began
-            self._step(micro, due=False)
-            self.step += 1
+            self.take(micro)
             if self.here.device.type == "cuda":
                 torch.cuda.synchronize()
             yield waited, time.perf_counter() - began
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """As any run; how long it took is kept."""
         began = time.perf_counter()
-        super()._save()
+        super().save()
         self.save_seconds.append(time.perf_counter() - began)
 
-    def _say(self, text: str) -> None:
-        pass
+    def say(self, text: str) -> None:
+        """Nothing."""
 
 
 def compare(whole: dict[str, Any], parts: dict[str, Any], middle: dict[str, Any], exact: bool) -> str:

@@ -21,11 +21,11 @@ from runs import one_thread, tiny, when
 from detr_container.config.settings import Experiment
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.engine.session import session
+from detr_container.engine.trainer import Trainer
 from detr_container.measure import preflight
 from detr_container.measure.preflight import PreflightOptions
 from detr_container.tasks.detection import evaluate
 from detr_container.tasks.detection.build import open_data
-from detr_container.tasks.detection.trainer import Trainer
 
 NAMES = ["settings", "data", "memory", "step", "learning", "saving", "evaluation", "time"]
 Told = dict[str, tuple[str, str]]
@@ -209,7 +209,7 @@ def test_a_frozen_model_does_not_learn(flight: Any, monkeypatch: pytest.MonkeyPa
     build = preflight.build_detector
     train = replace(flight.experiment.train, lr_backbone=0.0)
     flight.experiment = replace(flight.experiment, train=train)
-    monkeypatch.setattr("detr_container.tasks.detection.trainer.build_detector", lambda *a, weights=True: frozen(*a))
+    monkeypatch.setattr("detr_container.tasks.detection.train.build_detector", lambda *a, weights=True: frozen(*a))
     with pytest.raises(ValueError, match=r"loss ([\d.]+) -> \1 in 20 steps"):
         flight.learning()
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +15,7 @@ from detr_container.config.settings import Experiment
 from detr_container.datasets.annotations import Category, read_annotations, resolve_split
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import Ends, batches, evaluation_loader
+from detr_container.engine.precision import autocast
 from detr_container.engine.session import Session
 from detr_container.models.detector import Detector
 from detr_container.models.postprocess import postprocess
@@ -24,11 +23,6 @@ from detr_container.models.postprocess import postprocess
 from .build import evaluation_augmentation, make_shapes_if_asked
 from .scores import Scores
 from .scoring import Detections, Evaluator, Record, score, write_results
-
-
-def autocast(experiment: Experiment, device: torch.device) -> AbstractContextManager[Any]:
-    """The precision in which a model computes; boxes, matching and losses leave it by themselves."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision == "bf16")
 
 
 @torch.inference_mode()
@@ -67,7 +61,7 @@ def detect(
             batch = next(supply, None)
             if batch is not None:
                 images, sizes = batch.images.to(session.device, non_blocking=True), batch.sizes.to(session.device)
-                with autocast(experiment, session.device):
+                with autocast(experiment.train.precision, session.device):
                     output = model(images, sizes, batch.padded)
                 results = postprocess(output, batch.original_sizes, experiment.loss.classification)
                 for image_id, result in zip(batch.image_ids, results, strict=True):

@@ -23,11 +23,11 @@ from detr_container.datasets.images import read_image
 from detr_container.datasets.transforms import apply_image
 from detr_container.drawing.fonts import legible_names
 from detr_container.drawing.images import attention_sheet, draw_detections
+from detr_container.engine.precision import autocast
 from detr_container.models.detector import Output
 from detr_container.models.postprocess import Detections, postprocess
 
 from .build import evaluation_augmentation
-from .evaluate import autocast
 from .trained import Trained
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -132,7 +132,7 @@ def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iter
         nothing = torch.zeros(0, dtype=torch.int64)
         sample = Sample(apply_image(plan, image), torch.zeros(0, 4), nothing, 0, size)
         batch = collate([sample], multiple, experiment.data.canvas).to(device)
-        with asking(f"{path}", for_evaluation(experiment)), autocast(experiment, device):
+        with asking(f"{path}", for_evaluation(experiment)), autocast(experiment.train.precision, device):
             output = model(batch.images, batch.sizes, batch.padded, maps=maps)
         found = postprocess(output, [size], experiment.loss.classification)[0]
         height, width = batch.images.shape[-2:]

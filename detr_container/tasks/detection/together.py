@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from detr_container.base.files import sha256
 from detr_container.config import settings as config
@@ -39,14 +38,6 @@ def data_on_all(here: Session, experiment: Experiment) -> Data:
         for doubt in (*data.train.annotations.doubts, *data.val.annotations.doubts) if here.main else ():
             _log.warning("%s", doubt)
         return data
-
-
-def versions_on_all(here: Session, data: Data) -> dict[str, dict[str, Any]]:
-    """`Data.versions`, once all processes have read the same annotation files."""
-    with here.together():
-        versions = data.versions()
-    here.agree({f"the file {each['annotations']}": f"SHA-256 {each['sha256']}" for each in versions.values()})
-    return versions
 
 
 def trained_on_all(here: Session, path: Path, opened: Callable[[Path], Trained]) -> Trained:

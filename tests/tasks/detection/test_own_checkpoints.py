@@ -16,8 +16,8 @@ from detr_container.base.interrupt import StopRequest
 from detr_container.engine.resume import content_hash
 from detr_container.engine.run import Run
 from detr_container.engine.session import session
+from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.build import open_data
-from detr_container.tasks.detection.trainer import Trainer
 
 MUTATIONS = 150
 SETTINGS: dict[str, Any] = {"train__ema_decay": 0.9, "train__eval_every": 0, "backbone__norm": "batch"}

@@ -39,11 +39,11 @@ from detr_container.datasets.batch import Targets
 from detr_container.datasets.loader import permutation
 from detr_container.engine.run import Run
 from detr_container.engine.session import session
+from detr_container.engine.trainer import Trainer
 from detr_container.models.detector import Output
 from detr_container.models.matcher import Matches
 from detr_container.tasks.detection.build import open_data
 from detr_container.tasks.detection.same import metrics
-from detr_container.tasks.detection.trainer import Trainer
 
 SMCA: dict[str, Any] = {"backbone__norm": "frozen", "train__epochs": 1, "train__eval_every": 0, "train__log_every": 1}
 DETR: dict[str, Any] = {

@@ -11,7 +11,7 @@ from detr_container.commands.cli import main
 from detr_container.config.experiments import named
 from detr_container.config.settings import DataConfig
 from detr_container.engine.run import Run
-from detr_container.tasks.detection.trainer import train
+from detr_container.tasks.detection.train import train
 
 pytestmark = pytest.mark.shared
 

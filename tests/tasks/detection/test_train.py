@@ -19,10 +19,10 @@ from detr_container.commands import cli
 from detr_container.config.settings import Experiment
 from detr_container.engine.run import Run
 from detr_container.engine.session import session
+from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.build import open_data
 from detr_container.tasks.detection.same import metrics
 from detr_container.tasks.detection.together import data_on_all
-from detr_container.tasks.detection.trainer import Trainer
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn
 from rich.progress import Progress as Bar
+from rich.progress import Task as BarTask
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
@@ -15,15 +16,15 @@ from detr_container.base.clock import clock
 from detr_container.base.files import JsonLines
 from detr_container.base.terminal import column, console
 from detr_container.config.settings import TrainConfig
-from detr_container.engine.run import Run
 
-from .scores import Scores, table
+from .run import Run
+from .task import Evaluation
 
 
 class _Left(ProgressColumn):
     """Time left by the mean speed since the start of this process; evaluation included."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: BarTask) -> Text:
         return Text(f"{clock(task.fields['left'])} left" if task.fields["left"] is not None else "", style="cyan")
 
 
@@ -117,22 +118,17 @@ class Progress:
             left = (now - self.evaluation_began) / done * (total - done)
             self.bar.update(self.evaluation, total=total, completed=done, visible=done < total, left=left)
 
-    def evaluated(self, row: dict[str, Any], scores: Scores) -> None:
-        """Show an evaluation: the whole table at the end of the run, a line before it."""
+    def evaluated(self, row: dict[str, Any], found: Evaluation) -> None:
+        """Show an evaluation: all of it at the end of the run, a line before it."""
         for name, value in row.items():
             if name not in ("step", "epoch", "images") and value is not None:
                 self.board.add_scalar(f"val/{name}", value, row["step"])
         self.board.flush()
         if row["step"] == self.total:
             self.bar.stop()
-            self.console.print(table(scores))
+            self.console.print(found.tables)
         else:
-            figures = " ".join(f"{name} {_percent(row[name])}" for name in ("ap", "ap50", "ap75"))
-            self._print(f"epoch {row['epoch']}: {figures}")
+            self._print(f"epoch {row['epoch']}: {found.line}")
 
     def _print(self, line: str) -> None:
         self.bar.console.print(line, soft_wrap=True)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,113 @@
+"""One optimiser step: the only place where a model is trained, whatever the task and whoever asks.
+
+Shapes: T accumulation steps of this process, K normalisers of the task, P parameters.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detr_container.config.settings import TrainConfig
+from detr_container.models.device import to_device
+
+from . import optimizer as optim
+from .control import Control, Flags
+from .ema import Ema
+from .randomness import seed_step
+from .session import Session
+from .task import Lap, Task, no_lap
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken: its number from 0, its images, and the norm of each parameter's gradient, [P]."""
+
+    number: int
+    image_ids: tuple[int, ...]
+    norms: Tensor
+
+
+class Stepper:
+    """A model with its optimizer and what a step changes besides.
+
+    meters: [2 + len(task.meters)] sums since they were last set to zero: the loss, the task's, the gradient's norm.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, settings: TrainConfig, seed: int, here: Session) -> None:
+        """The model: on its device, the same on all processes. Raises ValueError when it has nothing to train."""
+        self.task, self.model, self.settings, self.seed, self.here = task, model, settings, seed, here
+        self.optimizer = optim.make_optimizer(task.parameter_groups(model), settings)
+        self.names = optim.parameter_names(model, self.optimizer)
+        self.ema: Ema | None = None
+        self.parallel: nn.Module = model
+        self.meters = torch.zeros(2 + len(task.meters), device=here.device)
+        self.bad = torch.zeros((), device=here.device)
+        self.last_norm = torch.zeros((), device=here.device)
+        # As many as are taken until a flag is read.
+        self.recent: deque[Taken] = deque(maxlen=3)
+        self._control = Control(here.device)
+
+    def begin(self) -> None:
+        """Once the weights are those to start from: average and spread them."""
+        if self.settings.ema_decay:
+            self.ema = Ema(self.model, self.settings.ema_decay)
+        self.parallel = self.here.spread(self.model)
+
+    def take(
+        self, micro: list[Any], number: int, factor: float, stop: bool = False, save: bool = False, lap: Lap = no_lap
+    ) -> Flags:
+        """One step on the micro batches, on the host; number: of the step; factor: of all learning rates.
+
+        Returns the flags that all processes have set in the step before this one. Raises NonFiniteError.
+        """
+        task, device, world = self.task, self.here.device, self.here.world
+        mine = [task.normalisers(batch) for batch in micro]
+        values = [*map(sum, zip(*mine, strict=True)), float(stop), float(save)]
+        whole = self.here.sum(torch.cat((to_device(values, device, torch.float32), self.bad[None])))
+        flags = self._control.exchange(whole[-3:])
+        divisors = task.divisors(mine, whole[:-3], world)
+        # Dropout draws from the step, not from what was drawn before, so a resumed run draws the same.
+        seed_step(self.seed, number, self.here.process.rank, device)
+        optim.set_learning_rates(self.optimizer, factor)
+        share = 1 / (len(micro) * world)
+        for place, host in enumerate(micro):
+            batch = host.to(device)
+            with self._no_sync(place < len(micro) - 1):
+                total, meters = task.loss(self.parallel, batch, divisors[place], share, lap)
+                # DDP averages gradients over processes; the divisors already count all of them.
+                (total * world).backward()
+            lap("backward")
+            self.meters[:-1] += torch.cat((total.detach()[None], meters))
+        self.last_norm, norms = optim.clipped_step(self.optimizer, self.settings.clip)
+        lap("update")
+        self.bad = torch.maximum(self.bad, (~self.last_norm.isfinite()).float())
+        self.meters[-1] += self.last_norm / world
+        self.recent.append(Taken(number, tuple(i for host in micro for i in host.image_ids), norms))
+        if self.ema is not None:
+            self.ema.update(self.model)
+        task.after_step(self.model, number + 1)
+        return flags
+
+    def _no_sync(self, waiting: bool) -> Any:
+        if waiting and isinstance(self.parallel, DistributedDataParallel):
+            return self.parallel.no_sync()
+        return nullcontext()
+
+    def bad_gradient(self) -> str:
+        """Where a gradient was not finite, in words; empty when all were. Waits for the device."""
+        for taken in self.recent if bool(self.bad) else ():
+            worst = (~taken.norms.isfinite()).nonzero().flatten().tolist()
+            if worst:
+                return (
+                    f"NaN or Inf in the gradient at step {taken.number}, first in parameter {self.names[worst[0]]} "
+                    f"({len(worst)} of {len(self.names)} parameters), on images "
+                    f"{', '.join(map(str, taken.image_ids))}; the update was not made"
+                )
+        return ""

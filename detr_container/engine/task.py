@@ -1,0 +1,171 @@
+"""What the engine must know of a task, and nothing more: the contract that detection and every other task fulfils.
+
+It stands with the engine, which calls it, so that tasks import the engine and the engine imports no task.
+
+Names of sizes: T accumulation steps of one process, K normalisers of a task.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import torch
+from rich.console import RenderableType
+from torch import Tensor, nn
+
+from detr_container.datasets.loader import Ends, StepBatches
+
+from .session import Session
+
+Lap = Callable[[str], None]
+"""Told the name of each part of a step when it is done; what measures a step passes one."""
+
+
+def no_lap(part: str) -> None:
+    """Measure nothing."""
+
+
+class NonFiniteError(RuntimeError):
+    """A prediction is NaN or infinite; the message says which, and of which image."""
+
+
+class Batch(Protocol):
+    """A micro batch. image_ids: of its images, for messages."""
+
+    @property
+    def image_ids(self) -> Sequence[int]:
+        """The ids of its images."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device, without waiting for the copy."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric that stands for a run. key: in an evaluation; scale: of what is shown (100: per cent)."""
+
+    key: str
+    label: str
+    scale: float = 100.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found: metrics as a line of evaluations.jsonl has them, all of it as tables, and one line."""
+
+    metrics: Mapping[str, float | int | None]
+    tables: RenderableType
+    line: str
+
+
+class Task(ABC):
+    """One task with its settings and its data. The same on every process of a run, but for what a method says."""
+
+    meters: ClassVar[tuple[str, ...]]
+    """Names of what `loss` returns beside the loss, in order."""
+    headline: ClassVar[Metric]
+    training_images: int
+    """How many images an epoch shows."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The data in words: "1500 training and 200 validation images"."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """By split, the file that says what the data is, its SHA-256 and its number of images."""
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(self, weights: bool) -> nn.Module:
+        """The model; weights: False leaves it random. The seed alone decides what is random in it."""
+
+    @abstractmethod
+    def start_from(self, model: nn.Module, path: Path) -> str:
+        """Load a checkpoint to fine-tune from; says what was taken."""
+
+    def size_multiple(self, model: nn.Module) -> int:
+        """What both sides of images in pixels are padded to a multiple of."""
+        del model
+        return 1
+
+    @abstractmethod
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """What AdamW takes: `params`, `name`, `base_lr` and, where it is not the usual one, `weight_decay`.
+
+        Raises ValueError when there is nothing to train where something should be.
+        """
+
+    @abstractmethod
+    def parameter_counts(self, model: nn.Module) -> str:
+        """How many parameters are trained and frozen, in words."""
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def batches(self, model: nn.Module, sampler: StepBatches, pin_memory: bool, ends: Ends) -> Iterator[Any]:
+        """The micro batches of a sampler, on the host; ends: see `loader.batches`."""
+
+    @abstractmethod
+    def normalisers(self, batch: Any) -> tuple[float, ...]:
+        """[K] what the losses of a micro batch are divided by; summed over the whole step before any is computed."""
+
+    @abstractmethod
+    def divisors(self, mine: Sequence[tuple[float, ...]], whole: Tensor, world: int) -> Tensor:
+        """[T, K] what those of this process's micro batches are divided by, so that they add up over all.
+
+        mine: `normalisers` of each; whole: [K] their sum over micro batches and processes.
+        """
+
+    @abstractmethod
+    def loss(
+        self, model: nn.Module, batch: Any, divisors: Tensor, share: float, lap: Lap = no_lap
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a micro batch on its device, and [len(meters)] what is logged of it, detached.
+
+        divisors: [K]; share: of this micro batch in means over the step; lap: told of "forward", "matching", "loss".
+        Raises NonFiniteError.
+        """
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """What else a step changes (a teacher, a schedule). step: the number of steps done."""
+        del model, step
+
+    @abstractmethod
+    def logged(self, means: Mapping[str, float]) -> dict[str, Any]:
+        """A line of metrics.jsonl from the mean of each meter; `losses` holds the terms of the loss."""
+
+    # -- an evaluation ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def evaluate(
+        self, model: nn.Module, run: Path, epoch: int, here: Session, tell: Callable[[int, int], None], ends: Ends
+    ) -> Evaluation | None:
+        """Evaluate on the validation split and write what was found into a run's folder; None on all but the main one.
+
+        tell: told how many batches of how many are done, as often on every process; it may raise to stop them all.
+        """
+
+    def draw(self, run: Path, epoch: int) -> None:
+        """Draw what the evaluation of an epoch found."""
+        del run, epoch
+
+    # -- what is kept -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of the task beside the model."""
+        return {}
+
+    def state_faults(self, state: Mapping[str, Any]) -> list[str]:
+        """What is wrong with what `state` gave to a checkpoint. Raises ValueError when it is another data set's."""
+        del state
+        return []
+
+    def files(self) -> dict[str, Any]:
+        """JSON files of a run's folder that say what the task is, by name."""
+        return {}

@@ -1,0 +1,39 @@
+"""Which of a detector's parameters train at which learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detr_container.config.settings import TrainConfig
+from detr_container.models.detector import Detector
+
+
+def parameter_groups(model: Detector, config: TrainConfig) -> list[dict[str, Any]]:
+    """One group for the backbone and one for the rest, weight decay on everything, as published.
+
+    Learned positions train with the backbone, of which the published code makes them a part, and stand after it.
+    Raises ValueError when the backbone is to be trained and has nothing to train.
+    """
+    backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+    slow = [*backbone, *(parameter for parameter in model.position.parameters() if parameter.requires_grad)]
+    inside = set(map(id, slow))
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
+    stages = len(model.backbone.stages())
+    if not backbone and config.lr_backbone and model.backbone.frozen_stages < stages:
+        raise ValueError(
+            f"the backbone is to be trained (train.lr_backbone={config.lr_backbone}, {model.backbone.frozen_stages} of "
+            f"{stages} stages frozen) but has no parameter to train: freeze all stages or set train.lr_backbone=0"
+        )
+    return [
+        {"params": rest, "name": "head", "base_lr": config.lr},
+        {"params": slow, "name": "backbone", "base_lr": config.lr_backbone},
+    ]
+
+
+def parameter_counts(model: Detector) -> str:
+    """How many parameters are trained and frozen, stage by stage, in words."""
+    rows = [
+        f"{name} {trained:,} trained, {frozen:,} frozen" for name, trained, frozen in model.backbone.count_parameters()
+    ]
+    head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone."))
+    return f"parameters: head {head:,} trained; backbone: {'; '.join(rows)}"

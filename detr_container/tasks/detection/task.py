@@ -1,0 +1,199 @@
+"""Detection as a task of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detr_container.config.settings import Experiment
+from detr_container.datasets.annotations import Category
+from detr_container.datasets.batch import Batch
+from detr_container.datasets.loader import Ends, StepBatches, batches, training_loader
+from detr_container.engine.precision import autocast
+from detr_container.engine.session import Session
+from detr_container.engine.task import Evaluation, Lap, Metric, NonFiniteError, Task, no_lap
+from detr_container.models.criterion import diagnostics
+from detr_container.models.detector import Detector
+from detr_container.models.matcher import NonFiniteOutputError
+
+from .build import Data, build_criterion, build_detector, build_matcher, start_from
+from .evaluate import evaluate_to
+from .gallery import draw_validation
+from .groups import parameter_counts, parameter_groups
+from .scores import Scores, table
+
+_TERMS = ("class", "l1", "giou")
+_DIAGNOSTICS = ("class_error", "cardinality_error")
+
+
+class DetectionTask(Task):
+    """A detector, its loss and its data."""
+
+    meters = (*_TERMS, *_DIAGNOSTICS)
+    headline = Metric("ap", "AP")
+
+    def __init__(self, experiment: Experiment, data: Data | None, classes: int = 0) -> None:
+        """data: None where only steps are taken, on batches from elsewhere; then classes says how many there are."""
+        self.experiment, self._data = experiment, data
+        self._classes = classes if data is None else len(data.classes)
+        self.training_images = 0 if data is None else len(data.train)
+        self._matcher, self._criterion = build_matcher(experiment), build_criterion(experiment)
+        self._softmax = experiment.loss.classification == "softmax"
+
+    @property
+    def data(self) -> Data:
+        """Both splits."""
+        assert self._data is not None
+        return self._data
+
+    def describe(self) -> str:
+        """See `Task`."""
+        return f"{len(self.data.train)} training and {len(self.data.val)} validation pictures"
+
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """See `Task`."""
+        return self.data.versions()
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    def build(self, weights: bool) -> Detector:
+        """See `Task`."""
+        return build_detector(self.experiment, self._classes, weights)
+
+    def start_from(self, model: nn.Module, path: Path) -> str:
+        """See `Task`."""
+        return str(start_from(_detector(model), self.experiment, self.data.classes, path))
+
+    def size_multiple(self, model: nn.Module) -> int:
+        """See `Task`."""
+        return _detector(model).backbone.size_multiple
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """See `Task`."""
+        return parameter_groups(_detector(model), self.experiment.train)
+
+    def parameter_counts(self, model: nn.Module) -> str:
+        """See `Task`."""
+        return parameter_counts(_detector(model))
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+
+    def batches(self, model: nn.Module, sampler: StepBatches, pin_memory: bool, ends: Ends) -> Iterator[Batch]:
+        """See `Task`."""
+        data = self.experiment.data
+        loader = training_loader(
+            self.data.train,
+            sampler,
+            multiple=self.size_multiple(model),
+            canvas=data.canvas,
+            workers=data.workers,
+            pin_memory=pin_memory,
+        )
+        return batches(loader, ends)
+
+    def normalisers(self, batch: Batch) -> tuple[float, float]:
+        """See `Task`; of the classification and of the box losses."""
+        return self._criterion.normalisers(batch.targets.counts, self.experiment.head.queries)
+
+    def divisors(self, mine: Sequence[tuple[float, ...]], whole: Tensor, world: int) -> Tensor:
+        """See `Task`."""
+        return self._criterion.of_step([(weight, objects) for weight, objects in mine], whole, world)
+
+    def loss(
+        self, model: nn.Module, batch: Batch, divisors: Tensor, share: float, lap: Lap = no_lap
+    ) -> tuple[Tensor, Tensor]:
+        """See `Task`."""
+        with autocast(self.experiment.train.precision, batch.images.device):
+            output = model(batch.images, batch.sizes, batch.padded)
+        lap("forward")
+        try:
+            matches = self._matcher(output, batch.targets)
+        except NonFiniteOutputError as error:
+            image = batch.image_ids[error.image]
+            raise NonFiniteError(
+                f"NaN or Inf in what decoder layer {error.layer} predicts for image {image}"
+            ) from error
+        lap("matching")
+        losses = self._criterion(output, batch.targets, matches, divisors)
+        lap("loss")
+        extra = diagnostics(output, batch.targets, matches, self._softmax)
+        none = torch.zeros_like(losses.total.detach())
+        rows = [losses.terms[name][-1] for name in _TERMS]
+        # Losses add up over the step; diagnostics are means.
+        rows += [extra.get(name, none) * share for name in _DIAGNOSTICS]
+        return losses.total, torch.stack(rows)
+
+    def logged(self, means: Mapping[str, float]) -> dict[str, Any]:
+        """See `Task`."""
+        row: dict[str, Any] = dict(means)
+        losses = {name: row.pop(name) for name in _TERMS}
+        if not self._softmax:
+            del row["cardinality_error"]
+        return {**row, "losses": losses}
+
+    # -- an evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, model: nn.Module, run: Path, epoch: int, here: Session, tell: Callable[[int, int], None], ends: Ends
+    ) -> Evaluation | None:
+        """See `Task`."""
+        folder, data = _folder(run, epoch), self.data
+        scores = evaluate_to(
+            folder, _detector(model), data.val, data.classes, self.experiment, here, after_batch=tell, ends=ends
+        )
+        if scores is None:
+            return None
+        figures = {name: value for name, value in scores.to_dict().items() if name != "per_class"}
+        return Evaluation(figures, table(scores), _line(scores))
+
+    def draw(self, run: Path, epoch: int) -> None:
+        """See `Task`."""
+        results, data = _folder(run, epoch) / "detections.json", self.data
+        draw_validation(data.val, results, data.classes, run / "predictions.png")
+
+    # -- what is kept -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"classes": [[category.id, category.name] for category in self.data.classes]}
+
+    def state_faults(self, state: Mapping[str, Any]) -> list[str]:
+        """See `Task`."""
+        return class_faults(state.get("classes"), self.data.classes)
+
+    def files(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"classes.json": [{"id": category.id, "name": category.name} for category in self.data.classes]}
+
+
+def class_faults(found: object, classes: Sequence[Category]) -> list[str]:
+    """What is wrong with the class list of a checkpoint, which must be the data set's."""
+    good = isinstance(found, list) and all(
+        isinstance(each, list | tuple) and len(each) == 2 and type(each[0]) is int and isinstance(each[1], str)
+        for each in found
+    )
+    if not isinstance(found, list) or not good:
+        return [f"classes is a {type(found).__name__}, not a list of ids and names"]
+    theirs, ours = {tuple(each) for each in found}, {(each.id, each.name) for each in classes}
+    if theirs == ours and len(found) == len(classes):
+        return []
+    differ = ", ".join(f"{name!r} (id {number})" for number, name in sorted(theirs ^ ours)[:6])
+    return [f"its classes are not the data set's: {differ or 'some stand there twice'}"]
+
+
+def _folder(run: Path, epoch: int) -> Path:
+    return run / "detections" / f"epoch-{epoch:03d}"
+
+
+def _line(scores: Scores) -> str:
+    shown = {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+    return " ".join(f"{name} {'-' if value is None else f'{100 * value:.1f}'}" for name, value in shown.items())
+
+
+def _detector(model: nn.Module) -> Detector:
+    assert isinstance(model, Detector)
+    return model
