@@ -13,9 +13,10 @@ from runs import tiny
 from torch import Tensor, nn
 
 from detr_container.config.settings import TrainConfig
-from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimiser, parameter_names, set_learning_rates
+from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimizer, parameter_names, set_learning_rates
 from detr_container.models.detector import Detector
 from detr_container.tasks.detection.build import build_detector
+from detr_container.tasks.detection.groups import parameter_groups
 
 
 def detector() -> Detector:
@@ -36,7 +37,7 @@ def test_clipped_step_is_clip_grad_norm_and_adamw(clip: float, scale: float) -> 
     config = TrainConfig(lr=1e-3, lr_backbone=1e-4, clip=clip)
     ours = detector()
     theirs = copy.deepcopy(ours)
-    optimiser = make_optimiser(ours, config)
+    optimiser = make_optimizer(parameter_groups(ours, config), config)
     groups = [
         {"params": [p for n, p in theirs.named_parameters() if not n.startswith("backbone.")], "lr": config.lr},
         {"params": [p for n, p in theirs.named_parameters() if n.startswith("backbone.")], "lr": config.lr_backbone},
@@ -60,7 +61,7 @@ def test_clipped_step_is_clip_grad_norm_and_adamw(clip: float, scale: float) -> 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(poison: float, clip: float) -> None:
     model = detector()
-    optimiser = make_optimiser(model, TrainConfig())
+    optimiser = make_optimizer(parameter_groups(model, TrainConfig()), TrainConfig())
     give_gradients(model, 1.0, 0)
     clipped_step(optimiser, clip)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -121,7 +122,9 @@ def test_the_published_schedule() -> None:
 def test_groups_hold_every_trained_parameter_once() -> None:
     model = detector()
     model.backbone.freeze(1)
-    optimiser = make_optimiser(model, TrainConfig(lr=3e-4, lr_backbone=2e-5))
+    optimiser = make_optimizer(
+        parameter_groups(model, TrainConfig(lr=3e-4, lr_backbone=2e-5)), TrainConfig(lr=3e-4, lr_backbone=2e-5)
+    )
     set_learning_rates(optimiser, 0.1)
     rates = {group["name"]: group["lr"] for group in optimiser.param_groups}
     assert rates == pytest.approx({"head": 3e-5, "backbone": 2e-6})
@@ -137,14 +140,16 @@ def test_a_backbone_with_nothing_to_train() -> None:
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match=r"backbone is to be trained.*lr_backbone=1e-05.*no parameter to train"):
-        make_optimiser(model, TrainConfig())
+        make_optimizer(parameter_groups(model, TrainConfig()), TrainConfig())
     model.backbone.freeze(3)
-    assert [group["name"] for group in make_optimiser(model, TrainConfig()).param_groups] == ["head"]
+    assert [
+        group["name"] for group in make_optimizer(parameter_groups(model, TrainConfig()), TrainConfig()).param_groups
+    ] == ["head"]
 
 
 def test_learned_positions_train_with_the_backbone() -> None:
     model = build_detector(tiny(Path("unused"), head__position="learned"), 6)
-    optimiser = make_optimiser(model, TrainConfig())
+    optimiser = make_optimizer(parameter_groups(model, TrainConfig()), TrainConfig())
     names = dict(zip(map(id, model.parameters()), dict(model.named_parameters()), strict=True))
     slow = [names[id(p)] for group in optimiser.param_groups if group["name"] == "backbone" for p in group["params"]]
     assert slow[-2:] == ["position.row_embed.weight", "position.col_embed.weight"]

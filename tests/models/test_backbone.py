@@ -15,11 +15,12 @@ from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
 from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
-from detr_container.engine.optimizer import make_optimiser
+from detr_container.engine.optimizer import make_optimizer
 from detr_container.models.backbone import Backbone, freeze_norms
 from detr_container.models.pretrained import load_backbone
 from detr_container.models.resnet import DEPTHS, ResNetBackbone
 from detr_container.tasks.detection.build import build_backbone, build_detector
+from detr_container.tasks.detection.groups import parameter_groups
 
 SMALL_TIMM = ("resnet10t", "convnext_atto", "mobilenetv3_small_050", "test_efficientnet", "regnetx_002", "test_vit")
 EVERY = (*DEPTHS, "container_light", "container_light_small", *(f"timm/{name}" for name in SMALL_TIMM))
@@ -139,16 +140,19 @@ def test_a_trained_backbone_with_nothing_to_train_is_refused() -> None:
     head = HeadConfig(queries=2, width=8, heads=1, encoder_layers=1, decoder_layers=1, feedforward=8)
     experiment = Experiment(head=head, backbone=BackboneConfig(name="resnet18", weights="none"))
     model = build_detector(experiment, 2, weights=False)
-    groups = make_optimiser(model, experiment.train).param_groups
+    groups = make_optimizer(parameter_groups(model, experiment.train), experiment.train).param_groups
     assert [(group["name"], group["base_lr"]) for group in groups] == [("head", 1e-4), ("backbone", 1e-5)]
     in_groups = [id(p) for group in groups for p in group["params"]]
     assert sorted(in_groups) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     model.backbone.requires_grad_(False)
     with pytest.raises(ValueError, match=r"train\.lr_backbone=1e-05, 2 of 5 stages frozen\) but has no parameter"):
-        make_optimiser(model, experiment.train)
+        make_optimizer(parameter_groups(model, experiment.train), experiment.train)
     # Freezing all of it is a decision, not an accident.
     model.backbone.freeze(5)
-    assert [group["name"] for group in make_optimiser(model, experiment.train).param_groups] == ["head"]
+    assert [
+        group["name"]
+        for group in make_optimizer(parameter_groups(model, experiment.train), experiment.train).param_groups
+    ] == ["head"]
 
 
 def unfolded(name: str, **options: object) -> nn.Module:

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from detr_container.models.matcher import Matcher, NonFiniteError
+from detr_container.models.matcher import Matcher, NonFiniteOutputError
 
 SOFTMAX, FOCAL = Matcher(), Matcher("focal", cost_class=2.0)
 
@@ -111,19 +111,10 @@ def test_a_picture_of_another_picture_s_objects_is_never_matched_with_them() -> 
 
 def test_a_batch_without_objects_has_no_pairs() -> None:
     shown = scene((0, 0))
-    matches = SOFTMAX(shown.output, shown.targets, signals=torch.tensor([3.0, 0.5]))
+    matches = SOFTMAX(shown.output, shown.targets)
     for part in (matches.layer, matches.image, matches.query, matches.target):
         assert part.shape == (0,)
         assert part.dtype == torch.int64
-    assert matches.signals == [3.0, 0.5]
-
-
-def test_signals_travel_unchanged() -> None:
-    shown = scene((2, 1))
-    assert SOFTMAX(shown.output, shown.targets).signals == []
-    matches = SOFTMAX(shown.output, shown.targets, signals=torch.tensor([1.0, float("nan"), -2.0]))
-    assert matches.signals[::2] == [1.0, -2.0]
-    assert math.isnan(matches.signals[1])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -133,7 +124,7 @@ def test_what_is_not_finite_is_named(layer: int, image: int, field: str, bad: fl
     # The middle picture has no objects, so no cost of it would show.
     shown = scene((2, 0, 3), layers=3)
     getattr(shown.output, field)[layer, image, -1, 0] = bad
-    with pytest.raises(NonFiniteError, match=f"layer {layer} .* picture {image} ") as caught:
+    with pytest.raises(NonFiniteOutputError, match=f"layer {layer} .* picture {image} ") as caught:
         SOFTMAX(shown.output, shown.targets)
     assert (caught.value.layer, caught.value.image) == (layer, image)
 

@@ -1,5 +1,6 @@
 """A training step reads from the device once: the matching costs."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detr_container.base.processes import ProcessInfo
 from detr_container.config.experiments import FOCAL
 from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
-from detr_container.datasets.batch import Targets
-from detr_container.engine.optimizer import clipped_step, make_optimiser, set_learning_rates
-from detr_container.models.criterion import diagnostics
-from detr_container.models.matcher import Matcher, to_device
-from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher
+from detr_container.datasets.batch import Batch, Targets
+from detr_container.engine.control import Control, Flags
+from detr_container.engine.session import Session
+from detr_container.engine.step import Stepper
+from detr_container.models.matcher import Matcher
+from detr_container.tasks.detection.task import DetectionTask
 
 HEAD = HeadConfig(queries=7, width=32, heads=4, encoder_layers=1, decoder_layers=2, feedforward=48, dropout=0.1)
 TINY = BackboneConfig(name="container_light_tiny", weights="none", frozen_stages=0)
@@ -71,59 +75,57 @@ def test_the_counter_sees_what_reads() -> None:
     assert sum(reads.found.values()) == 4
 
 
-def training_step(experiment: Experiment, device: str) -> Callable[[Callable[..., Any]], None]:
-    """One step as the training loop takes it; its argument makes the matcher's call."""
-    model = build_detector(experiment, 3, weights=False).to(device).train()
-    matcher, criterion = build_matcher(experiment), build_criterion(experiment)
-    optimiser = make_optimiser(model, experiment.train)
-    images = torch.randint(256, (3, 3, 64, 96), dtype=torch.uint8).to(device)
-    sizes = torch.tensor([(64, 96), (50, 70), (64, 32)]).to(device)
-    targets = TARGETS.to(device)
-    meters = torch.zeros(4, device=device)
-
-    def step(match: Callable[..., Any]) -> None:
-        set_learning_rates(optimiser, 0.5)
-        normalisers = to_device(criterion.normalisers(targets.counts, HEAD.queries), meters.device, torch.float32)
-        output = model(images, sizes)
-        matches = match(matcher, output, targets, normalisers)
-        losses = criterion(output, targets, matches, normalisers)
-        losses.total.backward()
-        extra = diagnostics(output, targets, matches, experiment.loss.classification == "softmax")
-        norm, _ = clipped_step(optimiser, experiment.train.clip)
-        meters.add_(torch.stack((losses.total.detach(), losses.terms["l1"][-1], extra["class_error"], norm)))
-
-    return step
+def training_step(experiment: Experiment, device: str) -> Callable[[], Flags]:
+    """The step that `train` takes."""
+    task = DetectionTask(experiment, None, 3)
+    model = task.build(weights=False).to(device).train()
+    here = Session(ProcessInfo(), torch.device(device))
+    stepper = Stepper(task, model, replace(experiment.train, ema_decay=0.9), 0, here)
+    stepper.begin()
+    sizes = torch.tensor([(64, 96), (50, 70), (64, 32)])
+    images = torch.randint(256, (3, 3, 64, 96), dtype=torch.uint8)
+    batch = Batch(images, sizes, TARGETS, (1, 2, 3), ((64, 96),) * 3, True)
+    batch = batch.pin_memory() if device == "cuda" else batch
+    numbers = itertools.count()
+    return lambda: stepper.take([batch, batch], next(numbers), 0.5)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_nothing_but_the_matcher_reads_values(name: str) -> None:
+def test_nothing_but_the_matcher_reads_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = training_step(EXPERIMENTS[name], "cpu")
-    reads = Reads()
-    costs = []
+    reads, costs, solve = Reads(), list[Tensor](), Matcher.__call__
 
     def match(matcher: Matcher, *arguments: Any) -> Any:
         # What is computed on the device is watched, what comes after the transfer is not.
-        costs.append(matcher.costs(*arguments[:2]))
+        costs.append(matcher.costs(*arguments))
         with reads.pause():
-            return matcher(*arguments)
+            return solve(matcher, *arguments)
 
-    step(match)
+    def pending(control: Control) -> Flags:
+        # On a CPU the flags are there at once; on a GPU they came while the step before was computed.
+        with reads.pause():
+            return read(control)
+
+    read = Control.pending
+    monkeypatch.setattr(Matcher, "__call__", match)
+    monkeypatch.setattr(Control, "pending", pending)
+    step()
     with reads:
-        step(match)
-    assert len(costs) == 2
+        step()
+    assert len(costs) == 4
     assert reads.found == Counter()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_one_synchronisation_a_step(name: str, precision: str) -> None:
+def test_one_synchronisation_a_micro_batch(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the copy of the matcher's costs runs while waiting for the device is an error."""
-    step = training_step(EXPERIMENTS[name], "cuda")
-    transfers = []
-    plain = torch.Tensor.cpu
+    experiment = EXPERIMENTS[name]
+    step = training_step(replace(experiment, train=replace(experiment.train, precision=precision)), "cuda")
+    transfers, plain, solve = list[torch.Size](), Tensor.cpu, Matcher.__call__
 
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
+    def copy(tensor: Tensor) -> Tensor:
         torch.cuda.set_sync_debug_mode("default")
         transfers.append(tensor.shape)
         result = plain(tensor)
@@ -132,16 +134,16 @@ def test_one_synchronisation_a_step(name: str, precision: str) -> None:
 
     def match(matcher: Matcher, *arguments: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.Tensor, "cpu", copy)
-            return matcher(*arguments)
+            patch.setattr(Tensor, "cpu", copy)
+            return solve(matcher, *arguments)
 
-    with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-        step(match)
-        torch.cuda.synchronize()
-        transfers.clear()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            step(match)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert len(transfers) == 1
+    monkeypatch.setattr(Matcher, "__call__", match)
+    step()
+    torch.cuda.synchronize()
+    transfers.clear()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(transfers) == 2
