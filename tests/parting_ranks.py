@@ -22,6 +22,7 @@ from detr_container.engine.resume import content_hash
 from detr_container.engine.run import Run
 from detr_container.engine.session import Session, session
 from detr_container.engine.trainer import Trainer
+from detr_container.tasks.detection.task import DetectionTask
 from detr_container.tasks.detection.together import data_on_all, validation_on_all
 
 FOLDER, RANK = Path(sys.argv[1]), int(sys.argv[2])
@@ -37,7 +38,9 @@ def train(here: Session, name: str = "run", **changed: Any) -> list[Any]:
     """The step that this process ended at, and its weights; batch statistics are each process's own."""
     settings = experiment(**changed)
     with StopRequest() as stop:
-        trainer = Trainer(settings, Run(FOLDER / name), data_on_all(here, settings), here, stop)
+        trainer = Trainer(
+            DetectionTask(settings, data_on_all(here, settings)), settings, Run(FOLDER / name), here, stop
+        )
         trainer.run_to_end()
     return [trainer.step, content_hash(dict(trainer.model.named_parameters()))]
 
@@ -64,7 +67,9 @@ def other_data(here: Session, split: str, begin: Callable[[Session, Experiment],
 
 def begin_training(here: Session, settings: Experiment) -> None:
     with StopRequest() as stop:
-        Trainer(settings, Run(FOLDER / "with-other-data"), data_on_all(here, settings), here, stop)
+        Trainer(
+            DetectionTask(settings, data_on_all(here, settings)), settings, Run(FOLDER / "with-other-data"), here, stop
+        )
 
 
 def fail(here: Session) -> None:

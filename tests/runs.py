@@ -86,8 +86,8 @@ def train_in(folder: Path, experiment: Experiment, pictures: bool = False) -> in
     """`train` on one thread; returns its exit status. pictures: also draw, which costs more than all the steps."""
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         if not pictures:
-            patch.setattr("detr_container.tasks.detection.train.plot_curves", lambda *_: None)
-            patch.setattr("detr_container.tasks.detection.train.draw_validation", lambda *_: None)
+            patch.setattr("detr_container.engine.trainer.plot_curves", lambda *_: None)
+            patch.setattr("detr_container.tasks.detection.task.draw_validation", lambda *_: None)
         return train(experiment, folder)
 
 

@@ -36,10 +36,11 @@ def set_learning_rates(optimiser: AdamW, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
-def clipped_step(optimiser: AdamW, clip: float) -> tuple[Tensor, Tensor]:
+def clipped_step(optimiser: AdamW, clip: float, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Clip the gradient to an L2 norm of `clip` (0: no clipping), step, and forget the gradient.
 
-    Nothing is read back to the host. Where the norm is not finite, the optimiser leaves the weights as they are.
+    Nothing is read back to the host. Where the norm is not finite, the optimiser leaves the weights as they are, and
+    where `skip`, a scalar on the device, is not 0.
     Returns the norm before clipping, a scalar, and the norm of every parameter's gradient, in the groups' order.
     """
     gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
@@ -49,7 +50,7 @@ def clipped_step(optimiser: AdamW, clip: float) -> tuple[Tensor, Tensor]:
     if clip:
         torch._foreach_mul_(gradients, torch.where(bad, 1.0, (clip / (total + 1e-6)).clamp(max=1.0)))
     # Fused AdamW skips its update where this is 1, which is how torch's own gradient scaler uses it.
-    optimiser.found_inf = bad.float()  # type: ignore[attr-defined]
+    optimiser.found_inf = bad.float() if skip is None else torch.maximum(bad.float(), skip)  # type: ignore[attr-defined]
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return total, norms

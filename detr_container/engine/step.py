@@ -85,7 +85,8 @@ class Stepper:
                 (total * world).backward()
             lap("backward")
             self.meters[:-1] += torch.cat((total.detach()[None], meters))
-        self.last_norm, norms = optim.clipped_step(self.optimizer, self.settings.clip)
+        # Once a gradient was not finite nothing changes any more, until the flag that says so is read.
+        self.last_norm, norms = optim.clipped_step(self.optimizer, self.settings.clip, self.bad)
         lap("update")
         self.bad = torch.maximum(self.bad, (~self.last_norm.isfinite()).float())
         self.meters[-1] += self.last_norm / world

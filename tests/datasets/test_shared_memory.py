@@ -58,11 +58,12 @@ def test_little_shared_memory_is_waited_for_and_none_is_told(
 TOLD_TO_STOP = """
 import os, signal, sys
 import psutil
-from detr_container import cli, train
+from detr_container.commands import cli
+from detr_container.engine.trainer import Trainer
 from detr_container.datasets import loader
 
 loader.WAIT = 600
-asked = train.Trainer._ends
+asked = Trainer._ends
 
 
 def ends(self, short):
@@ -71,7 +72,7 @@ def ends(self, short):
     return asked(self, short)
 
 
-train.Trainer._ends = ends
+Trainer._ends = ends
 if __name__ == "__main__":
     status = cli.main(sys.argv[1:])
     left = [child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]

@@ -48,8 +48,8 @@ def test_commit_and_edits(repository: Path, tmp_path: Path) -> None:
         "detr_container/base/files.py",
         "detr_container/engine/provenance.py",
         "launch/__init__.py",
-        "launch/ownership.py",
-        "launch/processes.py",
+        "detr_container/base/ownership.py",
+        "detr_container/base/processes.py",
         "launch/snapshot.py",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -10,28 +10,26 @@ from runs import tiny
 
 from detr_container.base.files import JsonLines, read_jsonl
 from detr_container.config.settings import Experiment, to_dict
-from detr_container.datasets.annotations import Category
 from detr_container.engine.run import Run
+
+CLASSES = [{"id": 1, "name": "circle"}, {"id": 4, "name": "triangle"}]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
-    run.describe(tiny(Path("data")), [Category(1, "circle"), Category(4, "triangle")], {"step": 0})
+    run.describe(tiny(Path("data")), {"classes.json": CLASSES}, {"step": 0})
     return run
 
 
 def test_describe_and_read_back(run: Run) -> None:
     assert run.exists
     assert run.experiment() == tiny(Path("data"))
-    assert json.loads((run.folder / "classes.json").read_text()) == [
-        {"id": 1, "name": "circle"},
-        {"id": 4, "name": "triangle"},
-    ]
+    assert json.loads((run.folder / "classes.json").read_text()) == CLASSES
     difference = json.loads((run.folder / "difference.json").read_text())
     assert difference["data.root"] == {"named": "data/shapes-debug", "here": "data"}
     assert difference["device"] == {"named": "auto", "here": "cpu"}
-    run.describe(tiny(Path("data"), train__epochs=7), [], {"step": 4})
+    run.describe(tiny(Path("data"), train__epochs=7), {}, {"step": 4})
     assert run.experiment().train.epochs == 7
     assert [line["step"] for line in read_jsonl(run.folder / "provenance.jsonl")] == [0, 4]
 

@@ -209,7 +209,7 @@ def test_a_frozen_model_does_not_learn(flight: Any, monkeypatch: pytest.MonkeyPa
     build = preflight.build_detector
     train = replace(flight.experiment.train, lr_backbone=0.0)
     flight.experiment = replace(flight.experiment, train=train)
-    monkeypatch.setattr("detr_container.tasks.detection.train.build_detector", lambda *a, weights=True: frozen(*a))
+    monkeypatch.setattr("detr_container.tasks.detection.task.build_detector", lambda *a, weights=True: frozen(*a))
     with pytest.raises(ValueError, match=r"loss ([\d.]+) -> \1 in 20 steps"):
         flight.learning()
 
@@ -370,7 +370,11 @@ def test_a_request_to_stop_is_not_lost_in_an_error() -> None:
 @pytest.mark.parametrize(("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 @pytest.mark.parametrize(
     ("check", "where"),
-    [("step", "train.Trainer._step"), ("saving", "train.Trainer._step"), ("evaluation", "evaluate.postprocess")],
+    [
+        ("step", "engine.trainer.Trainer.take"),
+        ("saving", "engine.trainer.Trainer.take"),
+        ("evaluation", "tasks.detection.evaluate.postprocess"),
+    ],
 )
 def test_interrupted_at_work(
     flight: Any,

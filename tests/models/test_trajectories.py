@@ -24,11 +24,12 @@ from torch import Tensor
 
 from detr_container.config.settings import Experiment
 from detr_container.datasets.batch import Targets
-from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimiser, set_learning_rates
+from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimizer, set_learning_rates
 from detr_container.models.detector import Detector
 from detr_container.models.layouts import to_published
 from detr_container.models.smca import PRIOR_BIAS
 from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher
+from detr_container.tasks.detection.groups import parameter_groups
 
 FROZEN = "backbone.0.body.layer1.0.conv1.weight"
 
@@ -39,7 +40,7 @@ def trained(model: Detector, experiment: Experiment, steps: int) -> tuple[list[f
     if experiment.head.kind == "smca":
         torch.nn.init.constant_(model.class_embed.bias, PRIOR_BIAS)
     matcher, criterion = build_matcher(experiment), build_criterion(experiment)
-    optimiser = make_optimiser(model, experiment.train)
+    optimiser = make_optimizer(parameter_groups(model, experiment.train), experiment.train)
     dtype = model.query_embed.weight.dtype
     targets, (images, sizes) = published.targets(), published.pictures()
     targets.boxes, losses, norms = targets.boxes.to(dtype), [], []
@@ -150,7 +151,7 @@ def test_learned_positions_take_the_published_steps(kind: str) -> None:
     settings = experiment.train
     model = build_detector(experiment, 6, weights=False).double()
     start = copy.deepcopy(model)
-    optimiser = make_optimiser(model, settings)
+    optimiser = make_optimizer(parameter_groups(model, settings), settings)
     set_learning_rates(optimiser, 1.0)
     ours = weights_after(model, experiment, lambda: clipped_step(optimiser, settings.clip))
 

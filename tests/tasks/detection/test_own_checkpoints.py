@@ -18,6 +18,7 @@ from detr_container.engine.run import Run
 from detr_container.engine.session import session
 from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.build import open_data
+from detr_container.tasks.detection.task import DetectionTask
 
 MUTATIONS = 150
 SETTINGS: dict[str, Any] = {"train__ema_decay": 0.9, "train__eval_every": 0, "backbone__norm": "batch"}
@@ -39,7 +40,7 @@ def opened(root: Path, folder: Path, state: State) -> Trainer:
     torch.save(state, path)
     experiment = tiny(root, **SETTINGS)
     with one_thread(), session("cpu") as here, StopRequest() as stop:
-        return Trainer(experiment, Run(folder), open_data(experiment), here, stop)
+        return Trainer(DetectionTask(experiment, open_data(experiment)), experiment, Run(folder), here, stop)
 
 
 def first(state: State) -> State:

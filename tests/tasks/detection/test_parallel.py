@@ -42,8 +42,9 @@ from detr_container.engine.session import session
 from detr_container.engine.trainer import Trainer
 from detr_container.models.detector import Output
 from detr_container.models.matcher import Matches
-from detr_container.tasks.detection.build import open_data
+from detr_container.tasks.detection.build import build_matcher, open_data
 from detr_container.tasks.detection.same import metrics
+from detr_container.tasks.detection.task import DetectionTask
 
 SMCA: dict[str, Any] = {"backbone__norm": "frozen", "train__epochs": 1, "train__eval_every": 0, "train__log_every": 1}
 DETR: dict[str, Any] = {
@@ -165,14 +166,16 @@ def test_losses_divided_by_each_process_as_published(pair: Path, root: Path, tmp
     """Two ranks with unequal numbers of objects, and one process that accumulates: the mean of two published losses."""
     experiment = tiny(root, **PUBLISHED)
     with one_thread(), session("cpu") as here, StopRequest() as stop:
-        trainer = Trainer(experiment, Run(tmp_path / "naive"), open_data(experiment), here, stop)
-        micro = next(trainer._batches())
+        trainer = Trainer(
+            DetectionTask(experiment, open_data(experiment)), experiment, Run(tmp_path / "naive"), here, stop
+        )
+        micro = next(trainer.micro_batches())
         counts = [sum(batch.targets.counts) for batch in micro]
         assert len(set(counts)) == len(counts) == 2
         losses = []
         for batch in micro:
             output = trainer.model(batch.images, batch.sizes, batch.padded)
-            matches = trainer.matcher(output, batch.targets)
+            matches = build_matcher(experiment)(output, batch.targets)
             losses.append(published_loss(output, batch.targets, matches, max(sum(counts) / 2, 1)))
         expected = sum(losses) / 2
         expected.backward()

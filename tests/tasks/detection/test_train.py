@@ -22,6 +22,7 @@ from detr_container.engine.session import session
 from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.build import open_data
 from detr_container.tasks.detection.same import metrics
+from detr_container.tasks.detection.task import DetectionTask
 from detr_container.tasks.detection.together import data_on_all
 
 
@@ -37,7 +38,7 @@ def trainer(root: Path, tmp_path: Path) -> Iterator[Trainer]:
     """A run at step 0, not yet on its way."""
     experiment = tiny(root, train__ema_decay=0.9)
     with one_thread(), session("cpu") as here, StopRequest() as stop:
-        yield Trainer(experiment, Run(tmp_path / "run"), open_data(experiment), here, stop)
+        yield Trainer(DetectionTask(experiment, open_data(experiment)), experiment, Run(tmp_path / "run"), here, stop)
 
 
 def poison(folder: Path, name: str, value: float) -> None:
@@ -134,7 +135,7 @@ def test_a_gradient_that_is_not_finite(last_step: bool, trainer: Trainer) -> Non
     with pytest.raises(FloatingPointError) as caught:
         trainer.run_to_end()
     said = str(caught.value)
-    total = len(trainer.names)
+    total = len(trainer.steps.names)
     assert f"NaN or Inf in the gradient at step 2, first in parameter {wrong} (1 of {total} parameters)" in said
     listed = re.search(r"on images ([\d, ]+);", said)
     assert listed is not None
@@ -246,8 +247,10 @@ def test_the_seed_fixes_the_pictures_whatever_the_model(root: Path) -> None:
             root, data__augment="detr", data__crop_resize=(48,), data__crop_range=(32, 48), **changed
         )
         with one_thread(), session("cpu") as here, StopRequest() as stop:
-            trainer = Trainer(experiment, Run(root / "nowhere"), open_data(experiment), here, stop)
-            micro = next(trainer._batches())
+            trainer = Trainer(
+                DetectionTask(experiment, open_data(experiment)), experiment, Run(root / "nowhere"), here, stop
+            )
+            micro = next(trainer.micro_batches())
         return [(batch.image_ids, batch.images) for batch in micro]
 
     try:
