@@ -86,10 +86,11 @@ class Stepper:
             lap("backward")
             self.meters[:-1] += torch.cat((total.detach()[None], meters))
         # Once a gradient was not finite nothing changes any more, until the flag that says so is read.
-        self.last_norm, norms = optim.clipped_step(self.optimizer, self.settings.clip, self.bad)
+        norm, norms = optim.clipped_step(self.optimizer, self.settings.clip, self.bad)
         lap("update")
-        self.bad = torch.maximum(self.bad, (~self.last_norm.isfinite()).float())
-        self.meters[-1] += self.last_norm / world
+        self.last_norm = torch.where(self.bad > 0, self.last_norm, norm)
+        self.bad = torch.maximum(self.bad, (~norm.isfinite()).float())
+        self.meters[-1] += norm / world
         self.recent.append(Taken(number, tuple(i for host in micro for i in host.image_ids), norms))
         if self.ema is not None:
             self.ema.update(self.model)

@@ -156,7 +156,8 @@ def test_memory_grows_with_the_batch(root: Path, tmp_path: Path) -> None:
     program = f"""
 import json, sys
 from pathlib import Path
-from detr_container import config, estimate
+from detr_container.config import settings as config
+from detr_container.measure import estimate
 from detr_container.tasks.detection.build import open_data
 from detr_container.engine.session import session
 from detr_container.base.interrupt import StopRequest

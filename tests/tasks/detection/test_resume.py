@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detr_container.tasks.detection.progress import Progress
 from runs import (
     HARD,
     assert_same_run,
@@ -23,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from detr_container.base.files import read_jsonl
 from detr_container.config.settings import Experiment
+from detr_container.engine.progress import Progress
 from detr_container.engine.run import Run
 from detr_container.tasks.detection.same import metrics
 
