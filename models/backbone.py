@@ -11,7 +11,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -103,20 +102,3 @@ def maps_up_to(name: str, strides: Sequence[int], stage: int = -1, stride: int =
     if not -count <= stage <= -1:
         raise ValueError(f"backbone.stage={stage}: {name} has {count} feature maps, from -{count} to -1")
     return count + 1 + stage
-
-
-def freeze_norms(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm2d below `module` by one whose statistics, scale and shift are fixed.
-
-    Returns `module`, or its replacement when it is itself a BatchNorm2d.
-    """
-    if isinstance(module, nn.BatchNorm2d):
-        if module.running_mean is None or module.running_var is None or not module.affine:
-            raise ValueError("a BatchNorm2d without statistics or scale cannot be frozen: use backbone.norm=batch")
-        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
-        state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
-        frozen.load_state_dict(state)
-        return frozen
-    for name, child in module.named_children():
-        setattr(module, name, freeze_norms(child))
-    return module

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import FrozenBatchNorm2d
 
 from .backbone import Backbone
+from .frozen_norm import FrozenNorm
 
 
 class _FoldedConv(torch.autograd.Function):
@@ -67,16 +67,14 @@ def _kernel_gradient(gradient: Tensor, x: Tensor, kernel: Tensor, geometry: tupl
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """norm(conv(x)), as one convolution when the norm is frozen."""
-    if not isinstance(norm, FrozenBatchNorm2d):
+    if not isinstance(norm, FrozenNorm):
         return norm(conv(x))
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shift = norm.bias - norm.running_mean * scale
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     # Within the function autocast would cast a second time, and out of sight of the gradient.
     with torch.autocast(device, enabled=False):
-        return _FoldedConv.apply(x, conv.weight, scale[:, None, None, None], shift, conv)
+        return _FoldedConv.apply(x, conv.weight, norm.scale[:, None, None, None], norm.shift, conv)
 
 
 class _Basic(BasicBlock):
@@ -118,7 +116,7 @@ class ResNetBackbone(Backbone):
         strides = DILATED if dilation else STRIDES
         channels = [width * block.expansion for width in (64, 128, 256, 512)]
         super().__init__(channels[:outputs], strides[:outputs])
-        norm = FrozenBatchNorm2d if frozen_norm else nn.BatchNorm2d
+        norm = FrozenNorm if frozen_norm else nn.BatchNorm2d
         self.body = ResNet(block, depths, replace_stride_with_dilation=[False, False, dilation], norm_layer=norm)
         self.layers = [f"layer{index}" for index in range(1, len(self.channels) + 1)]
         for unused in ("avgpool", "fc", "layer1", "layer2", "layer3", "layer4"):

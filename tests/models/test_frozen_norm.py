@@ -1,0 +1,77 @@
+"""Frozen norms whose scale and shift are made once: the numbers are torchvision's, bit for bit."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from golden import pattern
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import FrozenBatchNorm2d
+
+from detr_container.models.frozen_norm import FrozenNorm
+from detr_container.models.resnet import ResNetBackbone
+
+
+def pair() -> tuple[FrozenNorm, FrozenBatchNorm2d]:
+    ours, theirs = FrozenNorm(5, eps=0.01), FrozenBatchNorm2d(5, eps=0.01)
+    state = pattern.fill(theirs.state_dict())
+    ours.load_state_dict(state)
+    theirs.load_state_dict(state)
+    return ours, theirs
+
+
+def assigned(norm: nn.Module) -> nn.Module:
+    norm.load_state_dict({name: value + 1 for name, value in norm.state_dict().items()}, assign=True)
+    return norm
+
+
+CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "loaded": lambda norm: norm,
+    "wider": lambda norm: norm.double(),
+    "narrower": lambda norm: norm.to(torch.bfloat16),
+    "narrower and back": lambda norm: norm.to(torch.bfloat16).float(),
+    "assigned": assigned,
+    "copied": deepcopy,
+    "within a model": lambda norm: nn.Sequential(norm).double()[0],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_numbers_and_the_state_are_torchvisions(change: str) -> None:
+    ours, theirs = (CHANGES[change](norm) for norm in pair())
+    x = torch.randn(2, 5, 3, 4, dtype=ours.state_dict()["weight"].dtype)
+    assert torch.equal(ours(x), theirs(x))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_folded_at_a_call(training: bool) -> None:
+    """Not in a ResNet's convolutions either, whose kernels alone are scaled anew while they train."""
+    backbone = ResNetBackbone("resnet18").train(training)
+    with Operations() as seen:
+        maps: list[Tensor] = backbone(torch.randn(1, 3, 64, 64))
+        maps[-1].sum().backward()
+    assert seen.names.count("convolution") == 20
+    assert "rsqrt" not in seen.names
+    with Operations() as seen:
+        backbone.double()
+    assert seen.names.count("rsqrt") == 20
