@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from detr_container.base.files import open_regular
 from detr_container.base.shortage import out_of_files, out_of_memory
@@ -118,6 +117,8 @@ def _decoded(data: bytes, apply_orientation: bool) -> tuple[Tensor, int]:
 
 def _decoded_jpeg(data: bytes) -> Tensor | None:
     """The pixels of a JPEG; None for a kind that only Pillow knows, or a damaged one, of which Pillow says more."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     try:
         return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:

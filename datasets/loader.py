@@ -357,7 +357,9 @@ def _worker_context() -> multiprocessing.context.BaseContext:
     moment, and hang now and then; spawning would import torch anew for every worker. A fork server imports it once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["detr_container.datasets.dataset", "detr_container.datasets.batch"])
+    context.set_forkserver_preload(
+        ["detr_container.datasets.dataset", "detr_container.datasets.batch", "torchvision.transforms.v2"]
+    )
     # The server would die of a signal to the whole job, and its workers with it. It inherits what is blocked here;
     # signals that arrive meanwhile wait. Starting the tracker unblocks them, hence the order.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)

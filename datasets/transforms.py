@@ -16,7 +16,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tvf
 
 Size = tuple[int, int]
 
@@ -100,6 +99,8 @@ def resize_image(image: Tensor, size: Size) -> Tensor:
     Decoded pictures lie in memory with channels last, where resizing uint8 is 2.5 times faster than in planes; a
     crop is copied, because a view with gaps would silently take the slow way.
     """
+    from torchvision.transforms.v2 import functional as tvf
+
     if size == tuple(image.shape[-2:]):
         return image
     interleaved = image[None].contiguous(memory_format=torch.channels_last)[0]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr_container.datasets.batch import Targets
@@ -56,6 +55,8 @@ class Matcher:
 
         What comes to the host comes in one transfer, the only one of a training step. Raises NonFiniteOutputError.
         """
+        from scipy.optimize import linear_sum_assignment
+
         layers, images, queries = output.logits.shape[:3]
         costs = self.costs(output, targets)
         # A picture without objects has no costs, so what it predicts is tested by itself.

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models import get_weight
 
 from .backbone import Backbone
 from .container import ContainerLight
@@ -60,6 +59,8 @@ def load_imagenet(backbone: Backbone, name: str) -> None:
             f"{CONTAINER_SOURCE} and pass its path as backbone.weights, or start from random weights with "
             "backbone.weights=none"
         )
+    from torchvision.models import get_weight
+
     weights = get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.{TORCHVISION}")
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)

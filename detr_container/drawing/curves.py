@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from detr_container.base.files import atomic_write
 from detr_container.base.terminal import shown
 
 from .fonts import families
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -32,6 +32,8 @@ def plot_curves(metrics: Rows, evaluations: Rows, path: str | Path, title: str =
     metrics: rows with epoch, loss, losses (a mapping of terms), lr and grad_norm; evaluations: rows with epoch, ap and
     ap50 (fractions). Whatever is absent, None or not finite is a gap; no rows at all give empty panels.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     figure = make_figure(metrics, evaluations, title)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
@@ -40,6 +42,8 @@ def plot_curves(metrics: Rows, evaluations: Rows, path: str | Path, title: str =
 
 def make_figure(metrics: Rows, evaluations: Rows, title: str = "") -> Figure:
     """Make the figure that `plot_curves` writes: panels for loss, AP, learning rate, gradient norm, in that order."""
+    import matplotlib as mpl
+
     terms = _largest_terms(metrics)
     # A name with two dollar signs is a name.
     with mpl.rc_context({"text.parse_math": False, "font.family": families(shown("".join((title, *terms))))}):
@@ -47,6 +51,8 @@ def make_figure(metrics: Rows, evaluations: Rows, title: str = "") -> Figure:
 
 
 def _figure(metrics: Rows, evaluations: Rows, title: str, terms: Sequence[str]) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(12, 7.5), dpi=110, layout="constrained")
     ((loss, precision), (rate, norm)) = figure.subplots(2, 2)
     if title:

@@ -8,9 +8,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-import matplotlib.font_manager as font_manager
-from matplotlib.ft2font import FT2Font
 from PIL import ImageFont
 
 from detr_container.base.terminal import shown
@@ -26,6 +23,8 @@ _INKED = 100
 
 def dejavu(bold: bool = False) -> str:
     """The path of DejaVu Sans."""
+    import matplotlib
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name)
 
@@ -42,14 +41,16 @@ def font_with(letters: frozenset[str]) -> str | None:
 @functools.cache
 def _system_fonts() -> tuple[str, ...]:
     """Those of the system, upright and of usual weight before others of their kind."""
-    return tuple(
-        sorted(font_manager.findSystemFonts(), key=lambda path: (bool(_SPECIAL.search(Path(path).stem)), path))
-    )
+    from matplotlib.font_manager import findSystemFonts
+
+    return tuple(sorted(findSystemFonts(), key=lambda path: (bool(_SPECIAL.search(Path(path).stem)), path)))
 
 
 @functools.cache
 def _letters_of(path: str) -> frozenset[int]:
     """The letters that a font has as outlines, which can be drawn in any size."""
+    from matplotlib.ft2font import FT2Font
+
     try:
         font = FT2Font(path)
         return frozenset(font.get_charmap()) if font.scalable else frozenset()
@@ -82,6 +83,8 @@ def _legible(name: str, label: int) -> str:
 
 def families(text: str) -> list[str]:
     """Names of fonts, as matplotlib takes them for `font.family`, of which each letter finds the first that has it."""
+    import matplotlib.font_manager as font_manager
+
     found = ["DejaVu Sans"]
     for letter in sorted(set(text)):
         path = font_with(frozenset(letter))

@@ -11,7 +11,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -160,6 +159,8 @@ def overlay_heat(picture: Picture, heat: ArrayLike | Tensor, opacity: float = 0.
     heat: [h', w'] of any size, covering the whole picture; it is divided by its largest value, and what is negative
     counts as zero. Raises ValueError for another shape or what is not finite.
     """
+    import matplotlib
+
     image = to_image(picture)
     weights = np.maximum(_numbers(heat).astype(np.float32), 0.0)
     if weights.ndim != 2 or not weights.size or not np.isfinite(weights).all():

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn
 from rich.progress import Progress as Bar
 from rich.progress import Task as BarTask
 from rich.text import Text
-from torch.utils.tensorboard import SummaryWriter
 
 from detr_container.base.clock import clock
 from detr_container.base.files import JsonLines
@@ -41,6 +40,8 @@ class Progress:
     def __enter__(self) -> Self:
         if not self.main:
             return self
+        from torch.utils.tensorboard import SummaryWriter
+
         columns = (
             column("{task.description}"),
             BarColumn(30),

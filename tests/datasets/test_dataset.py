@@ -95,7 +95,7 @@ def no_files(*_: Any, **__: Any) -> Any:
     [
         ("PIL.ImageFile.ImageFile.load", memory_error, "png"),
         ("PIL.ImageFile.ImageFile.load", told_by_a_decoder, "png"),
-        ("detr_container.datasets.images.decode_jpeg", no_memory, "jpg"),
+        ("torchvision.io.decode_jpeg", no_memory, "jpg"),
         ("detr_container.datasets.images.open_regular", no_files, "png"),
     ],
 )

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from .predict import Prediction, as_records, query_maps
 from .trained import Trained
@@ -91,6 +89,8 @@ def match_across(found: Sequence[Sequence[Found]]) -> list[Object]:
     Model by model, detections are assigned to the objects so far (to the box of the first model that found each) such
     that the sum of IoUs is largest (Kuhn 1955); pairs need one class and an IoU of `SAME`. The rest are new objects.
     """
+    from scipy.optimize import linear_sum_assignment
+
     objects: list[Object] = []
     for place, detections in enumerate(found):
         free = set(range(len(detections)))
@@ -119,5 +119,7 @@ def _class(one: Found) -> str:
 
 def ious(ours: Sequence[Found], theirs: Sequence[Found]) -> np.ndarray:
     """[n, m]; boxes without area overlap nothing."""
+    from torchvision.ops import box_iou
+
     overlap = box_iou(torch.stack([one.box for one in ours]), torch.stack([one.box for one in theirs]))
     return overlap.nan_to_num().numpy()
