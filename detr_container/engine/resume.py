@@ -97,24 +97,28 @@ def check_head(
     """
     faults = []
     if not _whole(state.get("format")) or not 1 <= state["format"] <= FORMAT:
-        faults.append(f"format is {_show(state.get('format'))}, not 1 .. {FORMAT} (a newer version's?)")
+        faults.append(f"format is {show(state.get('format'))}, not 1 .. {FORMAT} (a newer version's?)")
     faults += _position_faults(state)
     for key, least in (("step", 1), ("steps_per_epoch", 1)):
         if not _whole(state.get(key)) or not least <= state[key] < 2**53:
-            faults.append(f"{key} is {_show(state.get(key))}, not a whole number from {least}")
+            faults.append(f"{key} is {show(state.get(key))}, not a whole number from {least}")
     if not faults and path.name != f"checkpoint-{state['step']:08d}.pt":
         faults.append(f"step is {state['step']}, which is not the file's")
     kept = state.get("meters")
     rows = kept if isinstance(kept, list) and kept else [None]
     if not all(isinstance(row, list) and len(row) == meters and all(map(_number, row)) for row in rows):
-        faults.append(f"meters is {_show(kept)}, not {meters} numbers for each process")
+        faults.append(f"meters is {show(kept)}, not {meters} numbers for each process")
     if not isinstance(state.get("experiment"), dict):
-        faults.append(f"experiment is {_show(state.get('experiment'))}, not settings")
-    faults += of_task(state)
+        faults.append(f"experiment is {show(state.get('experiment'))}, not settings")
     if "ema_updates" in state and (not _whole(state["ema_updates"]) or not 0 <= state["ema_updates"] < 2**53):
-        faults.append(f"ema_updates is {_show(state['ema_updates'])}, not a whole number from 0")
+        faults.append(f"ema_updates is {show(state['ema_updates'])}, not a whole number from 0")
     if not _hashes(state.get("data", {})):
-        faults.append(f"data is {_show(state['data'])}, not the hashes of two annotation files")
+        faults.append(f"data is {show(state['data'])}, not the hashes of two annotation files")
+    try:
+        faults += of_task(state)
+    except ValueError as error:
+        refuse(path, faults)
+        raise ValueError(f"{path} is {error}") from error
     refuse(path, faults)
 
 
@@ -161,17 +165,17 @@ def _hashes(data: object) -> bool:
 def _optimiser_faults(state: Mapping[str, Any], optimiser: AdamW, names: Sequence[str]) -> list[str]:
     saved = state.get("optimizer")
     if not isinstance(saved, dict):
-        return [f"optimizer is {_show(saved)}, not a dict"]
+        return [f"optimizer is {show(saved)}, not a dict"]
     # Who never had a gradient has no state; since format 2 a checkpoint says who had.
     trained = state.get("trained", list(names))
     if not isinstance(trained, list) or not all(isinstance(name, str) for name in trained):
-        return [f"trained is {_show(trained)}, not a list of names"]
+        return [f"trained is {show(trained)}, not a list of names"]
     expected = {index for index, name in enumerate(names) if name in trained}
-    faults = [f"the optimizer's {_show(key)} is none of {len(names)} parameters" for key in saved if not _whole(key)]
+    faults = [f"the optimizer's {show(key)} is none of {len(names)} parameters" for key in saved if not _whole(key)]
     if faults:
         return faults
     faults += [f"optimizer: no state of {names[index]}" for index in sorted(expected - saved.keys())]
-    faults += [f"optimizer: more states than parameters ({_show(key)})" for key in saved.keys() - expected]
+    faults += [f"optimizer: more states than parameters ({show(key)})" for key in saved.keys() - expected]
     faults += [f"optimizer: {name!r} is unknown to the model" for name in trained if name not in names]
     if not faults and "trained" in state:
         # In the order of the states: of equal shapes, nothing else would show that they stand in other places.
@@ -189,7 +193,7 @@ def _optimiser_faults(state: Mapping[str, Any], optimiser: AdamW, names: Sequenc
 def _moment_fault(entry: object, parameter: Tensor, steps: int) -> str:
     """What is wrong with AdamW's state of one parameter: the number of its steps, two means of its gradient's shape."""
     if not isinstance(entry, dict) or entry.keys() != _MOMENTS:
-        return f"{_show(entry)} instead of {', '.join(sorted(_MOMENTS))}"
+        return f"{show(entry)} instead of {', '.join(sorted(_MOMENTS))}"
     for key in ("exp_avg", "exp_avg_sq"):
         fault = tensor_fault(entry[key], parameter.shape, parameter.dtype, exact=True)
         if fault:
@@ -264,6 +268,7 @@ def _number(value: object) -> bool:
     return isinstance(value, float) or _whole(value)
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
+    """What stands somewhere instead of what should, in a few letters."""
     text = repr(value) if isinstance(value, int | float | str | bool | type(None)) else f"a {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:40]}..."

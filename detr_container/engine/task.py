@@ -162,7 +162,10 @@ class Task(ABC):
         return {}
 
     def state_faults(self, state: Mapping[str, Any]) -> list[str]:
-        """What is wrong with what `state` gave to a checkpoint. Raises ValueError when it is another data set's."""
+        """What is wrong with what `state` gave to a checkpoint.
+
+        Raises ValueError ("of other ...") when it is another data set's.
+        """
         del state
         return []
 

@@ -194,7 +194,9 @@ def test_an_edit_changes_no_queued_run(root: Path, tmp_path: Path) -> None:
     options = ["--run", "a", *LOCAL, "--slurm.setup", "sleep 2", *experiment_options(root, 2)]
     done = command(tmp_path, "submit", "debug", *options, code=checkout)
     assert done.returncode == 0, done.stderr
-    (checkout / "detr_container" / "train.py").write_text("raise SyntaxError('half an edit')")
+    edited = checkout / "detr_container" / "engine" / "trainer.py"
+    assert edited.exists()
+    edited.write_text("raise SyntaxError('half an edit')")
     run = tmp_path / "runs" / "a"
     assert end_of(run).state == "finished", said(run)
     (row,) = read_jsonl(run / "provenance.jsonl")

@@ -14,6 +14,7 @@ from detr_container.datasets.annotations import Category
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.loader import Ends, StepBatches, batches, training_loader
 from detr_container.engine.precision import autocast
+from detr_container.engine.resume import show
 from detr_container.engine.session import Session
 from detr_container.engine.task import Evaluation, Lap, Metric, NonFiniteError, Task, no_lap
 from detr_container.models.criterion import diagnostics
@@ -171,18 +172,21 @@ class DetectionTask(Task):
 
 
 def class_faults(found: object, classes: Sequence[Category]) -> list[str]:
-    """What is wrong with the class list of a checkpoint, which must be the data set's."""
+    """What is wrong with the class list of a checkpoint. Raises ValueError when it is not the data set's."""
     good = isinstance(found, list) and all(
         isinstance(each, list | tuple) and len(each) == 2 and type(each[0]) is int and isinstance(each[1], str)
         for each in found
     )
     if not isinstance(found, list) or not good:
-        return [f"classes is a {type(found).__name__}, not a list of ids and names"]
+        return [f"classes is {show(found)}, not a list of ids and names"]
     theirs, ours = {tuple(each) for each in found}, {(each.id, each.name) for each in classes}
     if theirs == ours and len(found) == len(classes):
         return []
     differ = ", ".join(f"{name!r} (id {number})" for number, name in sorted(theirs ^ ours)[:6])
-    return [f"its classes are not the data set's: {differ or 'some stand there twice'}"]
+    raise ValueError(
+        f"of other classes than the data set's: {differ or 'some stand there twice'}. Put the data back, or start "
+        "another run (--run NAME) from this one with --init"
+    )
 
 
 def _folder(run: Path, epoch: int) -> Path:
