@@ -6,15 +6,13 @@ Shapes: B pictures, S = h x w cells, C width, D decoder layers, Q queries, K log
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import Backbone
-from .position_encoding import Extent, LearnedPosition, SinePosition, extent
-from .transformer import Encoder, EncoderLayer
+from .backbones.backbone import Backbone
+from .layers.position_encoding import Extent, LearnedPosition, SinePosition, extent
+from .layers.transformer import Encoder, EncoderLayer
 
 POSITIONS = {"sine": SinePosition, "learned": LearnedPosition}
 
@@ -42,21 +40,6 @@ class Memory:
     position: Tensor
     bias: Tensor | None
     cover: Extent
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
-        super().__init__()
-        widths = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x), inplace=True)
-        return self.layers[-1](x)
 
 
 class Detector(nn.Module):

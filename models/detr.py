@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
-from .detector import MLP, Detector, Output
-from .transformer import Decoder, DecoderLayer, initialise
+from .backbones.backbone import Backbone
+from .detector import Detector, Output
+from .layers.mlp import MLP
+from .layers.transformer import Decoder, DecoderLayer, initialise
 
 
 class Detr(Detector):

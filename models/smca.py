@@ -14,10 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
-from .detector import MLP, Detector, Output
-from .position_encoding import Extent
-from .transformer import DecoderLayer, initialise
+from .backbones.backbone import Backbone
+from .detector import Detector, Output
+from .layers.mlp import MLP
+from .layers.position_encoding import Extent
+from .layers.transformer import DecoderLayer, initialise
 
 # How many scales each head has, by type: none, one, one per axis, and one more for the product of both axes.
 SCALES = {"type1": 0, "type2": 1, "type3": 2, "type4": 3}

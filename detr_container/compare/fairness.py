@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detr_container.config.settings import Experiment
-from detr_container.models.pretrained import origin
+from detr_container.models.weights.backbones import origin
 
 from .cells import Cell
 from .reading import RunRecord, settings_of

@@ -12,7 +12,7 @@ from detr_container.config.experiments import FOCAL, named
 from detr_container.config.settings import Experiment, LossConfig, validate
 from detr_container.jobs.submit import Member
 from detr_container.jobs.sweep import limit_runs, pair, with_settings
-from detr_container.models.container import SIZES
+from detr_container.models.backbones.container import SIZES
 
 Head = Literal["detr", "smca"]
 PUBLISHED = {"detr": "detr_r50_50e", "smca": "smca_r50_50e"}

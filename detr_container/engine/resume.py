@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from detr_container.base.checked import read_lines
-from detr_container.models.fit import listed, state_faults, tensor_fault
+from detr_container.models.weights.fit import listed, state_faults, tensor_fault
 
 from .checkpoint import Checkpoints, load
 from .run_files import ProvenanceLine

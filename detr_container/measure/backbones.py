@@ -51,8 +51,8 @@ def names_of(pattern: str) -> list[str]:
     """
     import timm
 
-    from detr_container.models.container import SIZES
-    from detr_container.models.resnet import DEPTHS
+    from detr_container.models.backbones.container import SIZES
+    from detr_container.models.backbones.resnet import DEPTHS
 
     every = [*DEPTHS, *SIZES, *(f"timm/{name}" for name in timm.list_models())]
     wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
@@ -120,7 +120,7 @@ def _look(name: str, room: int) -> dict[str, Any]:
 
 def _stated(name: str) -> Entry:
     if name.startswith("timm/"):
-        from detr_container.models.timm_fit import fit
+        from detr_container.models.backbones.timm_fit import fit
 
         found = fit(name.removeprefix("timm/"))
         return Entry(name, found.channels, found.strides, found.parameters, found.multiple, found.side)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import StochasticDepth
 
 from detr_container.engine.randomness import mixed, seed_step
-from detr_container.models.dropout import Dropout, DroppedReLU
+from detr_container.models.layers.dropout import Dropout, DroppedReLU
 
 DEVICES = [torch.device("cpu"), *([torch.device("cuda", 0)] if torch.cuda.is_available() else [])]
 LAYERS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -13,7 +13,7 @@ from detr_container.config.experiments import named
 from detr_container.config.settings import Experiment
 from detr_container.datasets.batch import Targets
 from detr_container.models.detector import Detector
-from detr_container.models.layouts import from_published
+from detr_container.models.weights.layouts import from_published
 from detr_container.tasks.detection.build import build_detector
 
 FOLDER = Path(__file__).parent

@@ -16,10 +16,10 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
 from detr_container.engine.optimizer import make_optimizer
-from detr_container.models.backbone import Backbone
-from detr_container.models.frozen_norm import freeze_norms
-from detr_container.models.pretrained import load_backbone
-from detr_container.models.resnet import DEPTHS, ResNetBackbone
+from detr_container.models.backbones.backbone import Backbone
+from detr_container.models.backbones.resnet import DEPTHS, ResNetBackbone
+from detr_container.models.layers.frozen_norm import freeze_norms
+from detr_container.models.weights.backbones import load_backbone
 from detr_container.tasks.detection.build import build_backbone, build_detector
 from detr_container.tasks.detection.groups import parameter_groups
 

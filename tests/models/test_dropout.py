@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from detr_container.models.dropout import LEVELS, Dropout, DroppedReLU, dropout
+from detr_container.models.layers.cpu.dropout import LEVELS
+from detr_container.models.layers.dropout import Dropout, DroppedReLU, dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.9])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from detr_container.models.fit import listed, load_checked, state_faults, tensor_fault
+from detr_container.models.weights.fit import listed, load_checked, state_faults, tensor_fault
 
 
 def quantized() -> torch.Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr_container.models.frozen_norm import FrozenNorm
-from detr_container.models.resnet import ResNetBackbone
+from detr_container.models.backbones.resnet import ResNetBackbone
+from detr_container.models.layers.frozen_norm import FrozenNorm
 
 
 def pair() -> tuple[FrozenNorm, FrozenBatchNorm2d]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from detr_container.config.settings import Experiment
 from detr_container.models.criterion import diagnostics
 from detr_container.models.detector import Output
-from detr_container.models.layouts import to_published
 from detr_container.models.matcher import Matches
 from detr_container.models.postprocess import postprocess
+from detr_container.models.weights.layouts import to_published
 from detr_container.tasks.detection.build import build_criterion, build_matcher
 
 POST_SIZES = [(480, 640), (400, 560)]

@@ -5,9 +5,9 @@ import torch
 from golden import pattern
 from torch import Tensor
 
+from detr_container.models.backbones.resnet import ResNetBackbone
 from detr_container.models.detr import Detr
-from detr_container.models.layouts import from_hugging_face, to_hugging_face
-from detr_container.models.resnet import ResNetBackbone
+from detr_container.models.weights.hugging_face import from_hugging_face, to_hugging_face
 
 transformers = pytest.importorskip("transformers")
 

@@ -4,20 +4,19 @@ import pytest
 import torch
 from golden import published
 
-from detr_container.models.container import SIZES, ContainerLight
+from detr_container.models.backbones.container import SIZES, ContainerLight
 from detr_container.models.detr import Detr
-from detr_container.models.layouts import (
+from detr_container.models.weights.detectors import detector_weights, scatter_rows
+from detr_container.models.weights.find import find_weights
+from detr_container.models.weights.hugging_face import from_hugging_face, to_hugging_face
+from detr_container.models.weights.layouts import (
     from_container,
-    from_hugging_face,
     from_published,
     rename,
     reverse,
     to_container,
-    to_hugging_face,
     to_published,
 )
-from detr_container.models.pretrained import detector_weights, scatter_rows
-from detr_container.models.weights import find_weights
 
 
 def numbered(names: dict[str, list[int]]) -> dict[str, torch.Tensor]:

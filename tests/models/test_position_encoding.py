@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr_container.models.position_encoding import Extent, LearnedPosition, SinePosition, extent
+from detr_container.models.layers.position_encoding import Extent, LearnedPosition, SinePosition, extent
 
 
 @given(

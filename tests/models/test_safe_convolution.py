@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from detr_container.config.settings import BackboneConfig
-from detr_container.models.resnet import DEPTHS
-from detr_container.models.safe_convolution import subsample_first, unsafe
+from detr_container.models.backbones.resnet import DEPTHS
+from detr_container.models.layers.cpu.safe_convolution import subsample_first, unsafe
 from detr_container.tasks.detection.build import build_backbone
 
 STEPS = """

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from detr_container.models.container import SIZES, ContainerLight
+from detr_container.models.backbones.container import SIZES, ContainerLight
 from detr_container.models.detector import Detector
 from detr_container.models.detr import Detr
-from detr_container.models.position_encoding import Extent
+from detr_container.models.layers.position_encoding import Extent
 from detr_container.models.smca import SCALES, GaussianPrior, SmcaDetr
 
 HEADS, WIDTH = 2, 8

@@ -7,8 +7,8 @@ import timm
 import torch
 
 from detr_container.config.settings import BackboneConfig, Experiment
-from detr_container.models.timm_backbone import TimmBackbone
-from detr_container.models.timm_fit import ANY_SIZE, fit
+from detr_container.models.backbones.timm_backbone import TimmBackbone
+from detr_container.models.backbones.timm_fit import ANY_SIZE, fit
 from detr_container.tasks.detection.build import build_backbone, build_detector, lay_out
 
 

@@ -26,8 +26,8 @@ from detr_container.config.settings import Experiment
 from detr_container.datasets.batch import Targets
 from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimizer, set_learning_rates
 from detr_container.models.detector import Detector
-from detr_container.models.layouts import to_published
 from detr_container.models.smca import PRIOR_BIAS
+from detr_container.models.weights.layouts import to_published
 from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher
 from detr_container.tasks.detection.groups import parameter_groups
 

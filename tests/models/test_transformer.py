@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detr_container.models.dropout import dropout
-from detr_container.models.layouts import rename
-from detr_container.models.transformer import Attention, Decoder, DecoderLayer, Encoder, EncoderLayer, initialise
+from detr_container.models.layers.attention import Attention
+from detr_container.models.layers.dropout import dropout
+from detr_container.models.layers.transformer import Decoder, DecoderLayer, Encoder, EncoderLayer, initialise
+from detr_container.models.weights.layouts import rename
 
 WIDTH, HEADS, HIDDEN = 16, 4, 24
 TO_TORCH = [

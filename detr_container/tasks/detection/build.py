@@ -19,17 +19,18 @@ from detr_container.datasets.annotations import Annotations, Category, read_anno
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
 from detr_container.datasets.transforms import Augmentation
-from detr_container.models.backbone import Backbone, maps_up_to
-from detr_container.models.container import SIZES, ContainerLight
+from detr_container.models.backbones.backbone import Backbone, maps_up_to
+from detr_container.models.backbones.container import SIZES, ContainerLight
+from detr_container.models.backbones.resnet import DEPTHS, DILATED, STRIDES, ResNetBackbone
+from detr_container.models.backbones.timm_backbone import TimmBackbone
+from detr_container.models.backbones.timm_fit import fit
 from detr_container.models.criterion import Criterion
 from detr_container.models.detector import Detector
 from detr_container.models.detr import Detr
 from detr_container.models.matcher import Matcher
-from detr_container.models.pretrained import Loaded, fine_tune_from, load_backbone, load_imagenet
-from detr_container.models.resnet import DEPTHS, DILATED, STRIDES, ResNetBackbone
 from detr_container.models.smca import SmcaDetr
-from detr_container.models.timm_backbone import TimmBackbone
-from detr_container.models.timm_fit import fit
+from detr_container.models.weights.backbones import load_backbone, load_imagenet
+from detr_container.models.weights.detectors import Loaded, fine_tune_from
 
 from .detector_file import load_weights, read_detector
 

@@ -17,9 +17,9 @@ from detr_container.config.settings import Experiment, from_file
 from detr_container.datasets.annotations import Category
 from detr_container.datasets.coco_classes import COCO, PANOPTIC, rows_by_id
 from detr_container.engine.checkpoint import load
-from detr_container.models.backbone import IMAGENET_MEAN, IMAGENET_STD
-from detr_container.models.pretrained import detector_weights
-from detr_container.models.weights import Which, check_sound, find_weights
+from detr_container.models.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from detr_container.models.weights.detectors import detector_weights
+from detr_container.models.weights.find import Which, check_sound, find_weights
 
 _log = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from detr_container.base.files import atomic_write, write_json
 from detr_container.config.settings import DataConfig, Experiment, HeadConfig
 from detr_container.datasets.coco_classes import unused
-from detr_container.models.backbone import IMAGENET_MEAN, IMAGENET_STD
-from detr_container.models.layouts import to_hugging_face, to_published
-from detr_container.models.pretrained import scatter_rows
-from detr_container.models.resnet import DEPTHS
+from detr_container.models.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from detr_container.models.backbones.resnet import DEPTHS
+from detr_container.models.weights.detectors import scatter_rows
+from detr_container.models.weights.hugging_face import to_hugging_face
+from detr_container.models.weights.layouts import to_published
 
 from .detector_file import PROCESSOR, is_weights_folder
 from .trained import Trained

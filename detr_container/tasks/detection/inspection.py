@@ -14,7 +14,7 @@ import torch
 from detr_container.base.files import atomic_write, write_json
 from detr_container.datasets.annotations import read_annotations, resolve_split
 from detr_container.datasets.coco_classes import is_unused
-from detr_container.models.weights import Which
+from detr_container.models.weights.find import Which
 
 from .found_objects import SAME, Model, Object, finder, ious, look, match_across
 from .inspection_sheet import Truth, draw_sheet

@@ -16,10 +16,10 @@ from detr_container.config.experiments import FOCAL, named
 from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig, LossConfig, validate
 from detr_container.datasets.annotations import Category, read_categories
 from detr_container.engine.run import Run
+from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.models.detector import Detector
-from detr_container.models.fit import load_checked
-from detr_container.models.resnet import DEPTHS
-from detr_container.models.weights import Which
+from detr_container.models.weights.find import Which
+from detr_container.models.weights.fit import load_checked
 
 from .build import build_detector
 from .detector_file import DetectorFile, is_weights_folder, read_detector

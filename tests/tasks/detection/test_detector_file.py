@@ -18,9 +18,10 @@ from torch import Tensor
 
 from detr_container.config.settings import to_dict
 from detr_container.datasets.annotations import Category
-from detr_container.models.layouts import to_hugging_face, to_published
-from detr_container.models.pretrained import detector_weights
-from detr_container.models.weights import find_weights
+from detr_container.models.weights.detectors import detector_weights
+from detr_container.models.weights.find import find_weights
+from detr_container.models.weights.hugging_face import to_hugging_face
+from detr_container.models.weights.layouts import to_published
 from detr_container.tasks.detection.build import start_from
 from detr_container.tasks.detection.export import exported
 from detr_container.tasks.detection.trained import Trained, named_rows, open_trained

@@ -25,7 +25,7 @@ from detr_container.config.settings import DataConfig
 from detr_container.datasets.annotations import Category
 from detr_container.drawing.images import PALETTE
 from detr_container.engine.run import Run
-from detr_container.models.layouts import to_published
+from detr_container.models.weights.layouts import to_published
 from detr_container.tasks.detection.found_objects import Found, Model, look, within_box
 from detr_container.tasks.detection.inspection import labels, open_models, tally, write_inspection
 from detr_container.tasks.detection.inspection_sheet import draw_sheet

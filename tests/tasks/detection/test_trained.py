@@ -16,8 +16,9 @@ from detr_container.config.settings import BackboneConfig, Experiment, HeadConfi
 from detr_container.datasets.annotations import Category
 from detr_container.engine.checkpoint import load
 from detr_container.models.detector import Detector
-from detr_container.models.layouts import to_hugging_face, to_published
-from detr_container.models.pretrained import fine_tune_from
+from detr_container.models.weights.detectors import fine_tune_from
+from detr_container.models.weights.hugging_face import to_hugging_face
+from detr_container.models.weights.layouts import to_published
 from detr_container.tasks.detection.build import build_detector, start_from
 from detr_container.tasks.detection.export import exported
 from detr_container.tasks.detection.trained import Trained, guess, open_trained

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from test_trained import CLASSES, CPU, SMALL, model_of
 
-from detr_container.models.layouts import to_hugging_face
+from detr_container.models.weights.hugging_face import to_hugging_face
 from detr_container.tasks.detection.build import start_from
 from detr_container.tasks.detection.trained import open_trained
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..layers.cpu.safe_convolution import subsample_first
 from .backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
-from .safe_convolution import subsample_first
 from .timm_fit import channels_first, create, fit
 
 

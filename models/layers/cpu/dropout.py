@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LEVELS = 1 << 16
@@ -71,31 +70,10 @@ class _DroppedReLU(torch.autograd.Function):
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero each element of `x` with probability `p` and scale the others by 1 / (1 - p).
-
-    Elsewhere than on a CPU this is torch's own.
-    """
-    return _Dropout.apply(x, p) if x.device.type == "cpu" else F.dropout(x, p)
+    """Zero each element of `x` with probability `p` and scale the others by 1 / (1 - p)."""
+    return _Dropout.apply(x, p)
 
 
-class Dropout(nn.Module):
-    """`dropout` in training, nothing in evaluation."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same."""
-        return dropout(x, self.p) if self.training and self.p else x
-
-
-class DroppedReLU(Dropout):
-    """Dropout of a ReLU's output."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape to the same."""
-        if self.training and self.p and x.device.type == "cpu":
-            return _DroppedReLU.apply(x, self.p)
-        # ReLU and dropout commute; ReLU's output is what the next layer keeps for its gradient.
-        return F.relu(super().forward(x))
+def dropped_relu(x: Tensor, p: float) -> Tensor:
+    """Dropout of ReLU(x)."""
+    return _DroppedReLU.apply(x, p)

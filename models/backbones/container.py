@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from ..layers.context_aggregation import MixedAggregation, StaticAggregation
+from ..layers.frozen_norm import freeze_norms
 from .backbone import Backbone
-from .context_aggregation import MixedAggregation, StaticAggregation
-from .frozen_norm import freeze_norms
 
 
 @dataclass(frozen=True)

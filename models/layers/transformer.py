@@ -8,97 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from .dropout import Dropout, DroppedReLU, draw, drop
-
-
-class Attention(nn.Module):
-    """Multi-head attention with packed projections, laid out as `nn.MultiheadAttention` lays out its parameters."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        if width % heads:
-            raise ValueError(f"a width of {width} does not divide by {heads} heads: set head.width or head.heads")
-        self.heads, self.dropout = heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[B, L, C] attending to [B, S, C].
-
-        bias: added to the logits, or a bool mask that is True where attention is allowed; broadcasts to [B, h, L, S].
-        When query and key are one tensor, they are projected together.
-        """
-        q, k, v = self._project(query, key, value)
-        rate = self.dropout if self.training else 0.0
-        if rate and q.device.type == "cpu":
-            # Autocast has cast q, k and v already; the softmax is kept in float32 by the function itself.
-            with torch.autocast("cpu", enabled=False):
-                mixed = _DroppingAttention.apply(q, k, v, bias, rate)
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-    def weights(self, query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[B, h, L, S] attention weights, for looking at; dropout is not applied."""
-        q, k, _ = self._project(query, key, key)
-        return _weights(q, k, bias)
-
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """Projected query, key and value as [B, h, tokens, C / h]."""
-        # Split, not sliced: the gradient of a slice is as large as what it was sliced from.
-        sizes = [2 * query.shape[-1], query.shape[-1]] if query is key else 3 * [query.shape[-1]]
-        weights, biases = self.in_proj_weight.split(sizes), self.in_proj_bias.split(sizes)
-        sources = (query, value) if query is key else (query, key, value)
-        projected = [F.linear(*each) for each in zip(sources, weights, biases, strict=True)]
-        if query is key:
-            projected[:1] = projected[0].chunk(2, dim=-1)
-        return [tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tokens in projected]
-
-
-def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """[B, h, L, S] attention weights, in float32 or wider; q and k are [B, h, tokens, C / h]."""
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if bias is not None:
-        logits = logits.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else logits + bias
-    return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-class _DroppingAttention(torch.autograd.Function):
-    """Attention with dropout of its weights, for which a CPU has no fused kernel.
-
-    The [B, h, L, S] weights of all layers would be most of what is kept for the gradient. They are made again, which is
-    cheaper than the memory; what was dropped is kept, a byte each.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float) -> Tensor:
-        weights = _weights(q, k, bias)
-        keep = draw(weights.shape, rate)
-        ctx.save_for_backward(q, k, v, bias, keep)
-        ctx.rate = rate
-        return drop(weights, keep, rate).to(v.dtype) @ v
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, keep = ctx.saved_tensors
-        weights = _weights(q, k, bias)
-        to_v = drop(weights, keep, ctx.rate).to(v.dtype).transpose(-2, -1) @ gradient
-        to_weights = drop((gradient @ v.transpose(-2, -1)).to(weights.dtype), keep, ctx.rate)
-        to_logits = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, weights.dtype)
-        to_bias = to_logits.sum_to_size(bias.shape).to(bias.dtype) if ctx.needs_input_grad[3] else None
-        to_logits, scale = to_logits.to(q.dtype), q.shape[-1] ** -0.5
-        return to_logits @ (k * scale), to_logits.transpose(-2, -1) @ (q * scale), to_v, to_bias, None
+from .attention import Attention
+from .dropout import Dropout, DroppedReLU
 
 
 class FeedForward(nn.Module):

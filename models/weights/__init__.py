@@ -1,0 +1,1 @@
+"""Weights from files: where a file keeps them, under which names, whether they fit, and what becomes of each."""
