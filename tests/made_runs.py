@@ -12,8 +12,9 @@ import simulated
 from PIL import Image
 
 from detr_container.base.files import sha256, write_json, write_jsonl
+from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
-from detr_container.config.settings import Experiment, to_dict
+from detr_container.config.settings import to_dict
 from detr_container.jobs.sweep import with_settings
 from detr_container.tasks.detection.scoring import score, write_results
 
@@ -41,7 +42,7 @@ def make_data(
     return world
 
 
-def experiment_of(root: Path, head: str, backbone: str, seed: int = 0, **train: Any) -> Experiment:
+def experiment_of(root: Path, head: str, backbone: str, seed: int = 0, **train: Any) -> DetectionExperiment:
     """A small experiment on such a data set; train: other settings of its schedule."""
     base = with_settings(named("debug").experiment, [("head.kind", head), ("backbone.name", backbone)])
     return replace(
@@ -54,7 +55,12 @@ def experiment_of(root: Path, head: str, backbone: str, seed: int = 0, **train: 
 
 
 def make_run(
-    folder: Path, experiment: Experiment, world: simulated.Scene, skill: float, epochs: int = EPOCHS, draw: int = 0
+    folder: Path,
+    experiment: DetectionExperiment,
+    world: simulated.Scene,
+    skill: float,
+    epochs: int = EPOCHS,
+    draw: int = 0,
 ) -> Path:
     """A run that was evaluated after each of so many epochs, a little better each time; draw: of its detections."""
     assert experiment.data.root is not None
@@ -81,7 +87,7 @@ def make_run(
     return folder
 
 
-def provenance_line(experiment: Experiment, **changed: Any) -> dict[str, Any]:
+def provenance_line(experiment: DetectionExperiment, **changed: Any) -> dict[str, Any]:
     """What a start of a run notes."""
     assert experiment.data.root is not None
     paths = {split: experiment.data.root / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}

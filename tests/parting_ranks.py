@@ -14,7 +14,7 @@ import torch
 from runs import tiny
 
 from detr_container.base.interrupt import StopRequest
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.engine import resume
 from detr_container.engine import session as distributed
 from detr_container.engine.checkpoint import Checkpoints
@@ -29,7 +29,7 @@ FOLDER, RANK = Path(sys.argv[1]), int(sys.argv[2])
 GIVEN = json.loads((FOLDER / "given.json").read_text())
 
 
-def experiment(**changed: Any) -> Experiment:
+def experiment(**changed: Any) -> DetectionExperiment:
     settings = {"train__eval_every": 0, "train__epochs": 1, "head__dropout": 0.1, "train__micro_batch": 1}
     return tiny(Path(GIVEN["root"]), **settings, **changed)
 
@@ -53,7 +53,7 @@ def blind(here: Session) -> list[Any]:
     return train(here, train__max_steps=1)
 
 
-def other_data(here: Session, split: str, begin: Callable[[Session, Experiment], Any]) -> Any:
+def other_data(here: Session, split: str, begin: Callable[[Session, DetectionExperiment], Any]) -> Any:
     """Each process has the data in a folder of its own machine; the second one's file has a line more."""
     place = FOLDER / f"{split}-{begin.__name__}-{RANK}"
     shutil.copytree(GIVEN["root"], place / "shapes")
@@ -65,7 +65,7 @@ def other_data(here: Session, split: str, begin: Callable[[Session, Experiment],
     return begin(here, replace(settings, data=replace(settings.data, root=Path("shapes"))))
 
 
-def begin_training(here: Session, settings: Experiment) -> None:
+def begin_training(here: Session, settings: DetectionExperiment) -> None:
     with StopRequest() as stop:
         Trainer(
             DetectionTask(settings, data_on_all(here, settings)), settings, Run(FOLDER / "with-other-data"), here, stop

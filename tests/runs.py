@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 
+from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
-from detr_container.config.settings import Experiment
 from detr_container.datasets.shapes import make_shapes
 from detr_container.engine.checkpoint import load
 from detr_container.engine.run import Run
+from detr_container.engine.train import train
 from detr_container.tasks.detection.same import differences, run_differences
-from detr_container.tasks.detection.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL, SIDE = 16, 5, 64
@@ -51,7 +51,7 @@ def shapes_folder(factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny(root: Path, **changed: Any) -> Experiment:
+def tiny(root: Path, **changed: Any) -> DetectionExperiment:
     """`debug` made smaller: two epochs of four steps. changed: settings as `train__epochs=1` or `seed=3`."""
     experiment = named("debug").experiment
     settings = {
@@ -82,7 +82,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_in(folder: Path, experiment: Experiment, pictures: bool = False) -> int:
+def train_in(folder: Path, experiment: DetectionExperiment, pictures: bool = False) -> int:
     """`train` on one thread; returns its exit status. pictures: also draw, which costs more than all the steps."""
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         if not pictures:
@@ -156,7 +156,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         time.sleep(0.005)
 
 
-def settings_of(experiment: Experiment) -> list[str]:
+def settings_of(experiment: DetectionExperiment) -> list[str]:
     """The options that turn `debug` into this experiment on the command line."""
     from detr_container.config.settings import difference
 

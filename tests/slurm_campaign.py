@@ -22,7 +22,7 @@ from runs import tiny, train_in
 from slurm_cluster import MARK, Cluster, cluster
 from slurm_configuration import NODES
 
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.shapes import make_shapes
 from detr_container.launch.resources import Resources
 from detr_container.measure import soak
@@ -190,7 +190,7 @@ def _sruns(slurm: Path) -> list[str]:
     return found
 
 
-def _epoch(folder: Path, experiment: Experiment) -> float:
+def _epoch(folder: Path, experiment: DetectionExperiment) -> float:
     """Seconds that an epoch takes one process, here and now."""
     epochs = 20
     began = time.monotonic()

@@ -16,7 +16,8 @@ from rich.table import Table
 from detr_container.base.shortage import asking
 from detr_container.base.terminal import console, shown, start_logging
 from detr_container.config.arguments import experiment_first, parse
-from detr_container.config.experiments import BUILDERS, named
+from detr_container.config.detection import detection
+from detr_container.config.experiments import Published, named, names
 from detr_container.config.settings import Experiment
 from detr_container.jobs.names import place
 
@@ -93,14 +94,14 @@ def experiments(arguments: Sequence[str]) -> int:
 
     parse(Options, arguments, "experiments", experiments.__doc__)
     screen = console()
-    for name in BUILDERS:
+    for name in names():
         entry = named(name)
-        x = entry.experiment
-        drop = f"drop at {x.train.lr_drop}" if x.train.schedule == "step" else x.train.schedule
+        train = entry.experiment.train
+        drop = f"drop at {train.lr_drop}" if train.schedule == "step" else train.schedule
         lines = [
-            f"{x.head.kind}, {x.head.queries} queries, on {x.backbone.label}",
-            f"{x.train.epochs} epochs, {drop}, batch {x.train.batch}",
-            f"published box AP on COCO val2017: {entry.ap or 'none'}",
+            entry.experiment.model_label,
+            f"{train.epochs} epochs, {drop}, batch {train.batch}",
+            f"published {Published.what}: {'; '.join(map(str, entry.published)) or 'none'}",
         ]
         screen.print(name, style="bold")
         screen.print(*(f"  {line}" for line in lines), sep="\n", soft_wrap=True)
@@ -127,7 +128,7 @@ def train(arguments: Sequence[str]) -> int:
     """Train an experiment: `train EXPERIMENT [--setting value ...]`; alone, or as many processes under torchrun."""
     experiment, rest = experiment_first(arguments, "train")
     options = parse(TrainOptions, rest, "train", train.__doc__, TrainOptions(experiment))
-    from detr_container.tasks.detection.train import train as run
+    from detr_container.engine.train import train as run
 
     return run(options.settings, options.folder)
 
@@ -135,7 +136,7 @@ def train(arguments: Sequence[str]) -> int:
 def demo(arguments: Sequence[str]) -> int:
     """Train, evaluate and show a small real run on data it makes itself; minutes on two CPU cores."""
     options = parse(TrainOptions, arguments, "demo", demo.__doc__, TrainOptions(named("demo").experiment))
-    from detr_container.tasks.detection.train import train as run
+    from detr_container.engine.train import train as run
 
     status, folder = run(options.settings, options.folder), options.folder
     if status == 0 and (folder / "predictions.png").exists():
@@ -144,7 +145,7 @@ def demo(arguments: Sequence[str]) -> int:
             f"  {folder}/predictions.png   ground truth beside predictions\n"
             f"  {folder}/curves.png        losses, AP and learning rate\n"
             f"Next: detr-container evaluate {folder}; "
-            f"detr-container predict {folder} {options.settings.data.root}/val2017 --maps",
+            f"detr-container predict {folder} {detection(options.settings).data.root}/val2017 --maps",
             soft_wrap=True,
         )
     return status
@@ -155,10 +156,10 @@ def benchmark(arguments: Sequence[str]) -> int:
     from detr_container.measure.benchmark import BenchmarkOptions, run
 
     experiment, rest = experiment_first(arguments, "benchmark")
-    experiments = [experiment]
+    experiments = [detection(experiment)]
     while rest and not rest[0].startswith("-"):
         experiment, rest = experiment_first(rest, "benchmark")
-        experiments.append(experiment)
+        experiments.append(detection(experiment))
     doc = benchmark.__doc__
     return run([parse(BenchmarkOptions, rest, "benchmark", doc, BenchmarkOptions(each)) for each in experiments])
 
@@ -168,7 +169,7 @@ def preflight(arguments: Sequence[str]) -> int:
     from detr_container.measure.preflight import PreflightOptions, run
 
     experiment, rest = experiment_first(arguments, "preflight")
-    return run(parse(PreflightOptions, rest, "preflight", preflight.__doc__, PreflightOptions(experiment)))
+    return run(parse(PreflightOptions, rest, "preflight", preflight.__doc__, PreflightOptions(detection(experiment))))
 
 
 def soak(arguments: Sequence[str]) -> int:
@@ -178,7 +179,7 @@ def soak(arguments: Sequence[str]) -> int:
 
     named_first = arguments and not arguments[0].startswith("-")
     experiment, rest = experiment_first(arguments if named_first else ["debug", *arguments], "soak")
-    return run(parse(SoakOptions, rest, "soak", soak.__doc__, default(experiment, usual_resources())))
+    return run(parse(SoakOptions, rest, "soak", soak.__doc__, default(detection(experiment), usual_resources())))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -20,6 +20,7 @@ from detr_container.base.files import open_regular
 from detr_container.base.limits import AtOnce, Many, Seed
 from detr_container.base.terminal import console
 from detr_container.config.arguments import experiment_first, parse
+from detr_container.config.experiments import named, names
 from detr_container.config.settings import Experiment
 from detr_container.jobs.names import place, place_of_many
 from detr_container.launch.attempts import JobFolder
@@ -91,7 +92,7 @@ class StatusOptions:
 
 
 def status(arguments: Sequence[str]) -> int:
-    """How runs stand: state, node, steps, AP, restarts and why, time left: `status [RUN ...]`."""
+    """How runs stand: state, node, steps, metric, restarts and why, time left: `status [RUN ...]`."""
     from detr_container.base.clock import clock, when
     from detr_container.jobs.status import runs_in, standings
 
@@ -101,7 +102,7 @@ def status(arguments: Sequence[str]) -> int:
         _say(f"no runs in {', '.join(map(str, options.run)) or 'runs'}")
         return 0
     rows = standings(folders)
-    cells = [
+    cells: list[dict[str, str]] = [
         {
             "run": str(row.folder),
             "job": row.job,
@@ -109,7 +110,7 @@ def status(arguments: Sequence[str]) -> int:
             "node": row.place,
             "step": f"{row.step}/{row.total or '?'}" if row.step else "",
             "epoch": f"{row.epoch:.1f}/{row.epochs}" if row.step else "",
-            "AP": "" if row.ap is None else f"{100 * row.ap:.1f}",
+            **({row.metric.label: row.metric.text(row.value)} if row.metric else {}),
             "restarts": ", ".join(f"{count} {why}" for why, count in row.restarts.items()),
             "left": row.left,
             "ready": f"{when(row.eta)} ({clock(row.eta)})" if row.eta is not None and row.state == "running" else "",
@@ -117,13 +118,14 @@ def status(arguments: Sequence[str]) -> int:
         for row in rows
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = [name for name in cells[0] if any(cell[name] for cell in cells)]
+    columns = [name for name in _in_order(cells) if any(cell.get(name) for cell in cells)]
+    metrics = {row.metric.label for row in rows if row.metric}
     for name in columns:
-        right = name in ("step", "epoch", "AP")
+        right = name in {"step", "epoch", *metrics}
         wraps = name in ("run", "restarts", "ready")
         table.add_column(name, no_wrap=not wraps, overflow="fold", justify="right" if right else "left")
     for cell in cells:
-        table.add_row(*(cell[name] for name in columns))
+        table.add_row(*(cell.get(name, "") for name in columns))
     # Into a file or a pipe, a run is a line.
     console(width=None if sys.stdout.isatty() else 500).print(table)
     for row in rows:
@@ -137,6 +139,16 @@ def status(arguments: Sequence[str]) -> int:
             with open_regular(errors) as file:
                 _say(f"\n{errors}:", file.read().decode(errors="replace"))
     return 1 if any(row.faults for row in rows) else 0
+
+
+def _in_order(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The names of all columns; those that only some rows have stand behind what they follow there."""
+    names: list[str] = []
+    for row in rows:
+        for before, name in zip(("", *row), row, strict=False):
+            if name not in names:
+                names.insert(names.index(before) + 1 if before else 0, name)
+    return names
 
 
 @dataclass(frozen=True)
@@ -267,7 +279,8 @@ def resubmit(arguments: Sequence[str]) -> int:
 
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
-            parse(ResubmitOptions, arguments, "resubmit", resubmit.__doc__, ResubmitOptions(Experiment()))
+            shown = ResubmitOptions(named(names()[0]).experiment)
+            parse(ResubmitOptions, arguments, "resubmit", resubmit.__doc__, shown)
         raise ValueError("name a run's folder: detr-container resubmit RUN [--train.epochs N] [--slurm.time 48h]")
     folder = Path(arguments[0])
     run = Run(folder)

@@ -17,7 +17,7 @@ from detr_container.base.clock import clock
 from detr_container.base.files import write_json
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.processes import environment_of_one
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.jobs import submit as jobs
 from detr_container.jobs.names import place_of_many
 from detr_container.jobs.status import ACTIVE, Standing, standings
@@ -85,7 +85,7 @@ class Campaign:
 
     def _why_not(self, member: Member) -> str:
         """Why a member cannot be trained; empty when it can."""
-        return self.refused.get(label_of(member.experiment), "") or self.damaged.get(member.folder, "")
+        return self.refused.get(label_of(detection(member.experiment)), "") or self.damaged.get(member.folder, "")
 
     def _check_some_left(self) -> None:
         """Raise ValueError when no member can be trained."""
@@ -103,13 +103,13 @@ class Campaign:
         lines, total, known = [], 0.0, True
         for member in self.members:
             now = self.standing[member.folder]
-            label = label_of(member.experiment)
+            label = label_of(detection(member.experiment))
             estimate = seconds.get(label)
             left = 1.0 - now.epoch / member.experiment.train.epochs
             if (why := self._why_not(member)) and now.state not in (*ACTIVE, "finished"):
                 what = f"cannot be trained: {why}"
             elif member not in self.todo:
-                what = now.state + (f", AP {100 * now.ap:.1f}" if now.ap is not None else "")
+                what = ", ".join(filter(None, (now.state, now.score)))
             else:
                 what = f"goes on after epoch {now.epoch:.1f}" if now.step else "to train"
                 if estimate is None:
@@ -140,7 +140,7 @@ class Campaign:
 
     def _amount(self) -> list[str]:
         """What training each cell computes, which does not depend on the machine."""
-        data = open_data(self.members[0].experiment)
+        data = open_data(detection(self.members[0].experiment))
         lines = []
         for label, experiment in self._cells().items():
             if label in self.refused:
@@ -158,8 +158,9 @@ class Campaign:
             )
         return lines
 
-    def _cells(self) -> dict[str, Experiment]:
-        return {label_of(member.experiment): member.experiment for member in reversed(self.members)}
+    def _cells(self) -> dict[str, DetectionExperiment]:
+        experiments = [detection(member.experiment) for member in reversed(self.members)]
+        return {label_of(experiment): experiment for experiment in experiments}
 
     def _seconds(self) -> dict[str, float]:
         """Seconds that training takes, by cell: from what its runs logged, or, where they will run here, tried out."""
@@ -171,7 +172,7 @@ class Campaign:
                 found[label_of(record.experiment)] = steps * record.experiment.train.batch / logged.images_per_second
         if self.options.submit:
             return found
-        wanted = {label_of(member.experiment) for member in self.todo} - found.keys()
+        wanted = {label_of(detection(member.experiment)) for member in self.todo} - found.keys()
         cells = {label: one for label, one in self._cells().items() if label in wanted}
         tried, failed = training_seconds(cells, environment_of_one(self._at_once))
         self.refused.update({label: f"a first step failed: {why}" for label, why in failed.items()})

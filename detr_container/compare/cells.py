@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 
 from .reading import RunRecord, head_of, label_of, settings_of
 
@@ -18,7 +18,7 @@ class Cell:
     """One head on one backbone with one set of settings. label: tells it apart within its comparison."""
 
     label: str
-    experiment: Experiment
+    experiment: DetectionExperiment
     runs: tuple[RunRecord, ...]
 
     @property
@@ -60,7 +60,7 @@ def cells_of(records: Sequence[RunRecord]) -> tuple[list[Cell], dict[Path, str]]
     ], left_out
 
 
-def _labels(experiments: Sequence[Experiment]) -> list[str]:
+def _labels(experiments: Sequence[DetectionExperiment]) -> list[str]:
     """Head and backbone, and of those that share both, the settings in which they differ."""
     short = [label_of(experiment) for experiment in experiments]
     labels = []

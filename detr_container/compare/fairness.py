@@ -8,34 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
+from detr_container.config.traits import traits_of
 from detr_container.models.weights.backbones import origin
 
 from .cells import Cell
 from .reading import RunRecord, settings_of
-
-TOPICS = {
-    "backbone.weights": "pretraining",
-    "backbone.norm": "norm policy",
-    "backbone.frozen_stages": "frozen stages",
-    "backbone.": "backbone settings",
-    "data.scales": "input size",
-    "data.max_size": "input size",
-    "data.eval_size": "input size",
-    "data.resize": "input size",
-    "data.eval_batch": "evaluation batch",
-    "data.canvas": "padding",
-    "data.apply_orientation": "orientation of images",
-    "data.": "augmentation",
-    "train.precision": "precision",
-    "train.micro_batch": "pictures per forward pass",
-    "train.eval_every": "chances to be the best epoch",
-    "train.": "schedule",
-    "init": "pretraining",
-    "head.": "head",
-    "loss.": "loss",
-}
-"""What a setting is about, by the longest start of its name."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +74,16 @@ def _settings(cells: Sequence[Cell]) -> list[Difference]:
         values = {label: _text(mine[name]) for label, mine in settings.items()}
         if name == "backbone.name" or len(set(values.values())) == 1:
             continue
-        belongs = name.startswith(("head.", "loss."))
+        topic = traits_of(type(cells[0].experiment))[name].topic
         by_head: dict[str, set[str]] = {}
         for cell in cells:
             by_head.setdefault(cell.head, set()).add(values[cell.label])
         same_within_heads = all(len(group) == 1 for group in by_head.values())
-        found.append(Difference(_topic(name), name, values, expected=belongs and same_within_heads))
+        found.append(Difference(topic.name, name, values, expected=topic.compared and same_within_heads))
     return found
 
 
-def _settings_of(experiment: Experiment) -> dict[str, Any]:
+def _settings_of(experiment: DetectionExperiment) -> dict[str, Any]:
     """Settings with what they stand for: one word names other weights for every backbone."""
     backbone = experiment.backbone
     return {**settings_of(experiment), "backbone.weights": origin(backbone.name, backbone.weights)}
@@ -164,11 +142,6 @@ def _data(line: dict[str, Any], split: str) -> str:
         return str(line["data"][split]["sha256"])[:12]
     except (KeyError, TypeError):
         return "not noted"
-
-
-def _topic(name: str) -> str:
-    best = max((start for start in TOPICS if name.startswith(start)), key=len, default="")
-    return TOPICS.get(best, "settings")
 
 
 def _text(value: Any) -> str:

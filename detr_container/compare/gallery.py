@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr_container.base.terminal import shown
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.annotations import Annotations, read_annotations, resolve_split
 from detr_container.datasets.images import read_image
 from detr_container.drawing.images import draw_detections, row, to_image
@@ -51,7 +51,7 @@ def draw(analysis: Analysis, count: int = PICTURES) -> tuple[list[Figure], str]:
 
 def _pictures_of(analysis: Analysis) -> Annotations | str:
     """The validation pictures, or why they cannot be shown."""
-    experiment: Experiment = analysis.judged[0].cell.experiment
+    experiment: DetectionExperiment = analysis.judged[0].cell.experiment
     data = experiment.data
     try:
         images, _ = resolve_split("val", data.root, data.val_images, data.val_annotations)

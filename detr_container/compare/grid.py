@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from detr_container.config.experiments import FOCAL, named
-from detr_container.config.settings import Experiment, LossConfig, validate
+from detr_container.config.detection import DetectionExperiment, LossConfig, detection
+from detr_container.config.experiments import FOCAL, detection_named
+from detr_container.config.settings import validate
 from detr_container.jobs.submit import Member
 from detr_container.jobs.sweep import limit_runs, pair, with_settings
 from detr_container.models.backbones.container import SIZES
@@ -49,28 +50,28 @@ def members_of(
             for backbone in backbones:
                 name, _, weights = backbone.partition("=")
                 experiment = on_backbone(with_head(base, head), name, weights)
-                experiment = replace(with_settings(experiment, pairs), seed=seed)
+                experiment = replace(detection(with_settings(experiment, pairs)), seed=seed)
                 folder = home / re.sub(r"[^\w.=+-]", "_", f"{head}-{name}-seed{seed}")
                 members.append(Member(folder, experiment))
     return members
 
 
-def with_head(base: str, head: Head) -> Experiment:
+def with_head(base: str, head: Head) -> DetectionExperiment:
     """A base experiment with a head: its own, or the other one with that one's published loss."""
-    experiment = named(base or PUBLISHED[head]).experiment
+    experiment = detection_named(base or PUBLISHED[head])
     if experiment.head.kind == head:
         return experiment
     loss = FOCAL if head == "smca" else LossConfig()
     return replace(experiment, head=replace(experiment.head, kind=head), loss=loss)
 
 
-def on_backbone(base: Experiment, name: str, weights: str = "") -> Experiment:
+def on_backbone(base: DetectionExperiment, name: str, weights: str = "") -> DetectionExperiment:
     """The same experiment on another backbone, every stage of it trained."""
     backbone = replace(base.backbone, name=name, weights=weights or base.backbone.weights, frozen_stages=0)
     return replace(base, backbone=backbone)
 
 
-def check_cell(experiment: Experiment) -> None:
+def check_cell(experiment: DetectionExperiment) -> None:
     """Raise ValueError for settings that do not go together, and for weights that a person has to fetch."""
     validate(experiment)
     backbone = experiment.backbone

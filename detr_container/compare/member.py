@@ -52,7 +52,7 @@ def _report_if_last(home: Path) -> None:
 
 def main() -> int:
     """Train one member on this machine."""
-    from detr_container.tasks.detection.train import train
+    from detr_container.engine.train import train
 
     start_logging()
     folder = Path(sys.argv[1])

@@ -13,29 +13,14 @@ from typing import Any
 from detr_container.base.checked import Schema, read_json, read_lines
 from detr_container.base.files import sha256
 from detr_container.config import settings as config
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment, detection
+from detr_container.config.traits import NO_MATTER, traits_of
 from detr_container.engine.run import Run
 from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
 from detr_container.jobs.status import ACTIVE, Standing, standings
 from detr_container.tasks.detection.scoring import Record, read_results
 
 HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
-HARMLESS = (
-    "name",
-    "seed",
-    "device",
-    "data.root",
-    "data.train_images",
-    "data.train_annotations",
-    "data.val_images",
-    "data.val_annotations",
-    "data.make_shapes",
-    "data.workers",
-    "train.log_every",
-    "train.checkpoint_minutes",
-    "train.keep_checkpoints",
-    "train.max_steps",
-)
 """Settings that do not change what is learned. Data sets are compared by their content, devices by provenance."""
 
 
@@ -48,7 +33,7 @@ class RunRecord:
     """
 
     folder: Path
-    experiment: Experiment | None
+    experiment: DetectionExperiment | None
     state: str
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +82,7 @@ def _read(folder: Path, now: Standing) -> RunRecord:
     faults: list[str] = []
     run, experiment = Run(folder), None
     try:
-        experiment = run.experiment()
+        experiment = detection(run.experiment())
     except (ValueError, OSError) as error:
         faults.append(str(error))
     evaluations = _lines(run.evaluations_path, faults, EvaluationLine)
@@ -113,7 +98,7 @@ def _read(folder: Path, now: Standing) -> RunRecord:
     return RunRecord(folder, experiment, now.state, evaluations, metrics, provenance, tuple(faults))
 
 
-def _unfinished(record: RunRecord, experiment: Experiment, now: Standing) -> str:
+def _unfinished(record: RunRecord, experiment: DetectionExperiment, now: Standing) -> str:
     last = f"last evaluated after epoch {record.last}" if record.last else "not evaluated yet"
     verb = "still going" if now.state in ACTIVE else now.state
     why = f" ({now.message})" if now.message else ""
@@ -175,16 +160,17 @@ def _pinned(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({error}): it says how the detections were made") from error
 
 
-def settings_of(experiment: Experiment) -> dict[str, Any]:
+def settings_of(experiment: DetectionExperiment) -> dict[str, Any]:
     """The settings that make a run what it is, its seed aside."""
-    return {name: value for name, value in config.flatten(experiment).items() if name not in HARMLESS}
+    traits = traits_of(type(experiment))
+    return {name: value for name, value in config.flatten(experiment).items() if traits[name].topic != NO_MATTER}
 
 
-def head_of(experiment: Experiment) -> str:
+def head_of(experiment: DetectionExperiment) -> str:
     """The head as tables name it."""
     return HEADS[experiment.head.kind]
 
 
-def label_of(experiment: Experiment) -> str:
+def label_of(experiment: DetectionExperiment) -> str:
     """Head and backbone as tables name them."""
     return f"{head_of(experiment)}, {experiment.backbone.label}"

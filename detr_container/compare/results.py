@@ -9,13 +9,14 @@ from itertools import combinations
 
 import numpy as np
 
+from detr_container.config.experiments import Published
 from detr_container.measure.costs import Costs
 
 from .analysis import Analysis, CellResult
 from .document import Column, Section, Spread, Table, Value, span, spread
 from .intervals import LEVEL, Interval, Part, holm, of_difference, of_figure, ranks, reach
 from .measured import mean
-from .published import Published, published
+from .published import published
 
 MOST_CLASSES = 5
 SIZES = {"ap_small": "small", "ap_medium": "medium", "ap_large": "large"}

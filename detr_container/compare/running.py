@@ -116,7 +116,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _told(now: Standing) -> str:
-    return f"epoch {now.epoch:.1f}/{now.epochs or '?'}" + ("" if now.ap is None else f", AP {100 * now.ap:.1f}")
+    return ", ".join(filter(None, (f"epoch {now.epoch:.1f}/{now.epochs or '?'}", now.score)))
 
 
 def _last_words(folder: Path) -> str:

@@ -11,7 +11,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from detr_container.base.limits import EMPTY, check
 
-from .experiments import BUILDERS, named
+from .experiments import named, names
 from .settings import Experiment
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, doc: str | None
 def parse_settings(arguments: Sequence[str], default: Experiment) -> Experiment:
     """Settings as a typed object, by the same rules. Raises SystemExit, without a word, for what does not fit."""
     with _REGISTRY:
-        return tyro.cli(Experiment, args=list(arguments), default=default, console_outputs=False)
+        return tyro.cli(type(default), args=list(arguments), default=default, console_outputs=False)
 
 
 def experiment_first(arguments: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
@@ -58,7 +58,7 @@ def experiment_first(arguments: Sequence[str], command: str) -> tuple[Experiment
     if arguments and not arguments[0].startswith("-"):
         return named(arguments[0]).experiment, list(arguments[1:])
     if arguments and arguments[0] in ("-h", "--help"):
-        return next(iter(BUILDERS.values()))()[0], list(arguments)
+        return named(names()[0]).experiment, list(arguments)
     raise ValueError(
-        f"name an experiment: detr-container {command} EXPERIMENT [--setting value ...], one of {', '.join(BUILDERS)}"
+        f"name an experiment: detr-container {command} EXPERIMENT [--setting value ...], one of {', '.join(names())}"
     )

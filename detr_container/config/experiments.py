@@ -6,43 +6,91 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
-from .settings import BackboneConfig, DataConfig, Experiment, HeadConfig, LossConfig, TrainConfig
+from .detection import (
+    BackboneConfig,
+    DataConfig,
+    DetectionExperiment,
+    DetectionTrainConfig,
+    HeadConfig,
+    LossConfig,
+    detection,
+)
+from .settings import Experiment
+from .tasks import known
 
 FOCAL = LossConfig(classification="focal", class_weight=2.0, cost_class=2.0)
 
 
 @dataclass(frozen=True)
+class Published:
+    """What was published of an experiment: box AP on COCO val2017 in per cent, by size where given, and the source."""
+
+    ap: float
+    source: str
+    ap50: float | None = None
+    ap75: float | None = None
+    ap_small: float | None = None
+    ap_medium: float | None = None
+    ap_large: float | None = None
+    what: ClassVar[str] = "box AP on COCO val2017"
+
+    def __str__(self) -> str:
+        return f"{self.ap}, {self.source}"
+
+
+@dataclass(frozen=True)
 class Named:
-    """An experiment with what was published about it. ap: box AP on COCO val2017, or "" where nothing was."""
+    """An experiment with its summary and what was published of it, the nearest setting first."""
 
     experiment: Experiment
-    ap: str
+    published: tuple[Published, ...]
     summary: str
 
 
-def detr_r50_50e() -> tuple[Experiment, str]:
+Builder = Callable[[], Experiment]
+B = TypeVar("B", bound=Builder)
+_BUILDERS: dict[str, tuple[Builder, tuple[Published, ...]]] = {}
+
+
+def experiment(*published: Published) -> Callable[[B], B]:
+    """Register a function as a named experiment, with what was published of it."""
+
+    def register(build: B) -> B:
+        _BUILDERS[build.__name__] = build, published
+        return build
+
+    return register
+
+
+@experiment(
+    Published(34.9, "Conditional DETR (Meng et al. 2021), table 1"),
+    Published(32.3, "Container (Gao et al. 2021, arXiv 2106.01401): 38.9 - 6.6"),
+)
+def detr_r50_50e() -> DetectionExperiment:
     """DETR, ResNet-50, 50 epochs.
 
     Carion et al. 2020 with Conditional DETR's 50-epoch schedule. About 25 hours on 8 V100. The class loss is divided by
     the targets of the whole batch; the published code divides it on each process by its own (`loss.normalise=process`).
     """
-    return Experiment(name="detr_r50_50e"), "34.9 (Conditional DETR, table 1); 32.3 (Container: 38.9 - 6.6)"
+    return DetectionExperiment(name="detr_r50_50e")
 
 
-def detr_r50_dc5_50e() -> tuple[Experiment, str]:
+@experiment()
+def detr_r50_dc5_50e() -> DetectionExperiment:
     """DETR, ResNet-50 with a dilated last stage (stride 16), 50 epochs; one picture per process and forward pass."""
-    base, _ = detr_r50_50e()
+    base = detr_r50_50e()
     return replace(
         base,
         name="detr_r50_dc5_50e",
         backbone=replace(base.backbone, dilation=True),
         data=replace(base.data, eval_batch=1),
         train=replace(base.train, micro_batch=1),
-    ), ""
+    )
 
 
-def container_light(base: Experiment, name: str) -> Experiment:
+def container_light(base: DetectionExperiment, name: str) -> DetectionExperiment:
     """The same experiment on CONTAINER-LIGHT.
 
     Its authors say "8 GPUs x 2 images, AdamW, each repository's own defaults", and no more. Ours to choose were:
@@ -53,29 +101,35 @@ def container_light(base: Experiment, name: str) -> Experiment:
     return replace(base, name=name, backbone=backbone)
 
 
-def detr_container_light_50e() -> tuple[Experiment, str]:
+@experiment(Published(38.9, "Container (Gao et al. 2021, arXiv 2106.01401)"))
+def detr_container_light_50e() -> DetectionExperiment:
     """DETR, CONTAINER-LIGHT, 50 epochs (Gao et al. 2021, "Container")."""
-    return container_light(detr_r50_50e()[0], "detr_container_light_50e"), "38.9 (Container)"
+    return container_light(detr_r50_50e(), "detr_container_light_50e")
 
 
-def smca_r50_50e() -> tuple[Experiment, str]:
+@experiment(
+    Published(41.0, "SMCA-DETR (Gao et al. 2021, arXiv 2101.07448), single scale", 62.2, 43.6, 21.9, 44.3, 59.1)
+)
+def smca_r50_50e() -> DetectionExperiment:
     """SMCA-DETR, single scale, ResNet-50, 50 epochs (Gao et al. 2021, "Fast convergence of DETR").
 
     About 25 hours on 8 V100.
     """
-    base, _ = detr_r50_50e()
+    base = detr_r50_50e()
     head = HeadConfig(kind="smca", queries=300)
-    return replace(base, name="smca_r50_50e", head=head, loss=FOCAL), "41.0 (SMCA-DETR)"
+    return replace(base, name="smca_r50_50e", head=head, loss=FOCAL)
 
 
-def smca_container_light_50e() -> tuple[Experiment, str]:
+@experiment(Published(44.2, "Container (Gao et al. 2021, arXiv 2106.01401) and SMCA-DETR's code"))
+def smca_container_light_50e() -> DetectionExperiment:
     """SMCA-DETR, single scale, CONTAINER-LIGHT, 50 epochs (Gao et al. 2021, "Container")."""
-    return container_light(smca_r50_50e()[0], "smca_container_light_50e"), "44.2 (Container, repository)"
+    return container_light(smca_r50_50e(), "smca_container_light_50e")
 
 
-def demo() -> tuple[Experiment, str]:
+@experiment()
+def demo() -> DetectionExperiment:
     """SMCA-DETR on a small CONTAINER-LIGHT from random weights, for the made shapes: minutes on two CPU cores."""
-    return Experiment(
+    return DetectionExperiment(
         name="demo",
         backbone=BackboneConfig(name="container_light_small", weights="none", frozen_stages=0, norm="batch"),
         head=HeadConfig(
@@ -100,7 +154,7 @@ def demo() -> tuple[Experiment, str]:
             eval_batch=32,
             workers=0,
         ),
-        train=TrainConfig(
+        train=DetectionTrainConfig(
             epochs=15,
             batch=8,
             micro_batch=8,
@@ -111,17 +165,18 @@ def demo() -> tuple[Experiment, str]:
             eval_every=5,
             log_every=50,
         ),
-    ), ""
+    )
 
 
-def compare_demo() -> tuple[Experiment, str]:
+@experiment()
+def compare_demo() -> DetectionExperiment:
     """What `make compare-demo` compares backbones and heads with: the demo made shorter, so that eight runs fit.
 
     Pictures of 96 pixels, two decoder layers and no encoder: of seven recipes that were tried, what the small
     CONTAINER-LIGHT under SMCA-DETR learns most with from 7,500 pictures, which favours it. None of the models has
     learnt what it could by then.
     """
-    base, _ = demo()
+    base = demo()
     return replace(
         base,
         name="compare_demo",
@@ -146,12 +201,13 @@ def compare_demo() -> tuple[Experiment, str]:
             warmup_steps=100,
             eval_every=2,
         ),
-    ), ""
+    )
 
 
-def debug() -> tuple[Experiment, str]:
+@experiment()
+def debug() -> DetectionExperiment:
     """A tiny SMCA-DETR on a few made shapes: every part of a run in seconds."""
-    base, _ = demo()
+    base = demo()
     return replace(
         base,
         name="debug",
@@ -167,29 +223,34 @@ def debug() -> tuple[Experiment, str]:
             eval_batch=4,
         ),
         train=replace(base.train, epochs=2, batch=4, micro_batch=2, warmup_steps=0, eval_every=1, log_every=2),
-    ), ""
-
-
-BUILDERS: dict[str, Callable[[], tuple[Experiment, str]]] = {
-    build.__name__: build
-    for build in (
-        detr_r50_50e,
-        detr_r50_dc5_50e,
-        detr_container_light_50e,
-        smca_r50_50e,
-        smca_container_light_50e,
-        demo,
-        compare_demo,
-        debug,
     )
-}
+
+
+def names() -> list[str]:
+    """Of all named experiments, those of other packages' tasks last."""
+    for task in known().values():
+        task.load()
+    return list(_BUILDERS)
+
+
+def find(name: str) -> Named | None:
+    """The experiment of that name, if there is one."""
+    if name not in _BUILDERS and name not in names():
+        return None
+    build, published = _BUILDERS[name]
+    return Named(build(), published, (build.__doc__ or "").split("\n")[0])
 
 
 def named(name: str) -> Named:
     """The experiment of that name. Raises ValueError with the nearest names when there is none."""
-    if name not in BUILDERS:
-        near = difflib.get_close_matches(name, BUILDERS, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(BUILDERS)}."
+    found = find(name)
+    if found is None:
+        near = difflib.get_close_matches(name, names(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(names())}."
         raise ValueError(f"there is no experiment {name!r}: {hint} `detr-container experiments` describes them all")
-    experiment, ap = BUILDERS[name]()
-    return Named(experiment, ap, (BUILDERS[name].__doc__ or "").split("\n")[0])
+    return found
+
+
+def detection_named(name: str) -> DetectionExperiment:
+    """As `named`, of detection alone."""
+    return detection(named(name).experiment)

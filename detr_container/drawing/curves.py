@@ -1,9 +1,10 @@
-"""The curves of one training run in one picture: loss, average precision, learning rate and gradient norm."""
+"""The curves of one training run in one image: loss, metrics, learning rate and gradient norm."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,31 +27,40 @@ _TERMS = 6
 _FEW = 30
 
 
-def plot_curves(metrics: Rows, evaluations: Rows, path: str | Path, title: str = "") -> Path:
+@dataclass(frozen=True)
+class Scores:
+    """The panel of metrics: its title, the key of each curve by its name, and what values are multiplied by."""
+
+    title: str
+    keys: Mapping[str, str]
+    scale: float = 100.0
+
+
+def plot_curves(metrics: Rows, evaluations: Rows, scores: Scores, path: str | Path, title: str = "") -> Path:
     """Draw a run's curves over its epochs into a PNG file, written whole or not at all; returns its path.
 
-    metrics: rows with epoch, loss, losses (a mapping of terms), lr and grad_norm; evaluations: rows with epoch, ap and
-    ap50 (fractions). Whatever is absent, None or not finite is a gap; no rows at all give empty panels.
+    metrics: rows with epoch, loss, losses (a mapping of terms), lr and grad_norm; evaluations: rows with epoch and
+    what `scores` names. Whatever is absent, None or not finite is a gap; no rows at all give empty panels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = make_figure(metrics, evaluations, title)
+    figure = make_figure(metrics, evaluations, scores, title)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return atomic_write(path, lambda file: file.write(buffer.getvalue()))
 
 
-def make_figure(metrics: Rows, evaluations: Rows, title: str = "") -> Figure:
-    """Make the figure that `plot_curves` writes: panels for loss, AP, learning rate, gradient norm, in that order."""
+def make_figure(metrics: Rows, evaluations: Rows, scores: Scores, title: str = "") -> Figure:
+    """Make the figure that `plot_curves` writes: panels for loss, scores, learning rate and gradient norm."""
     import matplotlib as mpl
 
     terms = _largest_terms(metrics)
     # A name with two dollar signs is a name.
     with mpl.rc_context({"text.parse_math": False, "font.family": families(shown("".join((title, *terms))))}):
-        return _figure(metrics, evaluations, shown(title), terms)
+        return _figure(metrics, evaluations, scores, shown(title), terms)
 
 
-def _figure(metrics: Rows, evaluations: Rows, title: str, terms: Sequence[str]) -> Figure:
+def _figure(metrics: Rows, evaluations: Rows, scores: Scores, title: str, terms: Sequence[str]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7.5), dpi=110, layout="constrained")
@@ -59,8 +69,8 @@ def _figure(metrics: Rows, evaluations: Rows, title: str, terms: Sequence[str]) 
         figure.suptitle(title, fontweight="bold")
     losses = {"total": _curve(metrics, "loss"), **{shown(name): _curve(metrics, "losses", name) for name in terms}}
     _panel(loss, "Loss", losses, "{:.3g}", logarithmic=True, smooth=True)
-    scores = {"AP": _curve(evaluations, "ap"), "AP50": _curve(evaluations, "ap50")}
-    _panel(precision, "Average precision, %", {name: (x, 100 * y) for name, (x, y) in scores.items()}, "{:.1f}")
+    found = {name: _curve(evaluations, key) for name, key in scores.keys.items()}
+    _panel(precision, scores.title, {name: (x, scores.scale * y) for name, (x, y) in found.items()}, "{:.1f}")
     _panel(rate, "Learning rate", {"": _curve(metrics, "lr")}, "{:.2g}")
     _panel(norm, "Gradient norm", {"": _curve(metrics, "grad_norm")}, "{:.3g}", logarithmic=True, smooth=True)
     return figure

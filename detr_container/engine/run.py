@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from detr_container.base.checked import read_lines
 from detr_container.base.files import JsonLines, write_json, write_jsonl
 from detr_container.config import settings as config
-from detr_container.config.experiments import BUILDERS, named
+from detr_container.config.experiments import find
 from detr_container.config.settings import Experiment
+from detr_container.config.traits import traits_of
 
 from .run_files import EvaluationLine, MetricsLine
 
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoints
 
 _log = logging.getLogger(__name__)
-
-# What a run cannot change and still be the same run; anything else (schedule, workers, ...) may change on resuming.
-FIXED = ("backbone.", "head.", "loss.", "seed", "init", "train.batch", "train.ema_decay", "train.precision")
-FREE = ("backbone.weights", "backbone.file_weights")
-
 
 # Where a run is written, folders before what is in them.
 WRITTEN = (
@@ -97,7 +93,8 @@ class Run:
         """
         from .provenance import provenance
 
-        base = named(experiment.name).experiment if experiment.name in BUILDERS else experiment
+        known = find(experiment.name)
+        base = known.experiment if known else experiment
         write_json(self.config_path, config.to_dict(experiment))
         changed = {name: {"named": a, "here": b} for name, (a, b) in config.difference(base, experiment).items()}
         write_json(self.folder / "difference.json", changed)
@@ -122,7 +119,8 @@ def changes(source: Path, old: Experiment, new: Experiment) -> dict[str, tuple[A
     source: where the old settings were read. Raises ValueError for those with which it would be another run.
     """
     changed = config.difference(old, new)
-    barred = {k: v for k, v in changed.items() if k.startswith(FIXED) and k not in FREE}
+    traits = traits_of(type(new))
+    barred = {k: change for k, change in changed.items() if k not in traits or not traits[k].resume.may_change}
     if barred:
         listed = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in barred.items())
         raise ValueError(

@@ -45,15 +45,6 @@ class Batch(Protocol):
 
 
 @dataclass(frozen=True)
-class Metric:
-    """The metric that stands for a run. key: in an evaluation; scale: of what is shown (100: per cent)."""
-
-    key: str
-    label: str
-    scale: float = 100.0
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found: metrics as a line of evaluations.jsonl has them, all of it as tables, and one line."""
 
@@ -67,7 +58,6 @@ class Task(ABC):
 
     meters: ClassVar[tuple[str, ...]]
     """Names of what `loss` returns beside the loss, in order."""
-    headline: ClassVar[Metric]
     training_images: int
     """How many images an epoch shows."""
 

@@ -20,7 +20,7 @@ from detr_container.base.interrupt import StopRequest
 from detr_container.config import settings as configuration
 from detr_container.config.settings import Experiment
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
-from detr_container.drawing.curves import plot_curves
+from detr_container.drawing.curves import Scores, plot_curves
 
 from . import optimizer as optim
 from .progress import Progress
@@ -284,7 +284,9 @@ class Trainer:
         progress.evaluated(row, found)
         with JsonLines(self.run.evaluations_path) as lines:
             lines.append(row)
-        plot_curves(self.run.metrics(), self.run.evaluations(), self.run.folder / "curves.png")
+        shown = self.experiment.metrics
+        scores = Scores(self.experiment.metrics_title, {each.label: each.key for each in shown}, shown[0].scale)
+        plot_curves(self.run.metrics(), self.run.evaluations(), scores, self.run.folder / "curves.png")
         self.task.draw(self.run.folder, epoch)
 
     def _interrupted(self) -> int:

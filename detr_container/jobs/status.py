@@ -14,6 +14,7 @@ import psutil
 
 from detr_container.base.alive import mark
 from detr_container.base.lock import holder
+from detr_container.config.settings import Metric
 from detr_container.engine.run import Run
 from detr_container.launch import queue
 from detr_container.launch.attempts import Attempt, JobFolder
@@ -29,7 +30,10 @@ _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STO
 
 @dataclass(frozen=True)
 class Standing:
-    """One run. total, epochs: of how many, None where unknown; whole: nothing is left to do; eta: seconds."""
+    """One run. total, epochs: of how many, None where unknown; whole: nothing is left to do; eta: seconds.
+
+    metric, value: the headline metric of its task and what the last evaluation found.
+    """
 
     folder: Path
     state: str
@@ -39,7 +43,8 @@ class Standing:
     total: int | None = None
     epoch: float = 0.0
     epochs: int | None = None
-    ap: float | None = None
+    metric: Metric | None = None
+    value: float | None = None
     restarts: Counter[str] = field(default_factory=Counter)
     left: str = ""
     eta: float | None = None
@@ -47,6 +52,11 @@ class Standing:
     message: str = ""
     faults: tuple[str, ...] = ()
     """What of its files cannot be read, a sentence each."""
+
+    @property
+    def score(self) -> str:
+        """The headline metric in words: "AP 34.1"; empty before the first evaluation."""
+        return f"{self.metric.label} {self.metric.text(self.value)}" if self.metric and self.value is not None else ""
 
 
 def standing(folder: Path) -> Standing:
@@ -191,20 +201,21 @@ def _lines(read: Callable[[list[str]], list[dict[str, Any]]], faults: list[str])
 
 
 def _progress(folder: Path, faults: list[str]) -> dict[str, Any]:
-    """Steps, epochs, AP, and the seconds that the rest will take at the recent pace; what cannot be read to faults."""
+    """Steps, epochs, metric, and the seconds that the rest takes at the recent pace; faults: see `read_lines`."""
     run = Run(folder)
-    known: dict[str, Any] = {"step": 0, "total": None, "epoch": 0.0, "epochs": None, "ap": None, "eta": None}
+    known: dict[str, Any] = {"step": 0, "total": None, "epoch": 0.0, "epochs": None, "eta": None}
     known["whole"] = False
     try:
-        settings = run.experiment().train
+        experiment = run.experiment()
     except (ValueError, OSError) as error:
         if run.exists:
             faults.append(str(error))
         return known
     rows, evaluations = (_lines(read, faults) for read in (run.metrics, run.evaluations))
-    known["epochs"] = settings.epochs
+    settings = experiment.train
+    known |= {"epochs": settings.epochs, "metric": experiment.metrics[0]}
     if evaluations:
-        known["ap"] = evaluations[-1].get("ap")
+        known["value"] = evaluations[-1].get(known["metric"].key)
     if not rows:
         return known
     last = rows[-1]

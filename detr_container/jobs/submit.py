@@ -17,7 +17,6 @@ from detr_container.base.interrupt import StopRequest
 from detr_container.base.terminal import start_logging
 from detr_container.config import settings as config
 from detr_container.config.settings import Experiment
-from detr_container.datasets.annotations import resolve
 from detr_container.engine.run import WRITTEN, Run, changes
 from detr_container.launch import queue
 from detr_container.launch.attempts import JobFolder
@@ -61,7 +60,7 @@ def usual_resources() -> Resources:
 def run_training(settings: dict[str, Any], folder: str, stop: StopRequest) -> int:
     """What every process of a job calls."""
     start_logging()
-    from detr_container.tasks.detection.train import train
+    from detr_container.engine.train import train
 
     return train(config.from_dict(settings), Path(folder), stop)
 
@@ -123,7 +122,7 @@ def plan(
     """The submission that would be made, in a folder that does not exist yet."""
     if not resources.cpus_per_task:
         # Slurm's own default of one core would starve the loader's processes.
-        wanted = max(member.experiment.data.workers for member in members) + 1
+        wanted = max(member.experiment.loader_workers for member in members) + 1
         resources = replace(resources, cpus_per_task=wanted)
     folder = home.absolute() / "NNN"
     return Submission(
@@ -151,8 +150,7 @@ def check(members: Sequence[Member], resources: Resources, where: Where) -> None
     if where == "slurm":
         paths = {Path(sys.prefix)}
         for member in members:
-            root = member.experiment.data.root
-            paths |= {member.folder.absolute(), *([root.absolute()] if root else [])}
+            paths |= {member.folder.absolute(), *(root.absolute() for root in member.experiment.data_folders)}
         queue.check_request(resources, sorted(paths))
     world = 1 if where == "debug" else resources.nodes * resources.tasks
     for member in members:
@@ -167,18 +165,17 @@ def check_member(member: Member, world: int) -> None:
 
 def _check_settings(experiment: Experiment, world: int) -> None:
     """What the run itself would refuse, hours later."""
-    data, train = experiment.data, experiment.train
+    train = experiment.train
     config.validate(experiment)
     if train.batch % (train.micro_batch * world):
         raise ValueError(
             f"train.batch={train.batch} is not divisible by {world} process(es) x train.micro_batch="
             f"{train.micro_batch}: make it a multiple of {train.micro_batch * world}, or ask for fewer GPUs"
         )
-    if not any(data.make_shapes):
-        resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
-    for name, value in (("backbone.weights", experiment.backbone.weights), ("init", experiment.init)):
-        if value not in ("", "none", "imagenet") and not Path(value).exists():
-            raise ValueError(f"{name}={value}: there is no such file or folder")
+    experiment.check_data()
+    for name, path in experiment.inputs.items():
+        if not path.exists():
+            raise ValueError(f"{name}={path}: there is no such file or folder")
 
 
 def check_folder(member: Member, now: Standing | None = None) -> None:

@@ -22,7 +22,8 @@ import torch
 from detr_container.base.host_memory import keep_freed_memory
 from detr_container.base.processes import ProcessInfo
 from detr_container.base.shortage import out_of_memory
-from detr_container.config.settings import Experiment, from_dict, validate
+from detr_container.config.detection import DetectionExperiment, detection
+from detr_container.config.settings import from_dict, validate
 from detr_container.datasets.batch import Batch, Sample, collate
 from detr_container.datasets.loader import StepBatches, batches, training_loader
 from detr_container.engine.peak_memory import MEANING, begin_phase, peak_memory
@@ -44,7 +45,7 @@ WARMUP = 2
 class Bench:
     """One experiment's model, and what can be measured of it."""
 
-    def __init__(self, experiment: Experiment, options: MeasureOptions) -> None:
+    def __init__(self, experiment: DetectionExperiment, options: MeasureOptions) -> None:
         """Build the model. Raises ValueError for what cannot be built."""
         validate(experiment)
         self.experiment, self.options = experiment, options
@@ -171,7 +172,7 @@ class Bench:
         )
 
 
-def _counted(experiment: Experiment, classes: int, options: MeasureOptions) -> dict[str, float]:
+def _counted(experiment: DetectionExperiment, classes: int, options: MeasureOptions) -> dict[str, float]:
     """What need not be timed: parameters, and FLOPs at every size."""
     model = build_detector(experiment, classes, weights=False)
     figures = {f"parameters/{part}": count for part, count in asdict(count_parameters(model)).items()}
@@ -203,7 +204,7 @@ def answer(bench: Bench | None, request: dict[str, Any]) -> tuple[Bench | None, 
     """Do what a line asks for: prepare, warm or measure. Returns the model, and what to say."""
     try:
         if request["do"] == "prepare":
-            bench = Bench(from_dict(request["experiment"]), _options(request["options"]))
+            bench = Bench(detection(from_dict(request["experiment"])), _options(request["options"]))
             return bench, {"about": bench.about(), "figures": bench.figures}
         assert bench is not None
         work = Work(**{**request["work"], "size": tuple(request["work"]["size"])})

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from detr_container.base.files import write_json
 from detr_container.base.terminal import console, shown
-from detr_container.config.settings import Experiment, validate
+from detr_container.config.detection import DetectionExperiment
+from detr_container.config.settings import validate
 
 from .options import PARTS, MeasureOptions, size_text
 from .side_by_side import side_by_side
@@ -32,7 +33,7 @@ Figures = Mapping[str, Mapping[str, Any]]
 class BenchmarkOptions:
     """Options of `benchmark`."""
 
-    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    settings: Annotated[DetectionExperiment, tyro.conf.arg(name="")]
     measure: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
     """What is measured, and how often."""
     output: Path | None = None
@@ -64,9 +65,9 @@ def run(options: Sequence[BenchmarkOptions]) -> int:
     return 1 if failures else 0
 
 
-def labelled(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
+def labelled(experiments: Sequence[DetectionExperiment]) -> dict[str, DetectionExperiment]:
     """Experiments by their names; the same one again gets a number (and shows what noise alone does)."""
-    labels: dict[str, Experiment] = {}
+    labels: dict[str, DetectionExperiment] = {}
     for experiment in experiments:
         label, number = experiment.name, 2
         while label in labels:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.annotations import Annotations
 from detr_container.datasets.transforms import Size
 from detr_container.models.detector import Detector
@@ -60,7 +60,7 @@ class Costs:
     stride: int
 
 
-def costs(experiment: Experiment, classes: int, sizes: Sequence[Size]) -> Costs:
+def costs(experiment: DetectionExperiment, classes: int, sizes: Sequence[Size]) -> Costs:
     """What the model of an experiment costs on pictures of these sizes, (height, width) in pixels after resizing.
 
     Each picture counts once and by itself, padded to what the backbone wants a multiple of; sizes that come out the
@@ -124,7 +124,7 @@ def _forward(model: Detector, size: Size, pretend: bool) -> Gflops:
     return Gflops(total / 1e9, backbone / 1e9, (total - backbone) / 1e9)
 
 
-def validation_sizes(experiment: Experiment, annotations: Annotations, pictures: int = PICTURES) -> list[Size]:
+def validation_sizes(experiment: DetectionExperiment, annotations: Annotations, pictures: int = PICTURES) -> list[Size]:
     """What the model is given of the first validation pictures, in the order of their ids: (height, width) in pixels.
 
     annotations: those of the validation split, of which only the pictures' sizes are used; no picture is opened.

@@ -26,7 +26,7 @@ from detr_container.base.files import write_json
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.shortage import out_of_memory
 from detr_container.config import settings as config
-from detr_container.config.settings import DataConfig, Experiment, TrainConfig
+from detr_container.config.detection import DataConfig, DetectionExperiment, DetectionTrainConfig, detection
 from detr_container.datasets.annotations import Annotations, load_json, read_annotations
 from detr_container.datasets.batch import Batch, Targets
 from detr_container.datasets.dataset import DetectionDataset
@@ -175,7 +175,7 @@ def few_pictures(dataset: DetectionDataset, count: int, path: Path) -> Detection
 
 
 def run_parts(
-    train: TrainConfig, pictures: int, step: float, evaluation: float = 0.0, save: float = 0.0
+    train: DetectionTrainConfig, pictures: int, step: float, evaluation: float = 0.0, save: float = 0.0
 ) -> dict[str, tuple[int, float]]:
     """How often a whole run does what, and for how many seconds in all; what takes 0 seconds is left out.
 
@@ -199,7 +199,7 @@ def run_parts(
 
 
 def step_memory(
-    experiment: Experiment,
+    experiment: DetectionExperiment,
     data: Data,
     largest: Largest,
     folder: Path,
@@ -248,7 +248,7 @@ def made_batch(largest: Largest, classes: int, seed: int = 0) -> Batch:
     return Batch(pixels.permute(0, 3, 1, 2), sizes, targets, tuple(range(count)), shapes, largest.padded)
 
 
-def _take_step(experiment: Experiment, data: Data, largest: Largest, folder: Path, here: Session) -> None:
+def _take_step(experiment: DetectionExperiment, data: Data, largest: Largest, folder: Path, here: Session) -> None:
     """One step as `train` makes it, after one on small pictures."""
     probe = Probe(with_random_weights(experiment), folder, data, here)
     multiple = probe.size_multiple
@@ -264,7 +264,7 @@ def _take_step(experiment: Experiment, data: Data, largest: Largest, folder: Pat
     probe.step_on([large] * turns)
 
 
-def with_random_weights(experiment: Experiment) -> Experiment:
+def with_random_weights(experiment: DetectionExperiment) -> DetectionExperiment:
     """The same experiment, which then needs no file of weights."""
     return replace(experiment, init="", backbone=replace(experiment.backbone, weights="none"))
 
@@ -291,7 +291,7 @@ def cgroup_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Pat
                 break
 
 
-def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: float, stop: StopRequest) -> int:
+def _in_process(experiment: DetectionExperiment, largest: Largest, folder: Path, room: float, stop: StopRequest) -> int:
     """Take the step in another process, which is ended when it has more than `room` bytes. Returns its peak.
 
     An interrupt must be a request: as an exception it could come between the start of the process and the care for it.
@@ -338,7 +338,7 @@ def main() -> int:
     _first_to_go()
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    experiment = config.from_dict(request["experiment"])
+    experiment = detection(config.from_dict(request["experiment"]))
     largest = Largest(**{**request["largest"], "objects": tuple(request["largest"]["objects"])})
     with session("cpu") as here:
         try:

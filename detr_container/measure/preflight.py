@@ -25,7 +25,8 @@ from detr_container.base.clock import clock
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.limits import Many, between, check, natural
 from detr_container.base.processes import current_process
-from detr_container.config.settings import Experiment, validate
+from detr_container.config.detection import DetectionExperiment
+from detr_container.config.settings import validate
 from detr_container.datasets.annotations import resolve
 from detr_container.datasets.check import check_dataset
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
@@ -59,7 +60,7 @@ WAITING = 0.3
 class PreflightOptions:
     """Options of `preflight`."""
 
-    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    settings: Annotated[DetectionExperiment, tyro.conf.arg(name="")]
     runs: Path = Path("runs")
     """The folder that will hold the run; checkpoints are tried on its disk."""
     pictures: Many = 2000
@@ -77,7 +78,7 @@ class PreflightOptions:
 def run(options: PreflightOptions) -> int:
     """Make all checks. Returns 1 when any is red, else 0."""
     # The experiment's own settings are the first check.
-    check(replace(options, settings=Experiment()))
+    check(replace(options, settings=DetectionExperiment()))
     limit = 60.0 * minutes(options.time) if options.time else 0.0
     if current_process(os.environ).world > 1:
         raise ValueError("preflight is one process: start it without torchrun, and say --processes N")
@@ -359,7 +360,7 @@ class _Preflight:
             raise SkippedError("the data set cannot be used")
         return self.data
 
-    def _trial(self, **changed: Any) -> Experiment:
+    def _trial(self, **changed: Any) -> DetectionExperiment:
         """The experiment as one of the processes would train it, without end, warm-up, evaluations or log."""
         train = replace(
             self.experiment.train,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detr_container.base.interrupt import StopRequest
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.batch import Batch, collate
 from detr_container.datasets.loader import permutation
 from detr_container.engine.run import Run
@@ -36,10 +36,10 @@ class Probe(Trainer):
     """A run of which single steps are taken and timed; it says nothing."""
 
     def __init__(
-        self, experiment: Experiment, folder: Path, data: Data, here: Session, stop: StopRequest | None = None
+        self, experiment: DetectionExperiment, folder: Path, data: Data, here: Session, stop: StopRequest | None = None
     ) -> None:
         self.save_seconds: list[float] = []
-        self.data = data
+        self.data, self.settings_of_data = data, experiment.data
         super().__init__(DetectionTask(experiment, data), experiment, Run(folder), here, stop or StopRequest())
         self.size_multiple = self.task.size_multiple(self.model)
 
@@ -60,13 +60,13 @@ class Probe(Trainer):
 
         Raises ValueError when there are none.
         """
-        pictures, config = self.data.train, self.experiment
-        order = permutation(len(pictures), config.seed, 0)
+        pictures = self.data.train
+        order = permutation(len(pictures), self.experiment.seed, 0)
         shown = islice((index for index in order if len(pictures.objects(index)[0])), self.settings.micro_batch)
         samples = [pictures[(0, index)] for index in shown]
         if not samples:
             raise ValueError("no training picture has an object, so there is nothing to learn: see `data check`")
-        return collate(samples, self.size_multiple, config.data.canvas)
+        return collate(samples, self.size_multiple, self.settings_of_data.canvas)
 
     def timed_steps(self) -> Generator[tuple[float, float], None, None]:
         """Steps on the run's own batches: seconds that each waited for data, and seconds that it took in all."""

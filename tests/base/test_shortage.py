@@ -26,7 +26,7 @@ CHILD = """
 import contextlib, io, json, resource, sys
 import psutil, torch
 from detr_container.commands import cli
-from detr_container.tasks.detection import train
+from detr_container.engine import train
 torch.set_num_threads(1)
 room, lines = json.loads(sys.argv[1])
 room += psutil.Process().memory_info().vms
@@ -65,7 +65,7 @@ def test_settings_that_no_memory_suffices_for(root: Path, tmp_path: Path) -> Non
 MEMBER = """
 import json, resource, sys
 import psutil, torch
-from detr_container.tasks.detection import train
+from detr_container.engine import train
 from detr_container.compare import member
 torch.set_num_threads(1)
 room = 250_000_000 + psutil.Process().memory_info().vms

@@ -13,8 +13,8 @@ from runs import tiny
 
 from detr_container.compare.grid import check_cell, members_of, on_backbone, with_head
 from detr_container.compare.reading import settings_of
+from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
-from detr_container.config.settings import Experiment
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.loader import StepBatches, batches, training_loader
 from detr_container.tasks.detection.build import build_detector, open_data
@@ -112,7 +112,7 @@ def test_a_cell_that_cannot_be_ends_no_other() -> None:
 # -- the same for all backbones ---------------------------------------------------------------------------------------
 
 
-def seen(experiment: Experiment, steps: int) -> list[Batch]:
+def seen(experiment: DetectionExperiment, steps: int) -> list[Batch]:
     """The micro batches of a run's first steps, as its trainer asks for them."""
     data, train = open_data(experiment), experiment.train
     model = build_detector(experiment, len(data.classes), weights=False)

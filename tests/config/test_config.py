@@ -10,14 +10,15 @@ import pytest
 from runs import tiny
 
 from detr_container.config import settings as config
-from detr_container.config.experiments import BUILDERS, named
-from detr_container.config.settings import Experiment, difference, flatten, from_dict, load, to_dict, validate
+from detr_container.config.detection import DetectionExperiment
+from detr_container.config.experiments import named, names
+from detr_container.config.settings import difference, flatten, from_dict, load, to_dict, validate
 
-ALL = [pytest.param(named(name).experiment, id=name) for name in BUILDERS]
+ALL = [pytest.param(named(name).experiment, id=name) for name in names()]
 
 
 @pytest.mark.parametrize("experiment", ALL)
-def test_json_and_back(experiment: Experiment, tmp_path: Path) -> None:
+def test_json_and_back(experiment: DetectionExperiment, tmp_path: Path) -> None:
     assert from_dict(to_dict(experiment)) == experiment
     path = tmp_path / "config.json"
     path.write_text(json.dumps(to_dict(experiment)))
@@ -28,7 +29,7 @@ def test_json_and_back(experiment: Experiment, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("experiment", ALL)
-def test_a_named_experiment_needs_no_warning(experiment: Experiment) -> None:
+def test_a_named_experiment_needs_no_warning(experiment: DetectionExperiment) -> None:
     if experiment.data.root is None:
         experiment = replace(experiment, data=replace(experiment.data, root=Path("coco")))
     assert validate(experiment) == []
@@ -42,11 +43,11 @@ def test_flatten_names_every_setting_once() -> None:
             names += leaves(entry, f"{field.name}.") if is_dataclass(entry) else [prefix + field.name]
         return names
 
-    assert sorted(flatten(Experiment())) == sorted(leaves(Experiment()))
+    assert sorted(flatten(DetectionExperiment())) == sorted(leaves(DetectionExperiment()))
 
 
 def test_difference() -> None:
-    a = Experiment()
+    a = DetectionExperiment()
     b = replace(a, seed=3, train=replace(a.train, lr=1.0))
     assert difference(a, b) == {"seed": (0, 3), "train.lr": (1e-4, 1.0)}
     assert difference(b, b) == {}
@@ -63,7 +64,7 @@ def test_difference() -> None:
     ],
 )
 def test_a_wrong_setting_in_a_file_is_named(section: str, key: str, value: object, said: str) -> None:
-    values = to_dict(Experiment())
+    values = to_dict(DetectionExperiment())
     (values[section] if section else values)[key] = value
     with pytest.raises(ValueError, match=said):
         from_dict(values)
@@ -71,7 +72,7 @@ def test_a_wrong_setting_in_a_file_is_named(section: str, key: str, value: objec
 
 def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(to_dict(Experiment()))[:100])
+    path.write_text(json.dumps(to_dict(DetectionExperiment()))[:100])
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
         load(path)
 
@@ -134,7 +135,7 @@ def test_a_value_that_no_run_can_have(changed: dict[str, Any], said: str) -> Non
 def test_every_option_is_explained(module: str, repository: Path) -> None:
     """The line after a field is what --help says of it; a section is explained by its class."""
     tree = ast.parse((repository / "detr_container" / f"{module}.py").read_text())
-    options = {"Experiment"} if module == "config" else set()
+    options = {"DetectionExperiment"} if module == "config" else set()
     missing = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef) or not (

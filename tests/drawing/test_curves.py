@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detr_container.base.terminal import shown
-from detr_container.drawing.curves import _smoothed, make_figure, plot_curves
+from detr_container.drawing.curves import Scores, _smoothed, make_figure, plot_curves
 from detr_container.drawing.fonts import font_with
+
+SCORES = Scores("Average precision, %", {"AP": "ap", "AP50": "ap50"})
 
 
 def row(step: int, **changes: Any) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def test_lines_are_the_rows_and_gaps_stay() -> None:
     metrics[5]["loss"] = None
     metrics[6]["losses"] = {"class": 0.1}
     del metrics[7]["grad_norm"]
-    figure = make_figure(metrics, [evaluation(1, 0.1), evaluation(2, None), evaluation(3, 0.3)], "a run")
+    figure = make_figure(metrics, [evaluation(1, 0.1), evaluation(2, None), evaluation(3, 0.3)], SCORES, "a run")
     loss, precision, rate, norm = figure.axes
     total, of_class, of_l1, _ = loss.lines
     np.testing.assert_allclose(total.get_xdata(), [step / 10 for step in range(30)])
@@ -60,7 +62,7 @@ def test_smoothing_is_the_mean_of_the_neighbours_that_exist(values: list[float])
 
 def test_noisy_curves_are_smoothed_with_the_raw_ones_behind() -> None:
     metrics = [row(step, grad_norm=5.0 + (-1) ** step) for step in range(800)]
-    raw, smooth = make_figure(metrics, []).axes[3].lines
+    raw, smooth = make_figure(metrics, [], SCORES).axes[3].lines
     assert raw.get_alpha() == pytest.approx(0.2)
     assert np.ptp(raw.get_ydata()) == 2
     assert np.ptp(smooth.get_ydata()[20:-20]) < 0.2
@@ -68,13 +70,13 @@ def test_noisy_curves_are_smoothed_with_the_raw_ones_behind() -> None:
 
 def test_points_between_gaps_are_marked() -> None:
     evaluations = [evaluation(epoch, 0.2 if epoch < 40 or epoch == 45 else None) for epoch in range(50)]
-    assert make_figure([], evaluations).axes[1].lines[0].get_markevery() == [45]
+    assert make_figure([], evaluations, SCORES).axes[1].lines[0].get_markevery() == [45]
 
 
 def test_scales_and_labels_of_close_curves() -> None:
     losses = {f"term {index}": 1.0 + index / 1000 for index in range(9)}
     metrics = [row(step, losses=losses, loss=10.0 - step / 100, grad_norm=10.0 ** (step % 3)) for step in range(10)]
-    figure = make_figure(metrics, [])
+    figure = make_figure(metrics, [], SCORES)
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "linear", "log"]
     texts = figure.axes[0].texts
     shown = sorted(text.get_text().rsplit(" ", 1)[0] for text in texts)
@@ -87,7 +89,9 @@ def test_scales_and_labels_of_close_curves() -> None:
 @pytest.mark.parametrize("rows", [0, 1, 2])
 def test_few_rows_give_a_readable_file(tmp_path: Path, rows: int) -> None:
     metrics = [row(step) for step in range(rows)]
-    path = plot_curves(metrics, [evaluation(epoch, 0.0) for epoch in range(rows)], tmp_path / "runs" / "curves.png")
+    path = plot_curves(
+        metrics, [evaluation(epoch, 0.0) for epoch in range(rows)], SCORES, tmp_path / "runs" / "curves.png"
+    )
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert min(image.size) > 500
@@ -96,7 +100,9 @@ def test_few_rows_give_a_readable_file(tmp_path: Path, rows: int) -> None:
 
 
 def test_rows_without_values_and_without_an_epoch() -> None:
-    figure = make_figure([{"step": 1, "loss": 3.0}, {"epoch": 1.0, "losses": None, "lr": math.inf}], [{"epoch": 1}])
+    figure = make_figure(
+        [{"step": 1, "loss": 3.0}, {"epoch": 1.0, "losses": None, "lr": math.inf}], [{"epoch": 1}], SCORES
+    )
     assert all(not axes.lines for axes in figure.axes)
     assert all(axes.texts[0].get_text() == "nothing recorded yet" for axes in figure.axes)
 
@@ -104,10 +110,10 @@ def test_rows_without_values_and_without_an_epoch() -> None:
 def test_names_are_text_in_a_font_that_has_their_letters(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     name = "$x_1$ \n\x1b[31m" + ("红细胞" if font_with(frozenset("红细胞")) else "κύτταρο")
     metrics = [{**row(step), "losses": {"$a$ $\\b": 1.0, "l\ng": 2.0}} for step in range(3)]
-    figure = make_figure(metrics, [], name)
+    figure = make_figure(metrics, [], SCORES, name)
     texts = list(figure.axes[0].texts)
     assert figure.get_suptitle() == shown(name)
     assert {text.get_text() for text in texts} == {"total 1.03", "$a$ $\\b 1", "l\\ng 2"}
     assert not any(text.get_parse_math() for text in texts)
-    plot_curves(metrics, [], tmp_path / "curves.png", name)
+    plot_curves(metrics, [], SCORES, tmp_path / "curves.png", name)
     assert not [str(warning.message) for warning in recwarn if "missing from font" in str(warning.message)]

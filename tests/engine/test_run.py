@@ -9,7 +9,8 @@ import pytest
 from runs import tiny
 
 from detr_container.base.files import JsonLines, read_jsonl
-from detr_container.config.settings import Experiment, to_dict
+from detr_container.config.detection import DetectionExperiment
+from detr_container.config.settings import to_dict
 from detr_container.engine.run import Run
 
 CLASSES = [{"id": 1, "name": "circle"}, {"id": 4, "name": "triangle"}]
@@ -42,7 +43,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         run.experiment()
 
 
-def checkpoint(experiment: Experiment) -> dict[str, Any]:
+def checkpoint(experiment: DetectionExperiment) -> dict[str, Any]:
     """What a checkpoint says of its run, without the weights."""
     return {"optimizer": {}, "step": 2, "steps_per_epoch": 4, "meters": [], "experiment": to_dict(experiment)}
 

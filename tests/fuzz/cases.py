@@ -273,10 +273,11 @@ def command_lines(maker: Maker, folder: Path, rng: random.Random) -> Case:
 
 def _options(command: str) -> list[str]:
     from detr_container.compare.options import ReportOptions
-    from detr_container.config.settings import Experiment, flatten
+    from detr_container.config.detection import DetectionExperiment
+    from detr_container.config.settings import flatten
     from detr_container.launch.resources import Resources
 
-    settings = [f"--{name.replace('_', '-')}" for name in flatten(Experiment())]
+    settings = [f"--{name.replace('_', '-')}" for name in flatten(DetectionExperiment())]
     slurm = [f"--slurm.{name.replace('_', '-')}" for name in Resources.__dataclass_fields__]
     runs = ["--run", "--runs"]
     own = {

@@ -9,8 +9,8 @@ import torch
 from golden import pattern
 from torch import Tensor
 
+from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
-from detr_container.config.settings import Experiment
 from detr_container.datasets.batch import Targets
 from detr_container.models.detector import Detector
 from detr_container.models.weights.layouts import from_published
@@ -41,19 +41,19 @@ def arrays(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(np.asarray(value)) for key, value in stored.items()}
 
 
-def experiment(name: str) -> Experiment:
+def experiment(name: str) -> DetectionExperiment:
     """The named experiment of a published detector, without pretrained weights to wait for."""
     base = named({"detr_r50": "detr_r50_50e", "detr_r50_dc5": "detr_r50_dc5_50e"}.get(name, "smca_r50_50e")).experiment
     gaussian = f"type{name[-1]}" if "type" in name else "type3"
     return replace(base, head=replace(base.head, gaussian=gaussian), backbone=replace(base.backbone, weights="none"))
 
 
-def classes(settings: Experiment) -> int:
+def classes(settings: DetectionExperiment) -> int:
     """How many classes the published heads of 92 rows have."""
     return 91 if settings.loss.classification == "softmax" else 92
 
 
-def detector(name: str, settings: Experiment | None = None) -> Detector:
+def detector(name: str, settings: DetectionExperiment | None = None) -> Detector:
     """Our model with the published weights."""
     settings = settings or experiment(name)
     model = build_detector(settings, classes(settings), weights=False)

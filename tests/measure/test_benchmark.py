@@ -21,7 +21,7 @@ from runs import environment
 
 from detr_container.base.host_memory import keep_freed_memory
 from detr_container.commands.cli import main
-from detr_container.config.experiments import BUILDERS, named
+from detr_container.config.experiments import _BUILDERS, named
 from detr_container.datasets.shapes import CATEGORY_IDS
 from detr_container.engine.peak_memory import begin_phase, peak_memory
 from detr_container.measure.bench_worker import Bench
@@ -126,7 +126,7 @@ def test_experiments_that_fail_are_named_and_the_others_finish(
 ) -> None:
     """One cannot be built, and one is killed in its second round."""
     odd = replace(DEBUG, name="odd", backbone=replace(DEBUG.backbone, frozen_stages=9))
-    monkeypatch.setitem(BUILDERS, "odd", lambda: (odd, ""))
+    monkeypatch.setitem(_BUILDERS, "odd", (lambda: odd, ()))
     asked: list[tuple[Worker, str]] = []
     ask = Worker.ask
 

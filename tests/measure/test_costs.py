@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
-from detr_container.config.settings import Experiment
 from detr_container.datasets.annotations import read_annotations
 from detr_container.measure import costs as module
 from detr_container.measure.costs import Gflops, costs, count_flops, count_parameters, validation_sizes
@@ -21,7 +21,7 @@ from detr_container.tasks.detection.build import build_detector
 from detr_container.tasks.detection.evaluate import open_validation
 
 
-def on_backbone(name: str, head: str) -> Experiment:
+def on_backbone(name: str, head: str) -> DetectionExperiment:
     """A small head on any backbone, as it comes."""
     debug = named("debug").experiment
     backbone = replace(debug.backbone, name=name, norm="frozen")

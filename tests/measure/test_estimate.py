@@ -16,7 +16,8 @@ import torch
 from runs import environment, tiny
 
 from detr_container.base.interrupt import StopRequest
-from detr_container.config.settings import DataConfig, TrainConfig, to_dict
+from detr_container.config.detection import DataConfig, DetectionTrainConfig
+from detr_container.config.settings import to_dict
 from detr_container.datasets.annotations import Annotations, Category, read_annotations
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.transforms import Augmentation
@@ -245,7 +246,7 @@ def test_limits_of_control_groups_old_and_new(tmp_path: Path) -> None:
 @pytest.mark.parametrize("every", [0, 1, 3])
 @pytest.mark.parametrize("most", [0, 9])
 def test_the_parts_of_a_run_are_counted_as_the_loop_makes_them(epochs: int, every: int, most: int) -> None:
-    train = TrainConfig(epochs=epochs, batch=4, eval_every=every, max_steps=most, checkpoint_minutes=0.0)
+    train = DetectionTrainConfig(epochs=epochs, batch=4, eval_every=every, max_steps=most, checkpoint_minutes=0.0)
     steps = evaluations = 0
     saves = set()
     for step in range(1, (most or epochs * 4) + 1):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from runs import one_thread, tiny, when
 
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.engine.session import session
 from detr_container.engine.trainer import Trainer
@@ -68,7 +68,7 @@ def told(out: str) -> Told:
 def fly(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Told, str]]:
     """Make all checks of an experiment: the exit status, what was said of each, and everything that was said."""
 
-    def made(experiment: Experiment, **options: Any) -> tuple[int, Told, str]:
+    def made(experiment: DetectionExperiment, **options: Any) -> tuple[int, Told, str]:
         with one_thread():
             status = preflight.run(PreflightOptions(experiment, **options))
         out = capsys.readouterr().out

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
+from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig
 from detr_container.engine.optimizer import make_optimizer
 from detr_container.models.backbones.backbone import Backbone
 from detr_container.models.backbones.resnet import DEPTHS, ResNetBackbone
@@ -139,7 +139,7 @@ def test_freezing_more_stages_than_there_are_is_refused(name: str, stages: int) 
 
 def test_a_trained_backbone_with_nothing_to_train_is_refused() -> None:
     head = HeadConfig(queries=2, width=8, heads=1, encoder_layers=1, decoder_layers=1, feedforward=8)
-    experiment = Experiment(head=head, backbone=BackboneConfig(name="resnet18", weights="none"))
+    experiment = DetectionExperiment(head=head, backbone=BackboneConfig(name="resnet18", weights="none"))
     model = build_detector(experiment, 2, weights=False)
     groups = make_optimizer(parameter_groups(model, experiment.train), experiment.train).param_groups
     assert [(group["name"], group["base_lr"]) for group in groups] == [("head", 1e-4), ("backbone", 1e-5)]

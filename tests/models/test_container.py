@@ -9,7 +9,7 @@ from golden import pattern, published
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr_container.config.settings import BackboneConfig
+from detr_container.config.detection import BackboneConfig
 from detr_container.models.backbones.container import SIZES, Block, ContainerLight, ContainerLightClassifier
 from detr_container.models.layers.context_aggregation import DynamicAggregation, MixedAggregation, StaticAggregation
 from detr_container.models.weights.layouts import from_container, to_container

@@ -7,7 +7,7 @@ import torch
 from golden import published
 from torch import Tensor
 
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.models.criterion import diagnostics
 from detr_container.models.detector import Output
 from detr_container.models.matcher import Matches
@@ -25,7 +25,7 @@ class Case:
     name: str
     golden: dict[str, Tensor]
     shapes: dict[str, list[int]]
-    experiment: Experiment
+    experiment: DetectionExperiment
     output: Output
     matches: Matches
 

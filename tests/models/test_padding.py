@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig
 from detr_container.config.experiments import FOCAL
-from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
 from detr_container.datasets.batch import Targets
 from detr_container.models.detector import Detector
 from detr_container.tasks.detection.build import build_criterion, build_detector, build_matcher
@@ -16,16 +16,16 @@ TINY = BackboneConfig(name="container_light_tiny", weights="none", frozen_stages
 RESNET = BackboneConfig(name="resnet18", weights="none")
 DETR = HeadConfig(queries=7, width=32, heads=4, encoder_layers=1, decoder_layers=2, feedforward=48, dropout=0.0)
 HEADS = {
-    "detr": Experiment(head=DETR),
-    "detr pre-norm": Experiment(head=replace(DETR, pre_norm=True)),
-    "detr learned": Experiment(head=replace(DETR, position="learned")),
-    "smca": Experiment(head=replace(DETR, kind="smca"), loss=FOCAL),
-    "smca type4": Experiment(head=replace(DETR, kind="smca", gaussian="type4"), loss=FOCAL),
+    "detr": DetectionExperiment(head=DETR),
+    "detr pre-norm": DetectionExperiment(head=replace(DETR, pre_norm=True)),
+    "detr learned": DetectionExperiment(head=replace(DETR, position="learned")),
+    "smca": DetectionExperiment(head=replace(DETR, kind="smca"), loss=FOCAL),
+    "smca type4": DetectionExperiment(head=replace(DETR, kind="smca", gaussian="type4"), loss=FOCAL),
 }
 TARGETS = Targets(torch.tensor([0, 2, 1]), torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3), (2, 1))
 
 
-def built(experiment: Experiment) -> Detector:
+def built(experiment: DetectionExperiment) -> Detector:
     return build_detector(experiment, 3, weights=False)
 
 
@@ -76,7 +76,7 @@ def test_without_padding_the_mask_can_be_left_out(head: str) -> None:
 
 @torch.no_grad()
 def test_uint8_is_normalised_as_the_backbone_wants_it() -> None:
-    model = built(Experiment(head=DETR, backbone=TINY))
+    model = built(DetectionExperiment(head=DETR, backbone=TINY))
     images, sizes = pictures((32, 64), (20, 33))
     ours = model.normalise(images, sizes, padded=True)
     mean, std = (torch.tensor(each)[:, None, None] for each in (model.backbone.mean, model.backbone.std))
@@ -102,7 +102,9 @@ def test_uint8_is_normalised_as_the_backbone_wants_it() -> None:
 )
 def test_other_shapes_train(backbone: BackboneConfig, change: dict[str, object], stride: int) -> None:
     head = replace(DETR, **change)
-    experiment = Experiment(backbone=backbone, head=head, loss=FOCAL if head.kind == "smca" else Experiment().loss)
+    experiment = DetectionExperiment(
+        backbone=backbone, head=head, loss=FOCAL if head.kind == "smca" else DetectionExperiment().loss
+    )
     model = built(experiment).train()
     assert model.backbone.strides[-1] == stride
     images, sizes = pictures((64, 96), (50, 64))

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_container.base.processes import ProcessInfo
+from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig
 from detr_container.config.experiments import FOCAL
-from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig
 from detr_container.datasets.batch import Batch, Targets
 from detr_container.engine.control import Control, Flags
 from detr_container.engine.session import Session
@@ -25,8 +25,8 @@ from detr_container.tasks.detection.task import DetectionTask
 HEAD = HeadConfig(queries=7, width=32, heads=4, encoder_layers=1, decoder_layers=2, feedforward=48, dropout=0.1)
 TINY = BackboneConfig(name="container_light_tiny", weights="none", frozen_stages=0)
 EXPERIMENTS = {
-    "detr": Experiment(head=HEAD, backbone=BackboneConfig(name="resnet18", weights="none")),
-    "smca": Experiment(
+    "detr": DetectionExperiment(head=HEAD, backbone=BackboneConfig(name="resnet18", weights="none")),
+    "smca": DetectionExperiment(
         head=replace(HEAD, kind="smca"), loss=FOCAL, backbone=replace(TINY, norm="batch", drop_path=0.1)
     ),
 }
@@ -75,7 +75,7 @@ def test_the_counter_sees_what_reads() -> None:
     assert sum(reads.found.values()) == 4
 
 
-def training_step(experiment: Experiment, device: str) -> Callable[[], Flags]:
+def training_step(experiment: DetectionExperiment, device: str) -> Callable[[], Flags]:
     """The step that `train` takes."""
     task = DetectionTask(experiment, None, 3)
     model = task.build(weights=False).to(device).train()

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from detr_container.config.settings import BackboneConfig, Experiment
+from detr_container.config.detection import BackboneConfig, DetectionExperiment
 from detr_container.models.backbones.timm_backbone import TimmBackbone
 from detr_container.models.backbones.timm_fit import ANY_SIZE, fit
 from detr_container.tasks.detection.build import build_backbone, build_detector, lay_out
@@ -90,7 +90,7 @@ def test_looking_at_a_model_draws_no_numbers() -> None:
 def test_a_detector_holds_convolutions_in_three_dimensions() -> None:
     """Which have no layout with channels last; those in two have it."""
     config = BackboneConfig(name="timm/lambda_resnet26t", weights="none", frozen_stages=0)
-    model = build_detector(Experiment(backbone=config), classes=3)
+    model = build_detector(DetectionExperiment(backbone=config), classes=3)
     assert any(parameter.dim() == 5 for parameter in model.parameters())
     flat = [parameter for parameter in model.parameters() if parameter.dim() == 4]
     assert all(parameter.is_contiguous(memory_format=torch.channels_last) for parameter in flat)

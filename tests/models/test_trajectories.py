@@ -22,7 +22,7 @@ from golden import published
 from runs import one_thread
 from torch import Tensor
 
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.batch import Targets
 from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimizer, set_learning_rates
 from detr_container.models.detector import Detector
@@ -34,7 +34,7 @@ from detr_container.tasks.detection.groups import parameter_groups
 FROZEN = "backbone.0.body.layer1.0.conv1.weight"
 
 
-def trained(model: Detector, experiment: Experiment, steps: int) -> tuple[list[float], list[float]]:
+def trained(model: Detector, experiment: DetectionExperiment, steps: int) -> tuple[list[float], list[float]]:
     """The losses and gradient norms of a number of steps on the two pictures, as the training loop takes them."""
     model.train()
     if experiment.head.kind == "smca":
@@ -126,7 +126,9 @@ def random_batch() -> tuple[Tensor, Tensor, Targets]:
     return images, sizes, Targets(torch.tensor([1, 3, 0, 2, 5]), boxes, (3, 2))
 
 
-def weights_after(model: Detector, experiment: Experiment, take_step: Callable[[], object]) -> dict[str, Tensor]:
+def weights_after(
+    model: Detector, experiment: DetectionExperiment, take_step: Callable[[], object]
+) -> dict[str, Tensor]:
     """The weights after 20 steps on the same two images; take_step: what is done with the gradient."""
     matcher, criterion = build_matcher(experiment), build_criterion(experiment)
     images, sizes, targets = random_batch()

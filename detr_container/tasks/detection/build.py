@@ -13,8 +13,8 @@ from torch import nn
 
 from detr_container.base.files import sha256
 from detr_container.base.shortage import asking
+from detr_container.config.detection import BackboneConfig, DataConfig, DetectionExperiment
 from detr_container.config.memory import for_model
-from detr_container.config.settings import BackboneConfig, DataConfig, Experiment
 from detr_container.datasets.annotations import Annotations, Category, read_annotations, resolve
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
@@ -44,7 +44,7 @@ def longest_side(data: DataConfig) -> int:
     return max(side, data.canvas)
 
 
-def check_backbone(experiment: Experiment) -> str:
+def check_backbone(experiment: DetectionExperiment) -> str:
     """Look at a backbone in a second, before anything else is done: a remark on what it makes of pictures, or "".
 
     Raises ValueError for one that cannot be built, or not for pictures of these sizes. Of our own only the name is
@@ -103,7 +103,7 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
     return backbone.freeze(config.frozen_stages)
 
 
-def build_detector(experiment: Experiment, classes: int, weights: bool = True) -> Detector:
+def build_detector(experiment: DetectionExperiment, classes: int, weights: bool = True) -> Detector:
     """The model of an experiment for a number of classes; the seed alone decides what is random in it."""
     with asking("the model", for_model(experiment)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
@@ -139,7 +139,7 @@ def lay_out(model: M, layout: torch.memory_format) -> M:
     return model
 
 
-def build_matcher(experiment: Experiment) -> Matcher:
+def build_matcher(experiment: DetectionExperiment) -> Matcher:
     """The matcher with the experiment's costs."""
     loss = experiment.loss
     return Matcher(
@@ -147,7 +147,7 @@ def build_matcher(experiment: Experiment) -> Matcher:
     )
 
 
-def build_criterion(experiment: Experiment) -> Criterion:
+def build_criterion(experiment: DetectionExperiment) -> Criterion:
     """The criterion with the experiment's weights."""
     loss = experiment.loss
     return Criterion(
@@ -195,7 +195,7 @@ def evaluation_augmentation(config: DataConfig) -> Augmentation:
     return Augmentation((config.eval_size,), config.max_size, augment="none", resize=config.resize)
 
 
-def open_data(experiment: Experiment) -> Data:
+def open_data(experiment: DetectionExperiment) -> Data:
     """Read both annotation files. Raises ValueError for what cannot be trained on."""
     config = experiment.data
     make_shapes_if_asked(config)
@@ -227,7 +227,7 @@ def same_classes(classes: Sequence[Category], other: Annotations) -> None:
         raise ValueError(f"{other.path} has other categories than the training set or the checkpoint: {differ}")
 
 
-def start_from(model: Detector, experiment: Experiment, classes: Sequence[Category], path: Path) -> Loaded:
+def start_from(model: Detector, experiment: DetectionExperiment, classes: Sequence[Category], path: Path) -> Loaded:
     """Load a detector's checkpoint to fine-tune from; class rows are carried over where names agree."""
     file = read_detector(path, experiment.init_weights, "init_weights")
     theirs = [category.name for category in file.row_classes()]

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from detr_container.base.checked import PathText, Schema, mistakes, read_json
-from detr_container.config.settings import Experiment, from_file
+from detr_container.config.detection import DetectionExperiment, detection
+from detr_container.config.settings import from_file
 from detr_container.datasets.annotations import Category
 from detr_container.datasets.coco_classes import COCO, PANOPTIC, rows_by_id
 from detr_container.engine.checkpoint import load
@@ -65,7 +66,7 @@ class DetectorFile:
     path: Path
     state: dict[str, Tensor]
     layout: str
-    experiment: Experiment | None
+    experiment: DetectionExperiment | None
     classes: tuple[Category, ...] | None
     names: dict[int, str]
     arguments: argparse.Namespace | None
@@ -163,12 +164,14 @@ def read_detector(path: Path, which: Which = "auto", option: str = "--weights") 
 
 def _own(
     path: Path, checkpoint: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> tuple[Experiment | None, tuple[Category, ...] | None, int]:
+) -> tuple[DetectionExperiment | None, tuple[Category, ...] | None, int]:
     """What a checkpoint of this program says of itself: experiment, classes and step; None, None, 0 where it does not.
 
     Raises ValueError, naming the file, for what it cannot be.
     """
-    experiment = from_file(checkpoint["experiment"], f"{path}: its experiment") if "experiment" in checkpoint else None
+    experiment = None
+    if "experiment" in checkpoint:
+        experiment = detection(from_file(checkpoint["experiment"], f"{path}: its experiment"))
     classes = _classes(path, checkpoint["classes"]) if "classes" in checkpoint else None
     rows = len(state["class_embed.bias"])
     spare = (0, 1) if experiment is None else (int(experiment.loss.classification == "softmax"),)

@@ -10,8 +10,8 @@ import torch
 
 from detr_container.base.files import write_json
 from detr_container.base.shortage import asking
+from detr_container.config.detection import DetectionExperiment
 from detr_container.config.memory import for_evaluation
-from detr_container.config.settings import Experiment
 from detr_container.datasets.annotations import Category, read_annotations, resolve_split
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import Ends, batches, evaluation_loader
@@ -30,7 +30,7 @@ def detect(
     model: Detector,
     dataset: DetectionDataset,
     classes: Sequence[Category],
-    experiment: Experiment,
+    experiment: DetectionExperiment,
     session: Session,
     after_batch: Callable[[int, int], None] = lambda done, total: None,
     ends: Ends = lambda short: False,
@@ -74,7 +74,7 @@ def detect(
     return [record for part in parts for record in part] if session.main else []
 
 
-def open_validation(experiment: Experiment, unlabelled: bool = False) -> DetectionDataset:
+def open_validation(experiment: DetectionExperiment, unlabelled: bool = False) -> DetectionDataset:
     """The validation split alone, as evaluation reads it; unlabelled: a file without annotations will do."""
     data = experiment.data
     make_shapes_if_asked(data)
@@ -100,7 +100,7 @@ def evaluate_to(
     model: Detector,
     dataset: DetectionDataset,
     classes: Sequence[Category],
-    experiment: Experiment,
+    experiment: DetectionExperiment,
     session: Session,
     evaluator: Evaluator = "faster",
     after_batch: Callable[[int, int], None] = lambda done, total: None,
@@ -134,7 +134,9 @@ def evaluate_to(
     return scores
 
 
-def with_data(experiment: Experiment, root: Path | None, images: Path | None, annotations: Path | None) -> Experiment:
+def with_data(
+    experiment: DetectionExperiment, root: Path | None, images: Path | None, annotations: Path | None
+) -> DetectionExperiment:
     """The same experiment evaluated on other data, where any is given."""
     if root is None and images is None and annotations is None:
         return experiment

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from detr_container.base.files import atomic_write, write_json
-from detr_container.config.settings import DataConfig, Experiment, HeadConfig
+from detr_container.config.detection import DataConfig, DetectionExperiment, HeadConfig
 from detr_container.datasets.coco_classes import unused
 from detr_container.models.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from detr_container.models.backbones.resnet import DEPTHS
@@ -52,7 +52,7 @@ def write_export(trained: Trained, target: Path, layout: Layout, rows: Rows) -> 
     return len(state)
 
 
-def _unsaid(settings: Experiment) -> dict[str, Any]:
+def _unsaid(settings: DetectionExperiment) -> dict[str, Any]:
     """What no tensor shows of a model that published layouts can hold, under the names of the published arguments."""
     head = settings.head
     smooth = {"smooth": head.smooth} if head.kind == "smca" else {}
@@ -75,7 +75,7 @@ def exported(trained: Trained, layout: Layout, rows: Rows = "id") -> dict[str, T
     return to_published(state) if layout == "published" else to_hugging_face(state)
 
 
-def _check_hugging_face(settings: Experiment, folder: bool) -> None:
+def _check_hugging_face(settings: DetectionExperiment, folder: bool) -> None:
     """Raise ValueError for what Hugging Face's layout would not say, so that it were another model.
 
     Sizes show in the tensors. What follows does not, and the defaults are another model's: eight heads, sine positions,
@@ -130,7 +130,7 @@ def _labels(trained: Trained, count: int, rows: Rows) -> list[str]:
     return [names.get(row, unused(row)) for row in range(count)]
 
 
-def _config(settings: Experiment, labels: list[str]) -> dict[str, Any]:
+def _config(settings: DetectionExperiment, labels: list[str]) -> dict[str, Any]:
     """A config.json of transformers: every setting that makes another model."""
     head = settings.head
     block, depths = DEPTHS[settings.backbone.name]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from detr_container.config.settings import TrainConfig
+from detr_container.config.detection import DetectionTrainConfig
 from detr_container.models.detector import Detector
 
 
-def parameter_groups(model: Detector, config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: Detector, config: DetectionTrainConfig) -> list[dict[str, Any]]:
     """One group for the backbone and one for the rest, weight decay on everything, as published.
 
     Learned positions train with the backbone, of which the published code makes them a part, and stand after it.

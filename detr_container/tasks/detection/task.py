@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detr_container.config.settings import Experiment
+from detr_container.base.shortage import asking
+from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.datasets.annotations import Category
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.loader import Ends, StepBatches, batches, training_loader
 from detr_container.engine.precision import autocast
 from detr_container.engine.resume import show
 from detr_container.engine.session import Session
-from detr_container.engine.task import Evaluation, Lap, Metric, NonFiniteError, Task, no_lap
+from detr_container.engine.task import Evaluation, Lap, NonFiniteError, Task, no_lap
 from detr_container.models.criterion import diagnostics
 from detr_container.models.detector import Detector
 from detr_container.models.matcher import NonFiniteOutputError
@@ -26,18 +27,25 @@ from .evaluate import evaluate_to
 from .gallery import draw_validation
 from .groups import parameter_counts, parameter_groups
 from .scores import Scores, table
+from .together import data_on_all
 
 _TERMS = ("class", "l1", "giou")
 _DIAGNOSTICS = ("class_error", "cardinality_error")
+
+
+def open_task(experiment: DetectionExperiment, here: Session) -> DetectionTask:
+    """Detection's task with both splits, on every process."""
+    mine = detection(experiment)
+    with asking("the annotation files", {}):
+        return DetectionTask(mine, data_on_all(here, mine))
 
 
 class DetectionTask(Task):
     """A detector, its loss and its data."""
 
     meters = (*_TERMS, *_DIAGNOSTICS)
-    headline = Metric("ap", "AP")
 
-    def __init__(self, experiment: Experiment, data: Data | None, classes: int = 0) -> None:
+    def __init__(self, experiment: DetectionExperiment, data: Data | None, classes: int = 0) -> None:
         """data: None where only steps are taken, on batches from elsewhere; then classes says how many there are."""
         self.experiment, self._data = experiment, data
         self._classes = classes if data is None else len(data.classes)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from detr_container.base.files import sha256
-from detr_container.config import settings as config
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.engine.resume import content_hash
 from detr_container.engine.session import Session
@@ -20,13 +19,8 @@ from .trained import Trained
 _log = logging.getLogger(__name__)
 
 
-def data_on_all(here: Session, experiment: Experiment) -> Data:
-    """Both splits on every process, made by the main one if asked for; all must have the same, valid settings."""
-    with here.together():
-        for warning in config.validate(experiment):
-            if here.main:
-                _log.warning("%s", warning)
-    here.agree({f"the setting {name}": repr(value) for name, value in config.flatten(experiment).items()})
+def data_on_all(here: Session, experiment: DetectionExperiment) -> Data:
+    """Both splits on every process, made by the main one if asked for."""
     with here.together():
         remark = check_backbone(experiment)
         if here.main:
@@ -53,7 +47,7 @@ def trained_on_all(here: Session, path: Path, opened: Callable[[Path], Trained])
     return trained
 
 
-def validation_on_all(here: Session, experiment: Experiment) -> DetectionDataset:
+def validation_on_all(here: Session, experiment: DetectionExperiment) -> DetectionDataset:
     """The validation split on every process, made by the main one if asked for; all must read the same file."""
     with here.together():
         if here.main:

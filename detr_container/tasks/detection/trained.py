@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_container.config.experiments import FOCAL, named
-from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig, LossConfig, validate
+from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig, LossConfig
+from detr_container.config.experiments import FOCAL, detection_named
+from detr_container.config.settings import validate
 from detr_container.datasets.annotations import Category, read_categories
 from detr_container.engine.run import Run
 from detr_container.models.backbones.resnet import DEPTHS
@@ -36,7 +37,7 @@ class Trained:
     """A model in evaluation mode with what it was trained for. source: the checkpoint's path; step: 0 when unknown."""
 
     model: Detector
-    experiment: Experiment
+    experiment: DetectionExperiment
     classes: tuple[Category, ...]
     source: Path
     step: int
@@ -64,7 +65,7 @@ def open_trained(
     settings = file.experiment
     if settings is None:
         try:
-            settings = named(experiment).experiment if experiment else guess(file.state, file.arguments)
+            settings = detection_named(experiment) if experiment else guess(file.state, file.arguments)
             if not experiment:
                 settings = replace(settings, data=replace(settings.data, **file.sizes))
             validate(settings)
@@ -117,7 +118,7 @@ def named_rows(path: Path, count: int) -> tuple[Category, ...]:
     raise ValueError(f"{path} has {len(categories)} categories up to id {max(by_id)}, the weights {count} classes")
 
 
-def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = None) -> Experiment:
+def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = None) -> DetectionExperiment:
     """The experiment whose model has these tensors.
 
     Heads, dilation and SMCA-DETR's constant leave no trace: they come from the arguments.
@@ -156,7 +157,7 @@ def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = No
             raise ValueError(f"it says that SMCA-DETR's constant is {smooth!r}, which is no number")
         head = replace(head, gaussian=GAUSSIANS[count], smooth=float(smooth))
     dilation = bool(getattr(arguments, "dilation", False))
-    return Experiment(
+    return DetectionExperiment(
         backbone=_guess_backbone(state, dilation), head=head, loss=FOCAL if focal else LossConfig(), name="published"
     )
 

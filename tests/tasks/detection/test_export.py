@@ -11,8 +11,9 @@ from golden import pattern
 from test_trained import CLASSES, CPU, SMALL, SMCA, model_of, outputs
 from torch import Tensor
 
+from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import FOCAL
-from detr_container.config.settings import Experiment, to_dict
+from detr_container.config.settings import to_dict
 from detr_container.tasks.detection.export import write_export
 from detr_container.tasks.detection.trained import Trained, open_trained
 
@@ -29,7 +30,7 @@ PLAIN = {int, float, bool}
 SIZED = replace(SMALL, data=replace(SMALL.data, eval_size=96, max_size=160))
 
 
-def trained(experiment: Experiment, **facts: Any) -> Trained:
+def trained(experiment: DetectionExperiment, **facts: Any) -> Trained:
     """A model whose queries differ."""
     model = model_of(experiment, 3)
     model.load_state_dict(pattern.fill(model.state_dict()))
@@ -57,7 +58,9 @@ def padded() -> tuple[Tensor, Tensor, Tensor]:
         (replace(SMALL, backbone=replace(SMALL.backbone, stride=16)), r"backbone\.stride=16 cannot be exported"),
     ],
 )
-def test_what_no_folder_says_is_refused(experiment: Experiment, said: str, layout: Any, tmp_path: Path) -> None:
+def test_what_no_folder_says_is_refused(
+    experiment: DetectionExperiment, said: str, layout: Any, tmp_path: Path
+) -> None:
     target = tmp_path / "out"
     with pytest.raises(ValueError, match=rf"{said}.*--layout published") as caught:
         write_export(Trained(model_of(experiment, 3), experiment, CLASSES, Path("run"), 0), target, layout, "id")
@@ -80,7 +83,7 @@ def test_what_only_a_config_says_is_refused_of_a_file(change: dict[str, Any], sa
 @pytest.mark.parametrize(
     "experiment", [SMALL, ODD, DEEP, SIZED], ids=["usual", "heads and positions", "no encoder", "sizes"]
 )
-def test_a_folder_opens_here_as_the_same_model(experiment: Experiment, rows: Any, tmp_path: Path) -> None:
+def test_a_folder_opens_here_as_the_same_model(experiment: DetectionExperiment, rows: Any, tmp_path: Path) -> None:
     before = trained(experiment)
     assert write_export(before, tmp_path / "hub", "hugging-face-folder", rows) > 60
     again = open_trained(tmp_path / "hub", CPU)
@@ -104,7 +107,7 @@ def test_a_folder_opens_here_as_the_same_model(experiment: Experiment, rows: Any
 @pytest.mark.parametrize(
     "experiment", [SMALL, ODD, DEEP, SIZED], ids=["usual", "heads and positions", "no encoder", "sizes"]
 )
-def test_transformers_opens_a_folder_as_the_same_model(experiment: Experiment, tmp_path: Path) -> None:
+def test_transformers_opens_a_folder_as_the_same_model(experiment: DetectionExperiment, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     before = trained(experiment)
     write_export(before, tmp_path, "hugging-face-folder", "id")
@@ -174,7 +177,7 @@ def test_a_file_is_what_its_name_says(name: str, layout: Any, tmp_path: Path) ->
     ],
     ids=["heads", "smca", "DC5"],
 )
-def test_what_no_tensor_shows_stands_beside_published_weights(experiment: Experiment, tmp_path: Path) -> None:
+def test_what_no_tensor_shows_stands_beside_published_weights(experiment: DetectionExperiment, tmp_path: Path) -> None:
     before = trained(experiment)
     write_export(before, tmp_path / "file.pth", "published", "order")
     assert {type(value) for value in torch.load(tmp_path / "file.pth", weights_only=True)["args"].values()} <= PLAIN

@@ -21,7 +21,7 @@ from PIL import Image
 from runs import final_state, one_thread, tiny, train_in
 
 from detr_container.commands import cli
-from detr_container.config.settings import DataConfig
+from detr_container.config.detection import DataConfig
 from detr_container.datasets.annotations import Category
 from detr_container.drawing.images import PALETTE
 from detr_container.engine.run import Run

@@ -34,7 +34,7 @@ from detr_container.base.files import read_jsonl
 from detr_container.base.interrupt import StopRequest
 from detr_container.commands import cli
 from detr_container.config import settings as config
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.batch import Targets
 from detr_container.datasets.loader import permutation
 from detr_container.engine.run import Run
@@ -247,7 +247,7 @@ def test_only_the_main_rank_speaks(pair: Path) -> None:
     assert "step " not in (pair / "rank-1.txt").read_text()
 
 
-def torchrun(experiment: Experiment, runs: Path) -> subprocess.Popen[str]:
+def torchrun(experiment: DetectionExperiment, runs: Path) -> subprocess.Popen[str]:
     """`train debug` as two processes under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", str(free_port()), "-m", "detr_container", "train", "debug", "--runs", str(runs)]

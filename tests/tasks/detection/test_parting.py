@@ -167,7 +167,7 @@ def test_a_malformed_variable_is_named_and_nobody_waits(name: str, tmp_path: Pat
 
 WAITS = "import sys; from pathlib import Path; from detr_container.config.experiments import named; "
 WAITS += "from detr_container.base.interrupt import StopRequest; "
-WAITS += "from detr_container.tasks.detection.train import train\n"
+WAITS += "from detr_container.engine.train import train\n"
 WAITS += "with StopRequest() as stop:\n    print('listening', flush=True)\n"
 WAITS += "    sys.exit(train(named('debug').experiment, Path(sys.argv[1]), stop))"
 

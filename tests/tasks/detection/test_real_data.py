@@ -8,10 +8,10 @@ import pytest
 from runs import one_thread
 
 from detr_container.commands.cli import main
+from detr_container.config.detection import DataConfig
 from detr_container.config.experiments import named
-from detr_container.config.settings import DataConfig
 from detr_container.engine.run import Run
-from detr_container.tasks.detection.train import train
+from detr_container.engine.train import train
 
 pytestmark = pytest.mark.shared
 

@@ -21,7 +21,7 @@ from runs import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detr_container.base.files import read_jsonl
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.engine.progress import Progress
 from detr_container.engine.run import Run
 from detr_container.tasks.detection.same import metrics
@@ -192,4 +192,4 @@ def test_provenance_and_difference_are_kept(undisturbed: Path) -> None:
     assert difference["head.dropout"] == {"named": 0.0, "here": 0.1}
     assert "train.lr" not in difference
     assert len(read_jsonl(undisturbed / "provenance.jsonl")) >= 1
-    assert isinstance(Run(undisturbed).experiment(), Experiment)
+    assert isinstance(Run(undisturbed).experiment(), DetectionExperiment)

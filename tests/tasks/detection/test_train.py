@@ -16,7 +16,7 @@ from runs import assert_same, final_state, one_thread, tiny, train_in
 from detr_container.base.files import read_jsonl
 from detr_container.base.interrupt import StopRequest
 from detr_container.commands import cli
-from detr_container.config.settings import Experiment
+from detr_container.config.detection import DetectionExperiment
 from detr_container.engine.run import Run
 from detr_container.engine.session import session
 from detr_container.engine.trainer import Trainer
@@ -243,7 +243,7 @@ def test_the_seed_fixes_the_pictures_whatever_the_model(root: Path) -> None:
     """Two models see the same pictures in the same order; another seed changes them."""
 
     def seen(**changed: Any) -> list[Any]:
-        experiment: Experiment = tiny(
+        experiment: DetectionExperiment = tiny(
             root, data__augment="detr", data__crop_resize=(48,), data__crop_range=(32, 48), **changed
         )
         with one_thread(), session("cpu") as here, StopRequest() as stop:

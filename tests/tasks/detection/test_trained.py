@@ -11,8 +11,9 @@ from golden import published
 from safetensors.torch import save_file
 from torch import Tensor
 
+from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig
 from detr_container.config.experiments import FOCAL
-from detr_container.config.settings import BackboneConfig, Experiment, HeadConfig, to_dict
+from detr_container.config.settings import to_dict
 from detr_container.datasets.annotations import Category
 from detr_container.engine.checkpoint import load
 from detr_container.models.detector import Detector
@@ -24,7 +25,7 @@ from detr_container.tasks.detection.export import exported
 from detr_container.tasks.detection.trained import Trained, guess, open_trained
 
 CPU = torch.device("cpu")
-SMALL = Experiment(
+SMALL = DetectionExperiment(
     backbone=BackboneConfig(name="resnet18", weights="none"),
     head=HeadConfig(queries=6, width=32, heads=8, encoder_layers=1, decoder_layers=2, feedforward=48),
 )
@@ -34,7 +35,7 @@ BARE_SMCA = replace(SMCA, head=replace(SMCA.head, encoder_layers=0))
 CLASSES = (Category(1, "cat"), Category(3, "dog"), Category(7, "zebra"))
 
 
-def model_of(experiment: Experiment, classes: int) -> Detector:
+def model_of(experiment: DetectionExperiment, classes: int) -> Detector:
     return build_detector(experiment, classes, weights=False).eval()
 
 
@@ -109,7 +110,7 @@ def test_a_hugging_face_file_opens(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", [SMCA, BARE, BARE_SMCA], ids=["smca", "no encoder", "smca, no encoder"])
-def test_our_own_checkpoint_opens_with_its_classes(experiment: Experiment, tmp_path: Path) -> None:
+def test_our_own_checkpoint_opens_with_its_classes(experiment: DetectionExperiment, tmp_path: Path) -> None:
     model = model_of(experiment, 3)
     classes = [[category.id, category.name] for category in CLASSES]
     path = saved(tmp_path / "c.pt", model.state_dict(), experiment=to_dict(experiment), classes=classes, step=12)
@@ -123,7 +124,7 @@ def test_our_own_checkpoint_opens_with_its_classes(experiment: Experiment, tmp_p
 @pytest.mark.parametrize(
     "experiment", [SMALL, SMCA, BARE, BARE_SMCA], ids=["detr", "smca", "no encoder", "smca, no encoder"]
 )
-def test_an_exported_model_comes_back(tmp_path: Path, experiment: Experiment, layout: str) -> None:
+def test_an_exported_model_comes_back(tmp_path: Path, experiment: DetectionExperiment, layout: str) -> None:
     trained = Trained(model_of(experiment, 3), experiment, CLASSES, Path("run"), 0)
     if layout == "hugging face" and experiment.head.kind == "smca":
         with pytest.raises(ValueError, match=r"no smca head on resnet18: .*--layout published"):

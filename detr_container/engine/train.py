@@ -1,21 +1,21 @@
-"""Training a detector, from a configuration to a finished run."""
+"""Training of any task, from a configuration to a finished run."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from contextlib import nullcontext
 from pathlib import Path
 
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.shortage import asking
-from detr_container.config.memory import for_step
+from detr_container.config import settings as config
 from detr_container.config.settings import Experiment
-from detr_container.engine.run import Run
-from detr_container.engine.session import StoppedError, session
-from detr_container.engine.trainer import Trainer
 
-from .task import DetectionTask
-from .together import data_on_all
+from .run import Run
+from .session import Session, StoppedError, session
+from .task import Task
+from .trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +30,23 @@ def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None)
     with nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop:
         try:
             with session(experiment.device, stop) as here:
-                with asking("the annotation files", {}):
-                    task = DetectionTask(experiment, data_on_all(here, experiment))
-                with here.alone_in(folder), asking("training", for_step(experiment)):
+                with asking("the data", {}):
+                    task = task_of(experiment, here)
+                with here.alone_in(folder), asking("training", experiment.memory):
                     return Trainer(task, experiment, Run(folder), here, stop).run_to_end()
         except StoppedError as error:
             _log.warning("%s: nothing was begun", error)
             return stop.exit_code
+
+
+def task_of(experiment: Experiment, here: Session) -> Task:
+    """An experiment's task with its data, on every process; all must have the same, valid settings."""
+    with here.together():
+        for warning in config.validate(experiment):
+            if here.main:
+                _log.warning("%s", warning)
+    here.agree({f"the setting {name}": repr(value) for name, value in config.flatten(experiment).items()})
+    with here.together():
+        module = importlib.import_module(experiment.module)
+    task: Task = module.open_task(experiment, here)
+    return task

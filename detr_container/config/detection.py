@@ -1,0 +1,283 @@
+"""Settings of detection: the backbone, the head, its loss and the data, each with its default and its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import tyro
+from pydantic import with_config
+
+from detr_container.base.limits import Pictures, Rate, Share, Side, Weight, Workers, between, natural, positive
+
+from .memory import for_step
+from .settings import STRICT, Experiment, Metric, TrainConfig, flatten
+from .traits import FIXED, MAY_CHANGE, NO_MATTER, Topic
+
+COCO_SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+_INPUT_SIZE = Topic("input size")
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The feature extractor. Freezing and learning rates go by stage, never by parameter name."""
+
+    name: str = "resnet50"
+    """resnet18/34/50/101, container_light, container_light_small, container_light_tiny, or timm/<any timm model>."""
+    weights: Annotated[str, MAY_CHANGE, Topic("pretraining")] = "imagenet"
+    """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file."""
+    file_weights: Annotated[Literal["auto", "ema", "model"], MAY_CHANGE] = "auto"
+    """Of a checkpoint file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
+    dilation: bool = False
+    """ResNet only: stride 1 and dilation 2 in the last stage (DC5), so that its features have stride 16."""
+    frozen_stages: Annotated[int, natural(1000), Topic("frozen stages")] = 2
+    """How many leading stages keep their weights. A ResNet's stages are stem, layer1 .. layer4; CONTAINER has four."""
+    norm: Annotated[Literal["frozen", "batch"], Topic("norm policy")] = "frozen"
+    """BatchNorm layers: `frozen` keeps statistics and scales fixed, `batch` trains them."""
+    drop_path: Share = 0.0
+    """Stochastic depth: the largest drop probability, reached in the last block (CONTAINER and timm)."""
+    stage: Annotated[int, between(-1000, 1000)] = -1
+    """Which feature map the head reads, counted from the end: -1 is the last, -2 has half its stride."""
+    stride: Annotated[int, natural(1024)] = 0
+    """The feature map by its stride in pixels instead, the same one for every backbone; 0: as `stage` says."""
+
+    @property
+    def label(self) -> str:
+        """The backbone as tables name it."""
+        return self.name + (" DC5" if self.dilation else "")
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class HeadConfig:
+    """The transformer and what it predicts."""
+
+    kind: Literal["detr", "smca"] = "detr"
+    """DETR (Carion et al. 2020) or single-scale SMCA-DETR (Gao et al. 2021)."""
+    queries: Annotated[int, positive(10_000)] = 100
+    """Detections per picture: more than any picture has objects."""
+    width: Annotated[int, positive(8192)] = 256
+    """Features per query and position, a multiple of `heads`."""
+    heads: Annotated[int, positive(1024)] = 8
+    """Attention heads."""
+    encoder_layers: Annotated[int, natural(100)] = 6
+    """Self-attention layers over the feature map; 0: none."""
+    decoder_layers: Annotated[int, positive(100)] = 6
+    """Layers that turn queries into objects, each supervised."""
+    feedforward: Annotated[int, positive(65_536)] = 2048
+    """Hidden features of every layer's two-layer network."""
+    dropout: Share = 0.1
+    """Drop probability within the transformer."""
+    pre_norm: bool = False
+    """DETR only: LayerNorm before each block rather than after it."""
+    position: Literal["sine", "learned"] = "sine"
+    """Position encoding of the feature map: fixed sine waves, or learned rows and columns."""
+    gaussian: Literal["type1", "type2", "type3", "type4"] = "type3"
+    """SMCA only: no scale, one per head, one per head and axis (published), and that with a cross term."""
+    smooth: Annotated[float, positive(1e6)] = 8.0
+    """SMCA only: the Gaussian's constant beta."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the matching costs and of the losses."""
+
+    classification: Literal["softmax", "focal"] = "softmax"
+    """Softmax cross-entropy with a no-object class (DETR) or sigmoid focal loss (SMCA)."""
+    class_weight: Weight = 1.0
+    """Weight of the classification loss."""
+    l1_weight: Weight = 5.0
+    """Weight of the L1 distance between boxes (cx, cy, w, h in [0, 1])."""
+    giou_weight: Weight = 2.0
+    """Weight of 1 - generalised IoU."""
+    cost_class: Weight = 1.0
+    """Weight of the class in the matching cost."""
+    cost_l1: Weight = 5.0
+    """Weight of the L1 distance in the matching cost."""
+    cost_giou: Weight = 2.0
+    """Weight of the generalised IoU in the matching cost."""
+    no_object_weight: Weight = 0.1
+    """Softmax only: the weight of the no-object class."""
+    focal_alpha: Share = 0.25
+    """Focal only: weight of an object against 1 minus it for the background."""
+    focal_gamma: Weight = 2.0
+    """Focal only: how strongly what is already right is discounted."""
+    auxiliary: bool = True
+    """Supervise every decoder layer, not only the last."""
+    normalise: Literal["global", "process"] = "global"
+    """What losses are divided by. `global`: the targets of the whole batch, so that accumulation and the number of
+    processes change nothing. `process`, as published: each micro batch stands for a process of the published code,
+    also where gradients accumulate. It divides DETR's softmax loss by the weight of its own targets, boxes (and focal
+    loss) by the mean number of objects of a micro batch, but no fewer than one; gradients are averaged."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are, and what is done to them."""
+
+    root: Annotated[Path | None, NO_MATTER] = None
+    """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
+    train_images: Annotated[Path | None, NO_MATTER] = None
+    """Training pictures, where they are not in `root`."""
+    train_annotations: Annotated[Path | None, NO_MATTER] = None
+    """Training annotations in COCO's format, where they are not in `root`."""
+    val_images: Annotated[Path | None, NO_MATTER] = None
+    """Validation pictures, where they are not in `root`."""
+    val_annotations: Annotated[Path | None, NO_MATTER] = None
+    """Validation annotations in COCO's format, where they are not in `root`."""
+    make_shapes: Annotated[tuple[Pictures, Pictures, Annotated[int, natural(4096)]], NO_MATTER] = (0, 0, 0)
+    """Make the shapes data set in `root` when nothing is there: training and validation pictures, and their side."""
+    apply_orientation: Annotated[bool, Topic("orientation of images")] = False
+    """Turn images as their orientation tags (EXIF) say, everywhere; default: as stored, as COCO's tools take them."""
+    augment: Literal["detr", "flip", "none"] = "detr"
+    """`detr`: flip, resize, and half the time a random crop; `flip`: flip and resize; `none`: resize."""
+    resize: Annotated[Literal["shortest", "square"], _INPUT_SIZE] = "shortest"
+    """Scale the shorter side to the drawn size, or make every picture a square of that size."""
+    scales: Annotated[tuple[Side, ...], _INPUT_SIZE] = COCO_SCALES
+    """Sizes in pixels of which one is drawn for every training picture."""
+    max_size: Annotated[Side, _INPUT_SIZE] = 1333
+    """The longer side's limit in pixels."""
+    crop_resize: tuple[Side, ...] = (400, 500, 600)
+    """Sizes of the shorter side before a crop."""
+    crop_range: tuple[Side, Side] = (384, 600)
+    """Least and largest side of a crop in pixels."""
+    eval_size: Annotated[Side, _INPUT_SIZE] = 800
+    """The shorter side (or the square's) in pixels at evaluation and prediction."""
+    canvas: Annotated[int, natural(16_384), Topic("padding")] = 0
+    """Pad every batch to a square of so many pixels, so that no output depends on a picture's neighbours; 0: do not."""
+    eval_batch: Annotated[int, positive(65_536), Topic("evaluation batch")] = 2
+    """Pictures per process and forward at evaluation; recorded with the result, since outputs depend on padding."""
+    workers: Annotated[Workers, NO_MATTER] = 2
+    """Loader processes per training process; 0 loads in the training process."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class DetectionTrainConfig(TrainConfig):
+    """The schedule, the optimiser and what is kept."""
+
+    lr_backbone: Rate = 1e-5
+    """Learning rate of the backbone's stages that are trained; `lr` is that of everything else."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class DetectionExperiment(Experiment):
+    """A detector: what is trained, on what, and how."""
+
+    task: Annotated[Literal["detection"], tyro.conf.Suppress, FIXED] = "detection"
+    """What is learnt."""
+    backbone: Annotated[BackboneConfig, FIXED, Topic("backbone settings")] = field(default_factory=BackboneConfig)
+    head: Annotated[HeadConfig, FIXED, Topic("head", compared=True)] = field(default_factory=HeadConfig)
+    loss: Annotated[LossConfig, FIXED, Topic("loss", compared=True)] = field(default_factory=LossConfig)
+    data: Annotated[DataConfig, Topic("augmentation")] = field(default_factory=DataConfig)
+    train: Annotated[DetectionTrainConfig, Topic("schedule")] = field(default_factory=DetectionTrainConfig)
+    name: Annotated[str, tyro.conf.Suppress, NO_MATTER] = "detr_r50_50e"
+    """The named experiment this one derives from."""
+
+    module: ClassVar[str] = "detr_container.tasks.detection.task"
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("ap", "AP"), Metric("ap50", "AP50"))
+    metrics_title: ClassVar[str] = "Average precision, %"
+
+    @property
+    def model_label(self) -> str:
+        """See `Experiment`."""
+        return f"{self.head.kind}, {self.head.queries} queries, on {self.backbone.label}"
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """See `Experiment`."""
+        return for_step(self)
+
+    @property
+    def loader_workers(self) -> int:
+        """See `Experiment`."""
+        return self.data.workers
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """See `Experiment`."""
+        weights = self.backbone.weights
+        return ({} if weights in ("none", "imagenet") else {"backbone.weights": Path(weights)}) | super().inputs
+
+    @property
+    def data_folders(self) -> list[Path]:
+        """See `Experiment`."""
+        return [self.data.root] if self.data.root else []
+
+    def check_data(self) -> None:
+        """See `Experiment`."""
+        # Reading data needs numpy, which `--help` need not wait for.
+        from detr_container.datasets.annotations import resolve
+
+        data = self.data
+        if not any(data.make_shapes):
+            resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
+
+    def check_together(self) -> list[str]:
+        """See `Experiment`."""
+        _check_together(self)
+        flat, usual = flatten(self), flatten(DetectionExperiment())
+        warnings = [
+            f"{name} has no effect {why}"
+            for names, idle, why in _idle(self)
+            for name in names.split()
+            if idle and flat[name] != usual[name]
+        ]
+        if self.head.position == "learned" and not self.train.lr_backbone:
+            warnings.append(
+                "train.lr_backbone=0 also stops the learned positions (head.position=learned), which the published "
+                "code trains with the backbone: to freeze the backbone alone, set backbone.frozen_stages to all of "
+                "its stages"
+            )
+        return warnings + super().check_together()
+
+
+def _idle(experiment: DetectionExperiment) -> Iterator[tuple[str, bool, str]]:
+    """Settings that something else turns off: their names, whether it does, and why."""
+    backbone, data = experiment.backbone.name, experiment.data
+    softmax = experiment.loss.classification == "softmax"
+    yield "head.gaussian head.smooth", experiment.head.kind == "detr", "on DETR: it is SMCA-DETR's (head.kind=smca)"
+    yield "backbone.drop_path", backbone.startswith("resnet"), "on a ResNet"
+    yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
+    yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
+    yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"
+    yield "data.max_size", data.resize == "square", "on square pictures"
+
+
+def _check_together(experiment: DetectionExperiment) -> None:
+    """Settings that contradict each other."""
+    backbone, head, data = experiment.backbone, experiment.head, experiment.data
+    if head.kind == "smca" and head.pre_norm:
+        raise ValueError("head.pre_norm=True: SMCA-DETR is defined with post-norm layers only; use head.kind=detr")
+    if head.width % head.heads:
+        raise ValueError(f"head.width={head.width} cannot be shared by head.heads={head.heads}: make it a multiple")
+    if head.position == "sine" and head.width % 4:
+        raise ValueError(f"head.width={head.width}: sine positions need a multiple of 4; or use head.position=learned")
+    if backbone.dilation and not backbone.name.startswith("resnet"):
+        raise ValueError(f"backbone.dilation=True: only a ResNet can be dilated, not {backbone.name}")
+    if backbone.stride and backbone.stage != -1:
+        raise ValueError(
+            f"backbone.stride={backbone.stride} and backbone.stage={backbone.stage} both choose a feature map: give one"
+        )
+    if any(data.make_shapes) and data.root is None:
+        raise ValueError(f"data.make_shapes={data.make_shapes}: data.root says in which folder to make them")
+    for name in ("scales", "crop_resize"):
+        sizes = getattr(data, name)
+        if not 0 < len(sizes) <= 1000:
+            raise ValueError(f"data.{name}={sizes[:10]}: give one or more sizes in pixels, 1,000 at most")
+    if data.crop_range[0] > data.crop_range[1]:
+        raise ValueError(f"data.crop_range={data.crop_range}: give the least side of a crop, then the largest")
+
+
+def detection(experiment: Experiment) -> DetectionExperiment:
+    """The same experiment, for what works with detectors alone. Raises ValueError for one of another task."""
+    if not isinstance(experiment, DetectionExperiment):
+        name = experiment.name or "this"
+        raise ValueError(f"{name} is an experiment of {experiment.task}: this is for detection alone")
+    return experiment
