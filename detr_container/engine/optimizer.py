@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,39 @@ def make_optimizer(groups: Sequence[Mapping[str, Any]], config: TrainConfig) -> 
     return AdamW(used, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
+def one_dimensional(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a bias or of a norm, which classifiers and self-supervision usually leave undecayed."""
+    return parameter.ndim <= 1 or name.endswith(".bias")
+
+
+def layered_groups(
+    model: nn.Module,
+    lr: float,
+    layer_of: Callable[[str], int] = lambda name: 0,
+    layer_decay: float = 1.0,
+    undecayed: Callable[[str, nn.Parameter], bool] = one_dimensional,
+) -> list[dict[str, Any]]:
+    """What of a model trains, by layer and by whether weight decay acts on it; see `Task.parameter_groups`.
+
+    layer_of: the layer of a parameter by its name, counted from the input. The rate of the last layer is `lr`, and that
+    of each before it is `layer_decay` times that of the next (BEiT, Bao et al. 2021, and ELECTRA before it).
+    """
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault((layer_of(name), undecayed(name, parameter)), []).append(parameter)
+    last = max((layer for layer, _ in found), default=0)
+    return [
+        {
+            "params": parameters,
+            "name": (f"layer{layer}" if last else "all") + ("_undecayed" if bare else ""),
+            "base_lr": lr * layer_decay ** (last - layer),
+            **({"weight_decay": 0.0, "decays": False} if bare else {}),
+        }
+        for (layer, bare), parameters in sorted(found.items(), key=lambda entry: entry[0])
+    ]
+
+
 def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     """What every base learning rate is multiplied by at `step`, from 0; a pure function, so resuming is exact."""
     total = config.epochs * steps_per_epoch
@@ -30,10 +63,12 @@ def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
-def set_learning_rates(optimiser: AdamW, factor: float) -> None:
-    """Give every group its base learning rate times `factor`."""
+def set_rates(optimiser: AdamW, factor: float, decay: float | None = None) -> None:
+    """Give every group its base learning rate times `factor`, and those that decay at all the weight decay `decay`."""
     for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * factor
+        if decay is not None and group.get("decays", True):
+            group["weight_decay"] = decay
 
 
 def clipped_step(optimiser: AdamW, clip: float, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -61,9 +61,16 @@ class Stepper:
         self.parallel = self.here.spread(self.model)
 
     def take(
-        self, micro: list[Any], number: int, factor: float, stop: bool = False, save: bool = False, lap: Lap = no_lap
+        self,
+        micro: list[Any],
+        number: int,
+        factor: float,
+        decay: float | None = None,
+        stop: bool = False,
+        save: bool = False,
+        lap: Lap = no_lap,
     ) -> Flags:
-        """One step on the micro batches, on the host; number: of the step; factor: of all learning rates.
+        """One step on the micro batches, on the host; number: of the step; factor, decay: see `set_rates`.
 
         Returns the flags that all processes have set in the step before this one. Raises NonFiniteError.
         """
@@ -75,7 +82,7 @@ class Stepper:
         divisors = task.divisors(mine, whole[:-3], world)
         # Dropout draws from the step, not from what was drawn before, so a resumed run draws the same.
         seed_step(self.seed, number, self.here.process.rank, device)
-        optim.set_learning_rates(self.optimizer, factor)
+        optim.set_rates(self.optimizer, factor, decay)
         share = 1 / (len(micro) * world)
         for place, host in enumerate(micro):
             batch = host.to(device)

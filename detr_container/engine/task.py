@@ -61,23 +61,23 @@ class Task(ABC):
     training_images: int
     """How many images an epoch shows."""
 
-    @abstractmethod
     def describe(self) -> str:
         """The data in words: "1500 training and 200 validation images"."""
+        return f"{self.training_images} training images"
 
-    @abstractmethod
     def versions(self) -> dict[str, dict[str, Any]]:
         """By split, the file that says what the data is, its SHA-256 and its number of images."""
+        return {}
 
     # -- the model ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def build(self, weights: bool) -> nn.Module:
-        """The model; weights: False leaves it random. The seed alone decides what is random in it."""
+        """The model; weights: False leaves it random. Torch has been seeded, which decides all that is random."""
 
-    @abstractmethod
     def start_from(self, model: nn.Module, path: Path) -> str:
-        """Load a checkpoint to fine-tune from; says what was taken."""
+        """Load a checkpoint to fine-tune from; says what was taken. Raises ValueError when it does not fit."""
+        raise ValueError(f"init={path}: {type(self).__name__} has no way to start {type(model).__name__} from a file")
 
     def size_multiple(self, model: nn.Module) -> int:
         """What both sides of images in pixels are padded to a multiple of."""
@@ -88,12 +88,18 @@ class Task(ABC):
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """What AdamW takes: `params`, `name`, `base_lr` and, where it is not the usual one, `weight_decay`.
 
-        Raises ValueError when there is nothing to train where something should be.
+        `layered_groups` makes the usual ones. Raises ValueError when nothing trains where something should.
         """
 
-    @abstractmethod
+    def weight_decay(self, progress: float) -> float | None:
+        """The weight decay at a share of the whole schedule from 0 to 1, of the groups that decay; None: as built."""
+        del progress
+        return None
+
     def parameter_counts(self, model: nn.Module) -> str:
         """How many parameters are trained and frozen, in words."""
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return f"parameters: {trained:,} trained, {sum(p.numel() for p in model.parameters()) - trained:,} frozen"
 
     # -- a step -------------------------------------------------------------------------------------------------------
 
@@ -101,16 +107,17 @@ class Task(ABC):
     def batches(self, model: nn.Module, sampler: StepBatches, pin_memory: bool, ends: Ends) -> Iterator[Any]:
         """The micro batches of a sampler, on the host; ends: see `loader.batches`."""
 
-    @abstractmethod
     def normalisers(self, batch: Any) -> tuple[float, ...]:
         """[K] what the losses of a micro batch are divided by; summed over the whole step before any is computed."""
+        return (float(len(batch.image_ids)),)
 
-    @abstractmethod
     def divisors(self, mine: Sequence[tuple[float, ...]], whole: Tensor, world: int) -> Tensor:
         """[T, K] what those of this process's micro batches are divided by, so that they add up over all.
 
         mine: `normalisers` of each; whole: [K] their sum over micro batches and processes.
         """
+        del world
+        return whole.expand(len(mine), -1)
 
     @abstractmethod
     def loss(
@@ -126,9 +133,9 @@ class Task(ABC):
         """What else a step changes (a teacher, a schedule). step: the number of steps done."""
         del model, step
 
-    @abstractmethod
     def logged(self, means: Mapping[str, float]) -> dict[str, Any]:
         """A line of metrics.jsonl from the mean of each meter; `losses` holds the terms of the loss."""
+        return {**means, "losses": {}}
 
     # -- an evaluation ------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from detr_container.base.files import JsonLines
@@ -110,8 +111,9 @@ class Trainer:
         Raises FloatingPointError when something is not finite.
         """
         factor = optim.lr_factor(self.step, self.epoch_steps, self.settings)
+        decay = self.task.weight_decay(self.step / self.total)
         try:
-            flags = self.steps.take(micro, self.step, factor, self.stop.requested is not None, save)
+            flags = self.steps.take(micro, self.step, factor, decay, self.stop.requested is not None, save)
         except NonFiniteError as error:
             raise FloatingPointError(f"{error} at step {self.step}; {self._circumstances()}") from error
         self.step += 1
@@ -162,6 +164,7 @@ class Trainer:
 
     def _built(self, resuming: bool) -> nn.Module:
         """The model on its device. Weights from elsewhere are read by the main process alone, and shared later."""
+        torch.manual_seed(self.experiment.seed)
         model = self.task.build(weights=not resuming and self.here.main)
         if not resuming and self.experiment.init and self.here.main:
             self.say(self.task.start_from(model, Path(self.experiment.init)))

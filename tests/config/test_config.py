@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from detr_container.config import settings as config
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named, names
 from detr_container.config.settings import difference, flatten, from_dict, load, to_dict, validate
+from detr_container.config.traits import traits_of
 
 ALL = [pytest.param(named(name).experiment, id=name) for name in names()]
 
@@ -125,51 +128,53 @@ def test_a_value_that_no_run_can_have(changed: dict[str, Any], said: str) -> Non
         validate(tiny(Path("data"), **changed))
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("cli", "data_commands", "model_commands", "job_commands", "compare/options"),
-        *("config", "benchmark", "measure_options", "preflight", "soak"),
-    ],
-)
-def test_every_option_is_explained(module: str, repository: Path) -> None:
+def test_every_option_is_explained(repository: Path) -> None:
     """The line after a field is what --help says of it; a section is explained by its class."""
-    tree = ast.parse((repository / "detr_container" / f"{module}.py").read_text())
-    options = {"DetectionExperiment"} if module == "config" else set()
-    missing = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ClassDef) or not (
-            node.name.endswith(("Config", "Options")) or node.name in options
-        ):
-            continue
-        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
-            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+    missing, classes = [], 0
+    folders = ("commands", "config", "measure", "compare", "jobs")
+    for path in sorted(path for folder in folders for path in (repository / "detr_container" / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef) or not node.name.endswith(("Config", "Options", "Experiment")):
                 continue
-            section = field.target.id in {"backbone", "head", "loss", "data", "train", "settings", "slurm"}
-            explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if not explained and not section:
-                missing.append(f"{node.name}.{field.target.id}")
+            classes += 1
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                    continue
+                section = field.target.id in {"backbone", "head", "loss", "data", "train", "settings", "slurm"}
+                explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if not explained and not section and "ClassVar" not in ast.unparse(field.annotation):
+                    missing.append(f"{path.name}: {node.name}.{field.target.id}")
     assert missing == []
+    assert classes > 20
+
+
+def test_every_setting_says_what_it_means_for_a_resume_and_for_fairness() -> None:
+    traits = traits_of(DetectionExperiment)
+    assert list(traits) == list(config.flatten(DetectionExperiment()))
+    fixed = {name for name, each in traits.items() if not each.resume.may_change}
+    assert {"head.width", "loss.giou_weight", "seed", "init", "train.batch", "backbone.name"} <= fixed
+    assert not {"backbone.weights", "train.lr", "train.epochs", "data.workers", "device"} & fixed
+    topics = {name: each.topic.name for name, each in traits.items()}
+    assert topics["data.eval_size"] == "input size"
+    assert topics["train.lr_backbone"] == "schedule"
+    assert topics["backbone.norm"] == "norm policy"
+    assert [name for name in topics if name.startswith("data.") and not topics[name]] == [
+        *("data.root", "data.train_images", "data.train_annotations", "data.val_images", "data.val_annotations"),
+        *("data.make_shapes", "data.workers"),
+    ]
+    assert all(each.topic.compared == name.startswith(("head.", "loss.")) for name, each in traits.items())
+
+
+def test_a_file_of_another_task_is_refused_and_one_without_is_of_detection() -> None:
+    values = config.to_dict(DetectionExperiment())
+    assert values.pop("task") == "detection"
+    assert config.from_dict(values) == DetectionExperiment()
+    with pytest.raises(ValueError, match=r"there is no task 'knitting' here, only detection: install the package"):
+        config.from_dict({**values, "task": "knitting"})
 
 
 def test_help_does_not_wait_for_torch(repository: Path) -> None:
-    """`config` and what it imports stay light, so that --help is instant."""
-    tree = ast.parse(Path(config.__file__).read_text())
-    imported = {
-        name.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names
-    }
-    imported |= {
-        node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
-    }
-    assert imported <= {
-        "__future__",
-        "json",
-        "checked",
-        "limits",
-        "collections",
-        "dataclasses",
-        "pathlib",
-        "typing",
-        "tyro",
-        "pydantic",
-    }
+    """The commands and the settings stay light, so that --help is instant."""
+    check = "import sys, detr_container.commands.cli; print({'torch', 'numpy', 'scipy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=repository)
+    assert done.stdout == "set()\n"

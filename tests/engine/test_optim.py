@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from runs import tiny
 from torch import Tensor, nn
 
+from detr_container.config.detection import DetectionTrainConfig
 from detr_container.config.settings import TrainConfig
-from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimizer, parameter_names, set_learning_rates
+from detr_container.engine.optimizer import (
+    clipped_step,
+    layered_groups,
+    lr_factor,
+    make_optimizer,
+    parameter_names,
+    set_rates,
+)
 from detr_container.models.detector import Detector
 from detr_container.tasks.detection.build import build_detector
 from detr_container.tasks.detection.groups import parameter_groups
@@ -34,7 +42,7 @@ def give_gradients(model: nn.Module, scale: float, seed: int) -> None:
 @pytest.mark.parametrize("scale", [1.0, 1e-6])
 def test_clipped_step_is_clip_grad_norm_and_adamw(clip: float, scale: float) -> None:
     """Five steps; gradients far above the limit, and far below it."""
-    config = TrainConfig(lr=1e-3, lr_backbone=1e-4, clip=clip)
+    config = DetectionTrainConfig(lr=1e-3, lr_backbone=1e-4, clip=clip)
     ours = detector()
     theirs = copy.deepcopy(ours)
     optimiser = make_optimizer(parameter_groups(ours, config), config)
@@ -44,7 +52,7 @@ def test_clipped_step_is_clip_grad_norm_and_adamw(clip: float, scale: float) -> 
     ]
     reference = torch.optim.AdamW(groups, weight_decay=config.weight_decay, foreach=False)
     for step in range(5):
-        set_learning_rates(optimiser, 1.0)
+        set_rates(optimiser, 1.0)
         give_gradients(ours, scale, step)
         give_gradients(theirs, scale, step)
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or math.inf)
@@ -61,7 +69,7 @@ def test_clipped_step_is_clip_grad_norm_and_adamw(clip: float, scale: float) -> 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(poison: float, clip: float) -> None:
     model = detector()
-    optimiser = make_optimizer(parameter_groups(model, TrainConfig()), TrainConfig())
+    optimiser = make_optimizer(parameter_groups(model, DetectionTrainConfig()), DetectionTrainConfig())
     give_gradients(model, 1.0, 0)
     clipped_step(optimiser, clip)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
@@ -86,7 +94,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(poison: float, clip: floa
     assert not torch.equal(model.get_parameter(wrong), weights[wrong])
 
 
-def naive_factor(step: int, per_epoch: int, config: TrainConfig) -> float:
+def naive_factor(step: int, per_epoch: int, config: DetectionTrainConfig) -> float:
     """The schedule by walking there from step 0."""
     factor, total = 1.0, config.epochs * per_epoch
     for now in range(step + 1):
@@ -105,7 +113,7 @@ def naive_factor(step: int, per_epoch: int, config: TrainConfig) -> float:
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 6), st.integers(0, 40), st.sampled_from(["step", "cosine"]))
 def test_the_schedule_against_a_naive_loop(epochs: int, per_epoch: int, drop: int, warmup: int, schedule: str) -> None:
-    config = replace(TrainConfig(), epochs=epochs, lr_drop=drop, warmup_steps=warmup, schedule=schedule)
+    config = replace(DetectionTrainConfig(), epochs=epochs, lr_drop=drop, warmup_steps=warmup, schedule=schedule)
     for step in range(epochs * per_epoch):
         factor = lr_factor(step, per_epoch, config)
         assert factor == pytest.approx(naive_factor(step, per_epoch, config), abs=1e-12)
@@ -113,7 +121,7 @@ def test_the_schedule_against_a_naive_loop(epochs: int, per_epoch: int, drop: in
 
 
 def test_the_published_schedule() -> None:
-    config = TrainConfig()
+    config = DetectionTrainConfig()
     factors = [lr_factor(epoch * 7392, 7392, config) for epoch in range(50)]
     assert factors == [1.0] * 40 + [0.1] * 10
     assert lr_factor(40 * 7392 - 1, 7392, config) == 1.0
@@ -123,9 +131,10 @@ def test_groups_hold_every_trained_parameter_once() -> None:
     model = detector()
     model.backbone.freeze(1)
     optimiser = make_optimizer(
-        parameter_groups(model, TrainConfig(lr=3e-4, lr_backbone=2e-5)), TrainConfig(lr=3e-4, lr_backbone=2e-5)
+        parameter_groups(model, DetectionTrainConfig(lr=3e-4, lr_backbone=2e-5)),
+        DetectionTrainConfig(lr=3e-4, lr_backbone=2e-5),
     )
-    set_learning_rates(optimiser, 0.1)
+    set_rates(optimiser, 0.1)
     rates = {group["name"]: group["lr"] for group in optimiser.param_groups}
     assert rates == pytest.approx({"head": 3e-5, "backbone": 2e-6})
     names = parameter_names(model, optimiser)
@@ -140,17 +149,48 @@ def test_a_backbone_with_nothing_to_train() -> None:
     for parameter in model.backbone.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match=r"backbone is to be trained.*lr_backbone=1e-05.*no parameter to train"):
-        make_optimizer(parameter_groups(model, TrainConfig()), TrainConfig())
+        make_optimizer(parameter_groups(model, DetectionTrainConfig()), DetectionTrainConfig())
     model.backbone.freeze(3)
     assert [
-        group["name"] for group in make_optimizer(parameter_groups(model, TrainConfig()), TrainConfig()).param_groups
+        group["name"]
+        for group in make_optimizer(
+            parameter_groups(model, DetectionTrainConfig()), DetectionTrainConfig()
+        ).param_groups
     ] == ["head"]
 
 
 def test_learned_positions_train_with_the_backbone() -> None:
     model = build_detector(tiny(Path("unused"), head__position="learned"), 6)
-    optimiser = make_optimizer(parameter_groups(model, TrainConfig()), TrainConfig())
+    optimiser = make_optimizer(parameter_groups(model, DetectionTrainConfig()), DetectionTrainConfig())
     names = dict(zip(map(id, model.parameters()), dict(model.named_parameters()), strict=True))
     slow = [names[id(p)] for group in optimiser.param_groups if group["name"] == "backbone" for p in group["params"]]
     assert slow[-2:] == ["position.row_embed.weight", "position.col_embed.weight"]
     assert all(name.startswith("backbone.") for name in slow[:-2])
+
+
+def test_groups_by_layer_and_without_decay() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    model[0].bias.requires_grad_(False)
+    groups = layered_groups(model, 1e-3, layer_of=lambda name: int(name.split(".")[0]), layer_decay=0.5)
+    assert [(g["name"], g["base_lr"], g.get("weight_decay")) for g in groups] == [
+        ("layer0", 0.25e-3, None),
+        ("layer1_undecayed", 0.5e-3, 0.0),
+        ("layer2", 1e-3, None),
+        ("layer2_undecayed", 1e-3, 0.0),
+    ]
+    assert [len(g["params"]) for g in groups] == [1, 2, 1, 1]
+    assert [g["name"] for g in layered_groups(model, 1e-3)] == ["all", "all_undecayed"]
+
+
+def test_scheduled_decay_leaves_alone_what_does_not_decay() -> None:
+    """With no gradient to speak of, a step multiplies what decays by 1 - lr x decay, and nothing else."""
+    model = nn.Linear(4, 2)
+    optimizer = make_optimizer(layered_groups(model, lr=0.1), TrainConfig(weight_decay=0.5))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for decay in (None, 0.25):
+        set_rates(optimizer, 0.5, decay)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        clipped_step(optimizer, 0.0)
+    torch.testing.assert_close(model.weight, before["weight"] * (1 - 0.05 * 0.5) * (1 - 0.05 * 0.25))
+    assert torch.equal(model.bias, before["bias"])

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.batch import Targets
-from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimizer, set_learning_rates
+from detr_container.engine.optimizer import clipped_step, lr_factor, make_optimizer, set_rates
 from detr_container.models.detector import Detector
 from detr_container.models.smca import PRIOR_BIAS
 from detr_container.models.weights.layouts import to_published
@@ -45,7 +45,7 @@ def trained(model: Detector, experiment: DetectionExperiment, steps: int) -> tup
     targets, (images, sizes) = published.targets(), published.pictures()
     targets.boxes, losses, norms = targets.boxes.to(dtype), [], []
     for step in range(steps):
-        set_learning_rates(optimiser, lr_factor(step, 1000, experiment.train))
+        set_rates(optimiser, lr_factor(step, 1000, experiment.train))
         output = model(images.to(dtype), sizes)
         total = criterion(output, targets, matcher(output, targets)).total
         total.backward()
@@ -154,7 +154,7 @@ def test_learned_positions_take_the_published_steps(kind: str) -> None:
     model = build_detector(experiment, 6, weights=False).double()
     start = copy.deepcopy(model)
     optimiser = make_optimizer(parameter_groups(model, settings), settings)
-    set_learning_rates(optimiser, 1.0)
+    set_rates(optimiser, 1.0)
     ours = weights_after(model, experiment, lambda: clipped_step(optimiser, settings.clip))
 
     def reference(in_backbone: Callable[[str], bool]) -> dict[str, Tensor]:
