@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .detection import DetectionExperiment
-from .settings import flatten
+from .settings import Experiment, flatten
 
 _MODEL = ("head.width", "head.feedforward", "head.queries", "head.encoder_layers", "head.decoder_layers")
 _SIZES = ("data.max_size", "data.canvas")
@@ -13,21 +12,21 @@ _STEP = ("train.micro_batch", "data.scales", *_SIZES, *_MODEL)
 _EVALUATION = ("data.eval_batch", "data.eval_size", *_SIZES, *_MODEL)
 
 
-def for_model(experiment: DetectionExperiment) -> dict[str, Any]:
+def for_model(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide how large a model is."""
     return _named(experiment, _MODEL)
 
 
-def for_step(experiment: DetectionExperiment) -> dict[str, Any]:
+def for_step(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a training step takes."""
     return _named(experiment, _STEP)
 
 
-def for_evaluation(experiment: DetectionExperiment) -> dict[str, Any]:
+def for_evaluation(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a forward pass takes at evaluation and prediction."""
     return _named(experiment, _EVALUATION)
 
 
-def _named(experiment: DetectionExperiment, names: tuple[str, ...]) -> dict[str, Any]:
+def _named(experiment: Experiment, names: tuple[str, ...]) -> dict[str, Any]:
     flat = flatten(experiment)
     return {name: flat[name] for name in names}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detr_container.base.shortage import asking
 from detr_container.config.detection import DetectionExperiment, detection
+from detr_container.config.settings import Experiment
 from detr_container.datasets.annotations import Category
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.loader import Ends, StepBatches, batches, training_loader
@@ -33,7 +34,7 @@ _TERMS = ("class", "l1", "giou")
 _DIAGNOSTICS = ("class_error", "cardinality_error")
 
 
-def open_task(experiment: DetectionExperiment, here: Session) -> DetectionTask:
+def open_task(experiment: Experiment, here: Session) -> DetectionTask:
     """Detection's task with both splits, on every process."""
     mine = detection(experiment)
     with asking("the annotation files", {}):
