@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,8 +17,9 @@ from detr_container.compare import grid
 from detr_container.compare.options import CompareOptions
 from detr_container.config import arguments
 from detr_container.config.experiments import named
-from detr_container.config.settings import to_dict
+from detr_container.config.settings import flatten, to_dict
 from detr_container.jobs import sweep
+from detr_container.launch.resources import Resources
 
 COMMANDS: tuple[ModuleType, ...] = (cli, compare, data, jobs, models)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -107,6 +109,18 @@ def test_every_make_target_is_there(repository: Path) -> None:
         if (match := re.match(r"(?:\w+=\w+ )*make ([\w-]+)", line))
     }
     assert {"demo", "test"} <= used <= targets
+
+
+def test_every_setting_that_is_named_exists(repository: Path) -> None:
+    settings = {*flatten(named("smca_r50_50e").experiment), *(f"slurm.{field.name}" for field in fields(Resources))}
+    used = {
+        match[1].replace("-", "_")
+        for page in pages(repository)
+        for code in INLINE.findall(prose(page))
+        if (match := re.match(r"(?:--)?((?:backbone|head|loss|data|train|slurm)\.[a-z-_]+)(?:$|[ =])", code))
+    }
+    assert used - settings == set()
+    assert len(used) > 10
 
 
 def test_every_command_is_understood(
