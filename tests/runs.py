@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from detr_container.commands.cli import main
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
 from detr_container.datasets.shapes import make_shapes
@@ -143,6 +145,23 @@ def start(arguments: Sequence[str | Path], folder: Path, **changed: str) -> subp
         text=True,
         start_new_session=True,
     )
+
+
+def run_command(folder: Path, *arguments: str | Path, **changed: str) -> subprocess.CompletedProcess[str]:
+    """One command as `start` starts it, in this process, where nothing has to be imported anew.
+
+    For commands that no signal and no limit is to meet; what they start are processes of their own.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, one_thread(), redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        for name, value in environment(**changed).items():
+            patch.setenv(name, value)
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:

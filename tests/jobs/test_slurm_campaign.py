@@ -19,10 +19,10 @@ KINDS = (
     "SIGKILL of all processes, then preemption",
     "SIGKILL of all processes, then scontrol requeue",
 )
-"""Those that tests/test_slurm_jobs.py has not."""
+"""Those that tests/jobs/test_slurm_jobs.py has not."""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(missing() is not None, reason=missing() or "")
 def test_a_short_campaign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))

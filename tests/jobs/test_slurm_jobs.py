@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from runs import REPOSITORY, assert_same_run, environment, settings_of, tiny
+from disturbances import DISTURBANCES, preempt
+from runs import REPOSITORY, assert_same_run, environment, run_command, settings_of, tiny
 from slurm_cluster import Cluster, cluster, missing
 
 from detr_container.base.files import read_jsonl
@@ -42,12 +41,6 @@ def slurm() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def command(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """One command of the program, run in a folder."""
-    line = [sys.executable, "-m", "detr_container", *map(str, arguments)]
-    return subprocess.run(line, cwd=folder, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-
-
 def experiment_options(root: Path, epochs: int) -> list[str]:
     """The debug experiment, made smaller, with what could carry a state from one step to the next."""
     settings = {"train__micro_batch": 1, "train__ema_decay": 0.9, "head__dropout": 0.1}
@@ -57,7 +50,7 @@ def experiment_options(root: Path, epochs: int) -> list[str]:
 def submit(folder: Path, root: Path, name: str, *options: str, epochs: int = EPOCHS) -> str:
     """Submit the debug experiment, made smaller, on two nodes; returns the job's name."""
     line = ["submit", "debug", "--run", name, *TWO_NODES, *experiment_options(root, epochs), *options]
-    done = command(folder, *line)
+    done = run_command(folder, *line)
     assert done.returncode == 0, done.stderr
     facts = JobFolder(folder / "runs" / name).submission()
     assert facts is not None
@@ -108,87 +101,25 @@ def test_a_run_on_two_nodes(slurm: Cluster, quiet: Path) -> None:
     assert (attempt.hosts, attempt.outcome) == (["node1", "node2"], "finished")
     assert read_jsonl(run / "provenance.jsonl")[0]["world_size"] == 2
     assert [row["step"] for row in metrics(run)] == list(range(2, 4 * EPOCHS + 1, 2))
-    shown = command(quiet, "status", "runs/quiet").stdout
+    shown = run_command(quiet, "status", "runs/quiet").stdout
     assert "finished" in shown
     assert f"{4 * EPOCHS}/{4 * EPOCHS}" in shown
-    assert "step 2/" in command(quiet, "logs", "runs/quiet").stdout
-    assert "submitit INFO" in command(quiet, "logs", "runs/quiet", "--rank", "1").stdout
-
-
-def preempt(slurm: Cluster, job: str, run: Path) -> None:
-    """A job of a higher partition wants all CPUs of both nodes for a moment."""
-    slurm.run("sbatch", "-p", "high", "-N2", "--ntasks-per-node=1", "-c4", "-o", "/dev/null", "--wrap", "sleep 2")
-
-
-def requeue(slurm: Cluster, job: str, run: Path) -> None:
-    """As an administrator does."""
-    slurm.run("scontrol", "requeue", job)
-
-
-def processes(run: Path) -> list[int]:
-    """The process of each rank, in a run's only start."""
-    (folder,) = (run / "job" / "attempts").iterdir()
-    return [read_jsonl(path)[0]["pid"] for path in sorted(folder.glob("rank-*.jsonl"))]
-
-
-def kill_a_process(slurm: Cluster, job: str, run: Path) -> None:
-    """Rank 1 alone, as the out-of-memory killer would."""
-    os.kill(processes(run)[1], signal.SIGKILL)
-
-
-def kill_all(slurm: Cluster, job: str, run: Path) -> None:
-    """Every rank."""
-    for process in processes(run):
-        os.kill(process, signal.SIGKILL)
-
-
-def kill_the_batch_script(slurm: Cluster, job: str, run: Path) -> None:
-    """Nobody is left who could ask for a requeue."""
-    slurm.run("scancel", "--batch", "--signal=KILL", job)
-
-
-def drain_a_node(slurm: Cluster, job: str, run: Path) -> None:
-    """An administrator takes a node down; Slurm tells the processes, and requeues the job itself."""
-    slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
-
-
-def to_all(processes: list[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
-    """Do something to all processes that are still there."""
-    for each in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            act(each)
-
-
-def lose_the_nodes(slurm: Cluster, job: str, run: Path) -> None:
-    """As when the power fails: nothing of the job, its batch script included, lives to hear of it."""
-    # Other processes of the machine come and go meanwhile; of those that have gone there is no command line.
-    everybody = psutil.process_iter(["cmdline"])
-    victims = [each for each in everybody if f"[{job}." in " ".join(each.info["cmdline"] or [])]
-    assert victims, "no slurmstepd"
-    for each in list(victims):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victims += each.children(recursive=True)
-    to_all(victims, psutil.Process.suspend)
-    drain_a_node(slurm, job, run)
-    to_all(victims, psutil.Process.kill)
+    assert "step 2/" in run_command(quiet, "logs", "runs/quiet").stdout
+    assert "submitit INFO" in run_command(quiet, "logs", "runs/quiet", "--rank", "1").stdout
 
 
 @pytest.mark.parametrize(
-    ("disturb", "outcome", "reasons"),
+    ("disturb", "outcome", "reason"),
     [
-        (preempt, "stopped", {"preemption"}),
-        (requeue, "stopped", {"requeued"}),
-        (kill_a_process, "killed", {"killed"}),
-        (kill_all, "killed", {"killed"}),
-        (kill_the_batch_script, "stopped", {"batch script killed"}),
-        (drain_a_node, "stopped", {"requeued"}),
-        (lose_the_nodes, "killed", {"node failure, or requeued without warning"}),
+        # The others are tried with work that counts (tests/launch/test_slurm.py), and here in the long tests.
+        pytest.param(*each, marks=[] if each[0] is preempt else [pytest.mark.long])
+        for each in DISTURBANCES
     ],
 )
 def test_a_disturbed_run_equals_the_undisturbed_one(
     disturb: Callable[[Cluster, str, Path], None],
     outcome: str,
-    reasons: set[str],
+    reason: str,
     slurm: Cluster,
     quiet: Path,
     root: Path,
@@ -200,8 +131,7 @@ def test_a_disturbed_run_equals_the_undisturbed_one(
     now = end_of(run, slurm)
     history = JobFolder(run).history()
     assert now.state == "finished", f"{history}\n{said(run)}"
-    assert history[0].outcome == outcome, history
-    assert history[0].why in reasons, history
+    assert (history[0].outcome, history[0].why) == (outcome, reason), history
     assert len(history) == 2
     assert sum(now.restarts.values()) == 1
     # It went on from what was there.
@@ -209,6 +139,7 @@ def test_a_disturbed_run_equals_the_undisturbed_one(
     assert_same_run(run, quiet / "runs" / "quiet")
 
 
+@pytest.mark.long
 def test_a_time_limit(slurm: Cluster, quiet: Path, root: Path) -> None:
     """Slurm counts in minutes and may send the signal a minute early."""
     run = quiet / "runs" / "limit"
@@ -221,6 +152,7 @@ def test_a_time_limit(slurm: Cluster, quiet: Path, root: Path) -> None:
     assert_same_run(run, run.with_name("unlimited"))
 
 
+@pytest.mark.long
 def test_an_array_with_a_member_that_fails(slurm: Cluster, quiet: Path, root: Path) -> None:
     """The others finish; the same command, after the mending, submits the failed one alone."""
     bad = quiet / "bad"
@@ -231,33 +163,34 @@ def test_an_array_with_a_member_that_fails(slurm: Cluster, quiet: Path, root: Pa
     grid = ["sweep", "grid", "--experiments", "debug", "--seeds", "0", "1", "--grid", f"data.root={root},{bad}"]
     common = ["data.make-shapes=0 0 0", "data.workers=0", "data.eval-batch=2", "train.epochs=2", "device=cpu"]
     line = [*grid, "--set", *common, "--slurm.gpus-per-node", "0", "--slurm.time", "10m", "--at-once", "2"]
-    first = command(quiet, *line)
+    first = run_command(quiet, *line)
     assert first.returncode == 0, first.stderr
     assert "submitted 4 of 4 runs" in first.stdout
     members = sorted(path for path in (quiet / "runs" / "grid").iterdir() if path.name != "submissions")
     states = {run.name: end_of(run, slurm).state for run in members}
     assert {state for name, state in states.items() if "_bad" in name} == {"failed"}
     assert {state for name, state in states.items() if "_bad" not in name} == {"finished"}
-    shown = command(quiet, "status", "runs/grid").stdout
+    shown = run_command(quiet, "status", "runs/grid").stdout
     assert str(picture) in shown
     picture.write_bytes(content)
-    again = command(quiet, *line)
+    again = run_command(quiet, *line)
     assert "submitted 2 of 4 runs" in again.stdout, again.stderr
     for run in members:
         assert end_of(run, slurm).state == "finished", said(run)
-    assert "nothing to submit" in command(quiet, *line).stdout
+    assert "nothing to submit" in run_command(quiet, *line).stdout
     good, mended = ([run for run in members if ("_bad" in run.name) == is_bad] for is_bad in (False, True))
     for a, b in zip(good, mended, strict=True):
         assert_same_run(a, b)
 
 
+@pytest.mark.long
 def test_a_comparison_as_an_array_ends_with_its_report(slurm: Cluster, quiet: Path, root: Path) -> None:
     """One member is preempted; whichever finishes last writes the report."""
     grid = ["--base", "debug", "--heads", "smca", "--backbones", "container_light_tiny", "resnet18", "--seeds", "0"]
     common = [f"data.root={root}", "data.make-shapes=0 0 0", "data.workers=0", "train.epochs=20", "train.eval-every=20"]
     resources = ["--slurm.gpus-per-node", "0", "--slurm.time", "10m", "--at-once", "2"]
     line = ["compare", "--name", "pair", "--submit", *grid, *resources, "--setting", *common, "device=cpu"]
-    done = command(quiet, *line)
+    done = run_command(quiet, *line)
     assert done.returncode == 0, done.stderr
     assert "submitted 2 of 2 runs" in done.stdout
     home = quiet / "runs" / "pair"
@@ -268,14 +201,15 @@ def test_a_comparison_as_an_array_ends_with_its_report(slurm: Cluster, quiet: Pa
         assert end_of(run, slurm).state == "finished", said(run)
     wait_until((home / "report" / "index.html").exists, "reported", slurm)
     assert JobFolder(disturbed).history()[0].outcome == "stopped"
-    assert "all 2 runs are done" in command(quiet, *line).stdout
+    assert "all 2 runs are done" in run_command(quiet, *line).stdout
 
 
+@pytest.mark.long
 def test_killed_batch_scripts_of_an_array(slurm: Cluster, quiet: Path, root: Path) -> None:
     """Of one member twice, the second time before anything was saved; the other is not touched by it."""
     common = ["data.make-shapes=0 0 0", "data.workers=0", "data.eval-batch=2", "train.epochs=20", "device=cpu"]
     line = ["sweep", "killed", "--experiments", "debug", "--seeds", "0", "1", "--set", f"data.root={root}", *common]
-    done = command(quiet, *line, "--slurm.gpus-per-node", "0", "--slurm.time", "10m")
+    done = run_command(quiet, *line, "--slurm.gpus-per-node", "0", "--slurm.time", "10m")
     assert done.returncode == 0, done.stderr
     members = [quiet / "runs" / "killed" / f"debug-seed{seed}" for seed in (0, 1)]
     facts = JobFolder(members[1]).submission()
@@ -295,6 +229,7 @@ def test_killed_batch_scripts_of_an_array(slurm: Cluster, quiet: Path, root: Pat
     wait_until(lambda: "watch-" not in slurm.run("squeue", "--noheader", "--format=%j"), "without watchers", slurm)
 
 
+@pytest.mark.long
 def test_a_cancelled_run_stays_so_though_its_batch_script_was_killed(slurm: Cluster, quiet: Path, root: Path) -> None:
     run = quiet / "runs" / "cancelled-killed"
     job = submit(quiet, root, run.name, epochs=400)
@@ -313,19 +248,22 @@ def test_cancel_and_resubmit_for_longer(slurm: Cluster, quiet: Path, root: Path)
     run = quiet / "runs" / "cancelled"
     submit(quiet, root, run.name, epochs=400)
     wait_until(lambda: rows(run) >= 4, "running", slurm)
-    second = command(quiet, "submit", "debug", "--run", run.name, *TWO_NODES)
+    second = run_command(quiet, "submit", "debug", "--run", run.name, *TWO_NODES)
     assert second.returncode == 2
-    assert command(quiet, "cancel", "runs/cancelled").returncode == 0
+    assert run_command(quiet, "cancel", "runs/cancelled").returncode == 0
     now = end_of(run, slurm)
     assert now.state == "cancelled", JobFolder(run).history()
     time.sleep(3)
     assert standing(run).state == "cancelled"
-    done = command(quiet, "resubmit", "runs/cancelled", "--train.epochs", str(now.step // 4 + 6), "--slurm.nodes", "1")
+    done = run_command(
+        quiet, "resubmit", "runs/cancelled", "--train.epochs", str(now.step // 4 + 6), "--slurm.nodes", "1"
+    )
     assert done.returncode == 0, done.stderr
     assert end_of(run, slurm).state == "finished", said(run)
     assert [a.hosts for a in JobFolder(run).history() if a.hosts] == [["node1", "node2"], ["node1"]]
 
 
+@pytest.mark.long
 def test_scancel_by_hand_is_an_end(slurm: Cluster, quiet: Path, root: Path) -> None:
     """Slurm would requeue a cancelled job if it were asked to."""
     run = quiet / "runs" / "scancel"
@@ -353,13 +291,14 @@ def test_scancel_by_hand_is_an_end(slurm: Cluster, quiet: Path, root: Path) -> N
 def test_what_cannot_be_had_is_refused_at_once(
     options: list[str], told: str, slurm: Cluster, tmp_path: Path, root: Path
 ) -> None:
-    done = command(tmp_path, "submit", "debug", *TWO_NODES, *settings_of(tiny(root)), *options)
+    done = run_command(tmp_path, "submit", "debug", *TWO_NODES, *settings_of(tiny(root)), *options)
     assert done.returncode == 2
     assert re.search(told, done.stderr), done.stderr
     assert not (tmp_path / "runs" / "debug").exists()
     assert "debug" not in slurm.run("squeue", "--noheader", "--format=%j")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_the_plain_batch_script(launcher: str, slurm: Cluster, quiet: Path, root: Path) -> None:
     """Without submitit: preempted, requeued by itself, and equal."""

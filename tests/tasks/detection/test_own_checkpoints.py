@@ -134,6 +134,7 @@ def mutated(state: State, draw: random.Random) -> str:
     return f"{trail} {where[key]!r:.60}"
 
 
+@pytest.mark.long
 def test_a_changed_checkpoint_is_refused_or_the_same_or_taken_whole(
     saved: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
