@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # Arguments for pytest: make test PYTEST_ARGS="-k matcher"
 PYTEST_ARGS ?= -n logical --dist loadfile --no-loadscope-reorder
-LONG_ARGS ?= -n logical --dist load
+LONG_ARGS ?= -n logical --dist loadgroup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed-$(subst /,_,$(PYTHON))
 
 help:
 	@echo "make test          check style and types, and run all tests"
-	@echo "make test-long     run the tests that take minutes: hundreds of damaged inputs, every family of backbones"
+	@echo "make test-long     run the tests that take minutes: hundreds of damaged inputs, every family of backbones, real trainings on a real Slurm"
 	@echo "make demo          make a small data set, train on it, evaluate, and draw what was found"
 	@echo "make compare-demo  train two heads on two backbones with two seeds on made pictures, and report; 20 minutes"
 	@echo "make lint          check style and types only"

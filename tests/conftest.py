@@ -22,12 +22,12 @@ DATA_FOLDERS = ("coco_permissive", "bccd", "cocoeval_fixture")
 
 LONGEST = (
     "test_slurm_jobs.py",
-    "test_jobs.py",
     "test_compare.py",
+    "test_jobs.py",
+    "test_local.py",
     "test_robustness.py",
     "test_parallel.py",
     "test_benchmark.py",
-    "test_soak.py",
     "test_report.py",
     "test_page.py",
 )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -152,8 +152,14 @@ def run_command(folder: Path, *arguments: str | Path, **changed: str) -> subproc
 
     For commands that no signal and no limit is to meet; what they start are processes of their own.
     """
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, one_thread(), redirect_stdout(out), redirect_stderr(err):
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+        pytest.MonkeyPatch.context() as patch,
+        one_thread(),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         patch.chdir(folder)
         for name, value in environment(**changed).items():
             patch.setenv(name, value)
@@ -161,7 +167,11 @@ def run_command(folder: Path, *arguments: str | Path, **changed: str) -> subproc
             status = main([str(argument) for argument in arguments])
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+        told = []
+        for stream in (out, err):
+            stream.seek(0)
+            told.append(stream.read())
+    return subprocess.CompletedProcess(arguments, status, *told)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:

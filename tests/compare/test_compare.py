@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from rich.console import Console
-from runs import REPOSITORY, assert_same_run, environment, start, tiny, wait_for
+from runs import assert_same_run, run_command, start, tiny, wait_for
 
 from detr_container.base.files import read_jsonl
 from detr_container.base.processes import environment_of_one
@@ -38,20 +38,6 @@ def options(root: Path, *settings: str) -> list[str]:
     return ["--setting", *usual, *settings]
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """One command of the program, in a process of its own."""
-    line = [sys.executable, "-P", "-m", "detr_container", *arguments]
-    return subprocess.run(
-        line,
-        cwd=folder,
-        env=environment(PYTHONPATH=str(REPOSITORY)),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
 def report_of(home: Path) -> dict[str, Any]:
     return dict(json.loads((home / "report" / "report.json").read_text()))
 
@@ -60,7 +46,7 @@ def report_of(home: Path) -> dict[str, Any]:
 def done(tmp_path_factory: pytest.TempPathFactory, root: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A comparison that nothing disturbed: its home, and what was said."""
     folder = tmp_path_factory.mktemp("done")
-    told = command(folder, "compare", *GRID, "--seeds", "0", "--name", "all", *options(root))
+    told = run_command(folder, "compare", *GRID, "--seeds", "0", "--name", "all", *options(root))
     assert told.returncode == 0, told.stderr
     return folder / "runs" / "all", told
 
@@ -106,7 +92,7 @@ def test_again_there_is_nothing_left_to_train(done: tuple[Path, subprocess.Compl
     home, _ = done
     before = {path: path.stat().st_mtime_ns for path in home.glob("*/checkpoints/*.pt")}
     again = ["compare", *GRID, "--seeds", "0", "--name", "all", "--no-measure", *options(root)]
-    told = command(home.parent.parent, *again)
+    told = run_command(home.parent.parent, *again)
     assert told.returncode == 0, told.stderr
     assert "all 4 runs are done or going on" in told.stdout
     assert told.stdout.count(": finished, AP ") == 4
@@ -134,17 +120,18 @@ def test_a_dry_run_only_plans(root: Path, tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_a_backbone_that_cannot_be_is_named_and_does_not_stop_the_others(root: Path, tmp_path: Path) -> None:
     """One of one size, too small for these pictures, one whose maps are others than it states, one without a name."""
     bad = ["timm/efficientformer_l1", "timm/pit_ti_224", "timm/no_such_model"]
     arguments = ["compare", "--base", "debug", "--heads", "smca", "--backbones", *bad, "container_light_tiny"]
     arguments += ["--seeds", "0", "--no-measure", *options(root, "data.max_size=320")]
-    planned = command(tmp_path, *arguments, "--dry-run")
+    planned = run_command(tmp_path, *arguments, "--dry-run")
     assert planned.returncode == 1, planned.stderr
     assert planned.stdout.count(": cannot be trained: ") == planned.stdout.count("left out: ") == 3
     assert "--data.resize square --data.scales 224 --data.eval-size 224" in planned.stdout
     assert "container_light_tiny-seed0: to train, about " in planned.stdout
-    told = command(tmp_path, *arguments)
+    told = run_command(tmp_path, *arguments)
     assert told.returncode == 1, told.stderr
     home = tmp_path / "runs" / "comparison"
     assert standing(home / "smca-container_light_tiny-seed0").state == "finished"
@@ -152,7 +139,7 @@ def test_a_backbone_that_cannot_be_is_named_and_does_not_stop_the_others(root: P
     for name in bad:
         assert f"SMCA-DETR, {name} was left out: " in told.stderr
         assert any(warning.startswith(f"SMCA-DETR, {name} was left out: ") for warning in warnings)
-    alone = command(tmp_path, *arguments[:5], "--backbones", *bad, *arguments[10:], "--dry-run")
+    alone = run_command(tmp_path, *arguments[:5], "--backbones", *bad, *arguments[10:], "--dry-run")
     assert alone.returncode == 2, alone.stdout
     assert "timm/efficientformer_l1 takes images of 224" in alone.stderr
 
@@ -172,13 +159,14 @@ def test_interrupted_it_goes_on_where_it_was(
     assert "The same command goes on from here" in said
     assert not [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(tmp_path)]
     assert not (tmp_path / "runs" / "all" / "report").exists()
-    told = command(tmp_path, *arguments)
+    told = run_command(tmp_path, *arguments)
     assert told.returncode == 0, told.stderr
     assert "smca-container_light_tiny-seed0: finished, AP" in told.stdout
     for run in sorted((tmp_path / "runs" / "all").glob("*-seed0")):
         assert_same_run(run, done[0] / run.name)
 
 
+@pytest.mark.long
 def test_killed_its_members_save_and_end(root: Path, tmp_path: Path) -> None:
     arguments = ["compare", *GRID, "--seeds", "0", "--no-measure", "--at-once", "2", *options(root, "train.epochs=90")]
     process = start(arguments, tmp_path)
@@ -201,7 +189,7 @@ def test_a_member_that_fails_is_named_and_does_not_stop_the_others(root: Path, t
     broken = tmp_path / "runs" / "comparison" / "smca-container_light_tiny-seed0"
     broken.mkdir(parents=True)
     (broken / "checkpoints").write_text("in the way")
-    told = command(tmp_path, *arguments)
+    told = run_command(tmp_path, *arguments)
     assert told.returncode == 1, told.stdout
     assert f"{broken.relative_to(tmp_path)} failed: " in told.stderr
     report = report_of(broken.parent)
@@ -213,12 +201,12 @@ def test_a_member_that_fails_is_named_and_does_not_stop_the_others(root: Path, t
 def test_as_jobs_the_last_member_writes_the_report(root: Path, tmp_path: Path) -> None:
     arguments = ["compare", "--base", "debug", "--heads", "smca", "--backbones", "container_light_tiny", "resnet18"]
     arguments += ["--seeds", "0", "--submit", "--cluster", "local", "--slurm.gpus-per-node", "0", *options(root)]
-    told = command(tmp_path, *arguments)
+    told = run_command(tmp_path, *arguments)
     assert told.returncode == 0, told.stderr
     assert "submitted 2 of 2 runs: job " in told.stdout
     home, end = tmp_path / "runs" / "comparison", time.monotonic() + 180
     while not (home / "report" / "index.html").exists():
-        assert time.monotonic() < end, command(tmp_path, "status", str(home)).stdout
+        assert time.monotonic() < end, run_command(tmp_path, "status", str(home)).stdout
         time.sleep(0.5)
     rows = next(s["tables"]["results"] for s in report_of(home)["sections"] if "results" in s["tables"])
     assert [row["seeds"] for row in rows] == ["1", "1"]

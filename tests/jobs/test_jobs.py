@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import REPOSITORY, assert_same_run, environment, run_command, settings_of, start, tiny
+from runs import REPOSITORY, assert_same_run, environment, run_command, settings_of, tiny
 
 from detr_container.base.files import read_jsonl, write_json
 from detr_container.base.lock import FolderLock
@@ -232,12 +232,9 @@ def test_two_processes_in_one_folder(root: Path, tmp_path: Path) -> None:
 
 
 def test_in_this_process(root: Path, tmp_path: Path) -> None:
-    """Of the command, which needs streams of the system."""
-    options = ["--run", "a", "--cluster", "debug", *experiment_options(root, 2)]
-    process = start(["submit", "debug", *options], tmp_path)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    assert "step 2/8" in told
+    done = run_command(tmp_path, "submit", "debug", "--run", "a", "--cluster", "debug", *experiment_options(root, 2))
+    assert done.returncode == 0, done.stderr
+    assert "step 2/8" in done.stderr
     assert standing(tmp_path / "runs" / "a").state == "finished"
 
 

@@ -23,6 +23,7 @@ KINDS = (
 
 
 @pytest.mark.long
+@pytest.mark.xdist_group("slurm")
 @pytest.mark.skipif(missing() is not None, reason=missing() or "")
 def test_a_short_campaign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))

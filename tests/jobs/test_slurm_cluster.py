@@ -22,6 +22,8 @@ from slurm_configuration import NODES
 
 MISSING = slurm_cluster.missing()
 needs_slurm = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+# There is one cluster at a time, so that a process would only wait for another with tests of it.
+pytestmark = pytest.mark.xdist_group("slurm")
 
 # A task that writes down its signals, obeys none, and ends by itself should a test have gone wrong.
 TASK = """
@@ -87,7 +89,7 @@ def timed(slurm: Cluster, folder: Path) -> str:
 
 
 @needs_slurm
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("timed")  # begun before the first test, for the warning takes half a minute to come
 class TestRunning:
     def test_a_job_runs_on_both_nodes_each_with_its_gpus(self, slurm: Cluster) -> None:
@@ -160,7 +162,7 @@ def assert_ended(processes: list[psutil.Process]) -> None:
 
 
 @needs_slurm
-@pytest.mark.slow
+@pytest.mark.long
 def test_stopping_leaves_nothing_even_when_interrupted(tmp_path_factory: pytest.TempPathFactory) -> None:
     with alone():
         before = slurm_cluster.HOSTS.read_bytes()
@@ -182,7 +184,7 @@ def test_stopping_leaves_nothing_even_when_interrupted(tmp_path_factory: pytest.
 
 
 @needs_slurm
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_killed_run_left_is_cleaned_up(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
     first, second = tmp_path_factory.mktemp("slurm"), tmp_path_factory.mktemp("slurm")

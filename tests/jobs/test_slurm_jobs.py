@@ -23,7 +23,11 @@ from detr_container.jobs.status import Standing, standing
 from detr_container.launch.attempts import JobFolder
 from detr_container.tasks.detection.same import metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(missing() is not None, reason=missing() or "")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
 EPOCHS = 40
 TWO_NODES = ["--slurm.nodes", "2", "--slurm.gpus-per-node", "1", "--slurm.time", "10m"]
 
