@@ -67,6 +67,12 @@ def _seeds() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many more than there are cores: much of the time, tests of jobs wait for a limit, a queue or a pause."""
+    cores = len(os.sched_getaffinity(0))
+    return cores + max(1, cores // 2)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take minutes first, so that no process is left alone with one of them at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

@@ -80,7 +80,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_without_shared_memory_is_saved_when_told_to_stop(repository: Path, tmp_path: Path) -> None:
     """Sooner than it gives up by itself, and its loader processes end with it."""
     mount = "mount -t tmpfs -o size=8m tmpfs /dev/shm"

@@ -241,6 +241,7 @@ def damages() -> list[Callable[[dict[str, Any]], object]]:
 TINY = replace(SMALL, backbone=replace(SMALL.backbone, name="container_light_tiny", frozen_stages=0))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
 def test_every_damage_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
@@ -267,6 +268,7 @@ def test_every_damage_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixtu
             model.load_state_dict(before)
 
 
+@pytest.mark.long
 def test_random_damage_of_published_and_hugging_face_files(tmp_path: Path) -> None:
     """Files without an experiment of their own, of which everything must be guessed: errors in words only."""
     draw = random.Random(0)
