@@ -1,6 +1,7 @@
-"""What DETR and SMCA-DETR share: pictures to encoded cells, and what a detector returns.
+"""What detectors share: pictures to encoded feature levels, and what a detector returns.
 
-Shapes: B pictures, S = h x w cells, C width, D decoder layers, Q queries, K logits, A attention heads.
+Shapes: B pictures, h x w positions of a level, S of all levels, C width, D decoder layers, Q queries, K logits,
+A attention heads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.backbone import Backbone
-from .layers.position_encoding import Extent, LearnedPosition, SinePosition, extent
+from .layers.levels import Level, bias_of, positions_of, tokens_of
+from .layers.position_encoding import LearnedPosition, SinePosition, extent
 from .layers.transformer import Encoder, EncoderLayer
 
 POSITIONS = {"sine": SinePosition, "learned": LearnedPosition}
@@ -22,34 +24,35 @@ class Output:
     """What a detector says of a batch, in float32.
 
     logits: [D, B, Q, K]; boxes: [D, B, Q, 4] cxcywh in [0, 1] of the unpadded picture, decoder layers in order.
-    attention: [D, B, A, Q, h, w] weights of the decoder's cross-attention, on request; gaussians: [D, B, A, Q, h, w]
-    SMCA's prior, each with its peak at 1, on request.
+    On request, for each level under its stride, finest first: attention: [D, B, A, Q, h, w] weights of the decoder's
+    cross-attention, which sum to 1 over all levels; gaussians: [D, B, A, Q, h, w] SMCA's prior, with its peaks at 1.
     """
 
     logits: Tensor
     boxes: Tensor
-    attention: Tensor | None = None
-    gaussians: Tensor | None = None
+    attention: dict[int, Tensor] | None = None
+    gaussians: dict[int, Tensor] | None = None
 
 
 @dataclass
 class Memory:
-    """Encoded cells: tokens and position [B, S, C], bias [B, 1, 1, S] (-inf on padding) or None, and their extent."""
+    """Encoded tokens and their positions [B, S, C], bias [B, 1, 1, S] (-inf on padding) or None; levels: as encoded."""
 
     tokens: Tensor
     position: Tensor
     bias: Tensor | None
-    cover: Extent
+    levels: list[Level]
 
 
 class Detector(nn.Module):
     """Backbone, projection to the transformer's width, positions and encoder.
 
-    Subclasses make `input_proj`, and make it last: of all that is random only its shape depends on the backbone, so
-    the same seed gives the rest the same start over every backbone.
+    strides: of the levels that the head reads, finest first; what the backbone gives, unless a subclass makes more in
+    `project`. Subclasses make `input_proj`, and make it last: of all that is random only its shape depends on the
+    backbone, so the same seed gives the rest the same start over every backbone.
     """
 
-    input_proj: nn.Conv2d
+    input_proj: nn.Module
     pixel_mean: Tensor
     pixel_scale: Tensor
 
@@ -65,7 +68,12 @@ class Detector(nn.Module):
         position: str,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        if len(set(backbone.strides)) < len(backbone.strides):
+            raise ValueError(
+                f"feature levels of the strides {backbone.strides}: they are told apart by it, so ask for one "
+                "of each (backbone.at_strides)"
+            )
+        self.backbone, self.strides = backbone, backbone.strides
         self.position = POSITIONS[position](width)
         layers = [EncoderLayer(width, heads, feedforward, dropout, pre_norm) for _ in range(encoder_layers)]
         self.encoder = Encoder(layers, width, pre_norm)
@@ -87,19 +95,27 @@ class Detector(nn.Module):
             pixels.mul_((rows[:, :, None] & columns[:, None, :])[:, None])
         return pixels.contiguous(memory_format=self.backbone.memory_format)
 
-    def encode(self, images: Tensor, sizes: Tensor, padded: bool) -> Memory:
-        """Pictures as in `forward` to the encoder's output."""
+    def project(self, maps: list[Tensor]) -> list[Tensor]:
+        """The backbone's maps to one [B, C, h, w] for each of `strides`; heads of several levels have their own way."""
+        (features,) = maps
+        return [self.input_proj(features)]
+
+    def levels(self, images: Tensor, sizes: Tensor, padded: bool) -> list[Level]:
+        """Pictures as in `forward` to what the encoder reads."""
         images = self.normalise(images, sizes, padded)
-        features = self.input_proj(self.backbone(images)[-1])
-        (pixels_y, pixels_x), (cells_y, cells_x) = images.shape[-2:], features.shape[-2:]
-        cover = extent(sizes, (pixels_y, pixels_x), (cells_y, cells_x), padded)
-        tokens = features.flatten(2).transpose(1, 2)
-        bias = None
-        if padded:
-            allowed = torch.zeros_like(cover.padding(), dtype=tokens.dtype)
-            bias = allowed.masked_fill_(cover.padding(), -torch.inf)[:, None, None]
-        position = self.position(cover).to(tokens.dtype)
-        return Memory(self.encoder(tokens, position, bias), position, bias, cover)
+        height, width = images.shape[-2:]
+        levels = []
+        for stride, features in zip(self.strides, self.project(self.backbone(images)), strict=True):
+            rows, columns = features.shape[-2:]
+            cover = extent(sizes, (height, width), (rows, columns), padded)
+            levels.append(Level(stride, features, cover, self.position(cover).to(features.dtype)))
+        return levels
+
+    def encode(self, images: Tensor, sizes: Tensor, padded: bool) -> Memory:
+        """Pictures as in `forward` to the encoder's output; positions of all levels attend to each other."""
+        levels = self.levels(images, sizes, padded)
+        position, bias = positions_of(levels), bias_of(levels)
+        return Memory(self.encoder(tokens_of(levels), position, bias), position, bias, levels)
 
     def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, maps: bool = False) -> Output:
         """Detect objects.
@@ -108,3 +124,14 @@ class Detector(nn.Module):
         int64 true (height, width); padded: False promises that no picture is padded; maps: return attention as well.
         """
         raise NotImplementedError
+
+
+def one_level(backbone: Backbone, head: str) -> Backbone:
+    """The backbone of a head that reads one level. Raises ValueError when it gives several."""
+    if len(backbone.strides) != 1:
+        strides = ", ".join(map(str, backbone.strides))
+        raise ValueError(
+            f"{head} reads one feature level, and this backbone gives {len(backbone.strides)}, of the strides "
+            f"{strides}: ask it for one, as in backbone.at_strides({backbone.strides[-1]})"
+        )
+    return backbone

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.backbone import Backbone
-from .detector import Detector, Output
+from .detector import Detector, Output, one_level
+from .layers.levels import by_stride
 from .layers.mlp import MLP
 from .layers.transformer import Decoder, DecoderLayer, initialise
 
@@ -30,7 +31,9 @@ class Detr(Detector):
         auxiliary: bool = True,
     ) -> None:
         """logits: classes plus one for no object; auxiliary: predict from every decoder layer, not only the last."""
-        super().__init__(backbone, width, heads, encoder_layers, feedforward, dropout, pre_norm, position)
+        super().__init__(
+            one_level(backbone, "DETR"), width, heads, encoder_layers, feedforward, dropout, pre_norm, position
+        )
         layers = [DecoderLayer(width, heads, feedforward, dropout, pre_norm) for _ in range(decoder_layers)]
         self.decoder = Decoder(layers, width)
         self.query_embed = nn.Embedding(queries, width)
@@ -51,5 +54,5 @@ class Detr(Detector):
             states = states.float()
             output = Output(self.class_embed(states), self.bbox_embed(states).sigmoid())
         if decoded.attention is not None:
-            output.attention = decoded.attention.unflatten(-1, (memory.cover.height, memory.cover.width))
+            output.attention = by_stride(memory.levels, decoded.attention)
         return output

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.backbone import Backbone
-from .detector import Detector, Output
+from .detector import Detector, Output, one_level
+from .layers.levels import by_stride
 from .layers.mlp import MLP
 from .layers.position_encoding import Extent
 from .layers.transformer import DecoderLayer, initialise
@@ -105,8 +106,10 @@ class SmcaDetr(Detector):
         smooth: float = 8.0,
     ) -> None:
         """logits: one per class; gaussian: a key of `SCALES`; smooth: the paper's beta."""
-        super().__init__(backbone, width, heads, encoder_layers, feedforward, dropout, False, position)
-        self.stride = backbone.strides[-1]
+        super().__init__(
+            one_level(backbone, "SMCA-DETR"), width, heads, encoder_layers, feedforward, dropout, False, position
+        )
+        (self.stride,) = backbone.strides
         self.decoder = SmcaDecoder(decoder_layers, width, heads, feedforward, dropout, gaussian, smooth)
         self.query_embed = nn.Embedding(queries, width)
         self.class_embed = nn.Linear(width, logits)
@@ -122,6 +125,7 @@ class SmcaDetr(Detector):
     def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, maps: bool = False) -> Output:
         """As `Detector.forward`."""
         memory = self.encode(images, sizes, padded)
+        (level,) = memory.levels
         key, query_position = memory.tokens + memory.position, self.query_embed.weight
         x = torch.zeros_like(query_position, dtype=memory.tokens.dtype).expand(len(sizes), -1, -1)
         # The published code divides by a stride of 32 whatever the backbone; this is the real one.
@@ -134,7 +138,7 @@ class SmcaDetr(Detector):
             if not states:
                 reference = self._reference(looking)
                 centre = reference.sigmoid() * cells
-            gaussian = prior(looking, centre, memory.cover)
+            gaussian = prior(looking, centre, level.cover)
             bias = gaussian if memory.bias is None else gaussian + memory.bias
             x, query = layer(x, query_position, memory.tokens, key, bias)
             states.append(self.decoder.norm(x))
@@ -143,9 +147,8 @@ class SmcaDetr(Detector):
                 gaussians.append(gaussian.exp())
         output = self._predict(torch.stack(states if self.auxiliary else states[-1:]), reference)
         if maps:
-            grid = (memory.cover.height, memory.cover.width)
-            output.attention = torch.stack(attention).unflatten(-1, grid)
-            output.gaussians = torch.stack(gaussians).unflatten(-1, grid)
+            output.attention = by_stride(memory.levels, torch.stack(attention))
+            output.gaussians = by_stride(memory.levels, torch.stack(gaussians))
         return output
 
     def _reference(self, query: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def awkward_document(folder: Path) -> Document:
         label: Costs(
             Parameters(40_000_000 + number, 30_000_000, 10_000_000, 39_000_000),
             Gflops(80.0 + 9 * number, 50.0, 30.0 + number),
-            stride=32,
+            strides=(32,),
         )
         for number, label in enumerate(labels[:-1])
     }

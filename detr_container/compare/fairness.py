@@ -44,10 +44,12 @@ def differences(cells: Sequence[Cell], pinned: Mapping[Path, Mapping[str, Any]])
     return sorted(found, key=lambda difference: difference.expected)
 
 
-def of_strides(strides: Mapping[str, int | None]) -> list[Difference]:
+def of_strides(strides: Mapping[str, tuple[int, ...] | None]) -> list[Difference]:
     """Whether heads read maps of another stride, by cell's label: half of it is four times the cells to look at."""
     known = {stride for stride in strides.values() if stride is not None}
-    values = {label: "unknown" if stride is None else f"{stride} pixels" for label, stride in strides.items()}
+    values = {
+        label: "unknown" if each is None else f"{', '.join(map(str, each))} pixels" for label, each in strides.items()
+    }
     return [Difference("feature map", "stride", values)] if len(known) > 1 else []
 
 

@@ -125,7 +125,8 @@ def make_document(
 ) -> Document:
     """All that the page says."""
     strides = {
-        cell.cell.label: known[cell.cell.label].stride if cell.cell.label in known else None for cell in analysis.judged
+        cell.cell.label: known[cell.cell.label].strides if cell.cell.label in known else None
+        for cell in analysis.judged
     }
     analysis = replace(analysis, differences=(*of_strides(strides), *analysis.differences))
     pairs = results.pairs_of(analysis)

@@ -53,11 +53,11 @@ class Gflops:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs. gflops: the mean over the pictures; stride: input pixels to a cell of what its head reads."""
+    """What a model costs. gflops: the mean over pictures; strides: input pixels to a cell of what its head reads."""
 
     parameters: Parameters
     gflops: Gflops
-    stride: int
+    strides: tuple[int, ...]
 
 
 def costs(experiment: DetectionExperiment, classes: int, sizes: Sequence[Size]) -> Costs:
@@ -75,7 +75,7 @@ def costs(experiment: DetectionExperiment, classes: int, sizes: Sequence[Size]) 
         each = count_flops(model, size)
         total += each.total * pictures / len(sizes)
         backbone += each.backbone * pictures / len(sizes)
-    return Costs(count_parameters(model), Gflops(total, backbone, total - backbone), model.backbone.strides[-1])
+    return Costs(count_parameters(model), Gflops(total, backbone, total - backbone), model.strides)
 
 
 def count_parameters(model: Detector) -> Parameters:

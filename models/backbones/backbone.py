@@ -19,7 +19,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Backbone(nn.Module):
     """A network that turns normalised pictures into feature maps.
 
-    channels, strides: of each feature map, finest first; mean, std: the input normalisation, for pixels in [0, 1];
+    channels, strides: of each feature map that it gives, finest first; at first all that were built, see `at_strides`;
+    mean, std: the input normalisation, for pixels in [0, 1];
     size_multiple: pictures are padded to a multiple of this many pixels.
     side: the one side in pixels that its square pictures can have, 0 for any size.
     memory_format: how feature maps lie in memory, whichever computes faster.
@@ -40,14 +41,43 @@ class Backbone(nn.Module):
         self.channels, self.strides, self.size_multiple = tuple(channels), tuple(strides), size_multiple
         self.mean, self.std = tuple(mean), tuple(std)
         self.frozen_stages = 0
+        self._given = tuple(range(len(self.strides)))
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
         """Name and modules of every stage, in the order of computation; together they hold every parameter."""
         raise NotImplementedError
 
+    def every_map(self, images: Tensor) -> list[Tensor]:
+        """What `forward` chooses from: the maps of all strides that were built."""
+        raise NotImplementedError
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] normalised pictures to one [B, channels, H / stride, W / stride] map per stride."""
-        raise NotImplementedError
+        maps = self.every_map(images)
+        return [maps[place] for place in self._given]
+
+    def at_strides(self, *strides: int) -> Self:
+        """Give the feature maps of these strides only, the deepest of each, in ascending order.
+
+        Raises ValueError for a stride that there is no map of, for another order, and when the deepest map is not among
+        them: what makes it would be computed in vain and never be trained.
+        """
+        asked, there = (", ".join(map(str, each)) for each in (strides, dict.fromkeys(self.strides)))
+        if not strides or not set(strides) <= set(self.strides) or list(strides) != sorted(set(strides)):
+            raise ValueError(
+                f"feature levels of the strides {asked or 'none'}: this backbone has {there}; name some of these once, "
+                "in ascending order"
+            )
+        if self.strides[-1] not in strides:
+            raise ValueError(
+                f"feature levels of the strides {asked}: this backbone was built up to a map of stride "
+                f"{self.strides[-1]}, which nothing would read; build it up to one of stride {strides[-1]}"
+            )
+        places = [len(self.strides) - 1 - self.strides[::-1].index(stride) for stride in strides]
+        self._given = tuple(self._given[place] for place in places)
+        self.channels = tuple(self.channels[place] for place in places)
+        self.strides = tuple(strides)
+        return self
 
     def freeze(self, stages: int) -> Self:
         """Keep the weights and statistics of the first `stages` stages as they are."""

@@ -118,7 +118,7 @@ class ContainerLight(Backbone):
         pairs = zip(self.embeds, self.blocks, strict=True)
         return [(f"stage{index}", [embed, blocks]) for index, (embed, blocks) in enumerate(pairs, start=1)]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def every_map(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] to one map per stage, of strides 4, 8, 16, ..."""
         maps, x = [], images
         for embed, blocks in zip(self.embeds, self.blocks, strict=True):

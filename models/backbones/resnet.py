@@ -63,7 +63,7 @@ class ResNetBackbone(Backbone):
         layers = [(name, [self.body.get_submodule(name)]) for name in self.layers]
         return [("stem", [self.body.conv1, self.body.bn1]), *layers]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def every_map(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] to the maps of strides 4, 8, 16 and 32 (16 when dilated)."""
         body = self.body
         x = body.maxpool(F.relu(conv_norm(images, body.conv1, body.bn1), inplace=True))

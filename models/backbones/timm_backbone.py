@@ -83,8 +83,8 @@ class TimmBackbone(Backbone):
             else:
                 yield path, child
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """As `Backbone.forward`. Raises ValueError for pictures of another size than the only one."""
+    def every_map(self, images: Tensor) -> list[Tensor]:
+        """As `Backbone.every_map`. Raises ValueError for pictures of another size than the only one."""
         height, width = images.shape[-2:]
         if self.side and (height, width) != (self.side, self.side):
             raise ValueError(

@@ -59,7 +59,7 @@ def filled(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def ours(name: str, position: str = "sine") -> Detr:
-    return Detr(ResNetBackbone(name), 6, **SETTINGS, position=position).eval()
+    return Detr(ResNetBackbone(name).at_strides(32), 6, **SETTINGS, position=position).eval()
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
@@ -131,7 +131,7 @@ def old_names(state: dict[str, Tensor], timm: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("timm", [True, False])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_hubs_older_names(name: str, timm: bool) -> None:
-    model = Detr(ResNetBackbone(name), 6, **SETTINGS, position="learned")
+    model = Detr(ResNetBackbone(name).at_strides(32), 6, **SETTINGS, position="learned")
     present = to_hugging_face(model.state_dict())
     old = old_names(present, timm)
     examples = {

@@ -21,7 +21,7 @@ def tiny(kind: type[Detector] = SmcaDetr, **options: object) -> Detector:
     """A detector for 64-pixel pictures that computes in milliseconds."""
     shared: dict[str, object] = {"queries": 5, "width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 3}
     shared |= {"feedforward": 32, "dropout": 0.0}
-    backbone = ContainerLight(SIZES["container_light_tiny"], frozen_norm=True)
+    backbone = ContainerLight(SIZES["container_light_tiny"], frozen_norm=True).at_strides(16)
     return kind(backbone, 4, **(shared | options)).eval()
 
 
@@ -73,7 +73,7 @@ def test_centres_are_cells_of_the_real_stride_in_the_true_size() -> None:
     images, sizes = torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [64, 32]])
     assert model.stride == 16
     with torch.no_grad():
-        gaussians = model(images, sizes, maps=True).gaussians
+        gaussians = model(images, sizes, maps=True).gaussians[16]
     # 96 x 128 pixels are 6 x 8 cells: centre (4, 3); 64 x 32 pixels are 4 x 2: centre (1, 2).
     for picture, (row, column) in enumerate([(3, 4), (2, 1)]):
         for here in gaussians[:, picture].flatten(0, 2):
@@ -103,19 +103,22 @@ def test_maps_show_where_the_decoder_looks(kind: type[Detector]) -> None:
     images, sizes = torch.randn(2, 3, 64, 96), torch.tensor([[64, 96], [32, 48]])
     with torch.no_grad():
         output, plain = model(images, sizes, maps=True), model(images, sizes)
-    assert output.attention.shape == (3, 2, 2, 5, 4, 6)
-    torch.testing.assert_close(output.attention.sum(dim=(-2, -1)), torch.ones(3, 2, 2, 5))
-    assert not output.attention[:, 1, ..., 2:, :].any()
-    assert not output.attention[:, 1, ..., 3:].any()
+    assert list(output.attention) == [16]
+    attention = output.attention[16]
+    assert attention.shape == (3, 2, 2, 5, 4, 6)
+    torch.testing.assert_close(attention.sum(dim=(-2, -1)), torch.ones(3, 2, 2, 5))
+    assert not attention[:, 1, ..., 2:, :].any()
+    assert not attention[:, 1, ..., 3:].any()
     assert torch.equal(output.logits, plain.logits)
     assert plain.attention is None
     assert plain.gaussians is None
     if kind is Detr:
         assert output.gaussians is None
     else:
-        assert output.gaussians.shape == output.attention.shape
-        assert output.gaussians.max() <= 1
-        assert output.gaussians.min() >= 0
+        assert list(output.gaussians) == [16]
+        assert output.gaussians[16].shape == attention.shape
+        assert output.gaussians[16].max() <= 1
+        assert output.gaussians[16].min() >= 0
 
 
 @pytest.mark.parametrize("kind", [Detr, SmcaDetr])

@@ -108,6 +108,8 @@ def build_detector(experiment: DetectionExperiment, classes: int, weights: bool 
     with asking("the model", for_model(experiment)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         backbone = build_backbone(experiment.backbone, weights, longest_side(experiment.data))
+        # What was asked for is the deepest map that was built, and both heads read one.
+        backbone.at_strides(backbone.strides[-1])
         # Again, so that the head starts the same whatever the backbone has drawn.
         torch.manual_seed(experiment.seed)
         head = experiment.head

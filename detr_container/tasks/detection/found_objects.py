@@ -30,8 +30,8 @@ class Model:
 
     @property
     def stride(self) -> int:
-        """Pixels of the resized picture to a cell of the encoder."""
-        return self.trained.model.backbone.strides[-1]
+        """Pixels of the resized picture to a cell of the encoder, and of maps: of the finest level."""
+        return self.trained.model.strides[0]
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,9 @@ def _caption(
         return f"No model has a detection of score {threshold:g} or above."
     cells = []
     for model, prediction in zip(models, predictions, strict=True):
-        attention = prediction.output.attention
-        height, width = attention.shape[-2:] if attention is not None else (0, 0)
-        cells.append(f"{model.label}: {height} x {width} cells at stride {model.stride}")
+        grids = [(*level.shape[-2:], stride) for stride, level in (prediction.output.attention or {}).items()]
+        sizes = [f"{height} x {width} cells at stride {stride}" for height, width, stride in grids]
+        cells.append(f"{model.label}: {', '.join(sizes)}")
     parts = [
         f"The {shown} surest of {count} objects" if shown < count else "Objects, surest first",
         f", matched across models by class and an IoU of at least {SAME:g}. Not found: no such detection of score "

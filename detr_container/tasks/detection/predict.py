@@ -197,11 +197,31 @@ def query_maps(prediction: Prediction, query: int) -> Tensor:
     """Where the last decoder layer looked for one query, over the encoder's cells, mean over heads.
 
     [m, h, w] float32 on the CPU: the attention, and SMCA's Gaussian where the head has one. Maps must have been asked
-    for. Cells divide the padded canvas evenly.
+    for. Cells divide the padded canvas evenly; of several levels they are those of the finest.
     """
     output = prediction.output
     sources = [source for source in (output.attention, output.gaussians) if source is not None]
-    return torch.stack([source[-1, 0, :, query].float().mean(dim=0) for source in sources]).cpu()
+    means = [[level[-1, 0, :, query].float().mean(dim=0).cpu() for level in source.values()] for source in sources]
+    return torch.stack([on_finest(levels, prediction) for levels in means])
+
+
+def on_finest(levels: Sequence[Tensor], prediction: Prediction) -> Tensor:
+    """Maps [h, w] of several levels, finest first, added up over the finest one's cells.
+
+    A cell's mass is spread evenly over its part of the picture, none of it over padding.
+    """
+    total = levels[0]
+    for level in levels[1:]:
+        shares = []
+        for axis in (0, 1):
+            fine, coarse = (
+                torch.linspace(0, prediction.canvas[axis], cells + 1).clamp(max=prediction.size[axis])
+                for cells in (total.shape[axis], level.shape[axis])
+            )
+            overlap = torch.minimum(fine[1:, None], coarse[1:]) - torch.maximum(fine[:-1, None], coarse[:-1])
+            shares.append(overlap.clamp(min=0) / coarse.diff().clamp(min=1e-9))
+        total = total + shares[0] @ level @ shares[1].t()
+    return total
 
 
 def over_picture(maps: Tensor, prediction: Prediction) -> Tensor:

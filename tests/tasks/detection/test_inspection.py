@@ -87,7 +87,8 @@ def like(image: Image.Image, colour: Sequence[int], within: int = 0) -> NDArray[
 def naive_share(prediction: Prediction, query: int, bbox: Sequence[float]) -> float:
     """Cell by cell: how much of its part of the picture a box covers, times its attention."""
     assert prediction.output.attention is not None
-    heads = prediction.output.attention[-1, 0, :, query].tolist()
+    (attention,) = prediction.output.attention.values()
+    heads = attention[-1, 0, :, query].tolist()
     rows, columns = len(heads[0]), len(heads[0][0])
     (height, width), (canvas_height, canvas_width) = prediction.size, prediction.canvas
     _, file_height, file_width = prediction.image.shape

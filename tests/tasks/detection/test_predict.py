@@ -109,7 +109,7 @@ def test_maps_are_of_the_query_and_of_the_picture(run: Path, root: Path) -> None
     maps = query_maps(prediction, 3)
     assert maps.shape == (len(sources), 6, 6)
     for found, source in zip(maps, sources, strict=True):
-        heads = source[-1, 0, :, 3]
+        heads = source[16][-1, 0, :, 3]
         torch.testing.assert_close(found, (heads[0] + heads[1]) / 2)
     assert not torch.equal(maps, query_maps(prediction, 4))
     marked = torch.zeros(1, 6, 6)
