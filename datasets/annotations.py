@@ -74,6 +74,8 @@ class Annotations:
     """Whether the file has annotations at all: COCO's image_info files of its test sets have none."""
     doubts: tuple[str, ...] = ()
     """Why the boxes as a whole look like another convention's, if they do."""
+    segmentations: tuple[Any, ...] | None = None
+    """[A] as the file has them, unchecked (polygons, a run-length code, or None), where they were asked for."""
 
 
 @dataclass
@@ -84,20 +86,24 @@ class _Images:
 
 
 def read_annotations(
-    path: Path, image_dir: Path, unlabelled: bool = False, names_and_sizes: bool = True
+    path: Path,
+    image_dir: Path,
+    unlabelled: bool = False,
+    names_and_sizes: bool = True,
+    segmentations: bool = False,
 ) -> Annotations:
     """Read an annotation file in COCO's format whose pictures lie in `image_dir`.
 
     unlabelled: a file without 'annotations' will do. names_and_sizes: images must have them; without, an image is an
-    id, as scoring needs it: names are empty, sizes 0, and no box can lie outside.
+    id, as scoring needs it: names are empty, sizes 0, and no box can lie outside. segmentations: keep them.
     Raises FileNotFoundError when there is no such file, and ValueError, naming the first few records, when something
     in it cannot be trained on. Warnings of `find_problems` do not raise; `doubts` has those that ruin a whole run.
     """
-    raw = load_json(path)
+    raw = load_json(path, segmentations)
     without = unlabelled and isinstance(raw, dict) and "annotations" not in raw
     if without:
         raw["annotations"] = []
-    annotations, problems = parse_annotations(raw, path, image_dir, names_and_sizes)
+    annotations, problems = parse_annotations(raw, path, image_dir, names_and_sizes, segmentations)
     doubts = tuple(problem.message for problem in problems if problem.kind in DOUBTS)
     annotations = replace(annotations, labelled=not without, doubts=doubts)
     errors = [problem.message for problem in problems if problem.severity == "error"]
@@ -129,8 +135,8 @@ def find_problems(raw: object, path: Path) -> list[Problem]:
     return parse_annotations(raw, path, path.parent)[1]
 
 
-def load_json(path: Path) -> Any:
-    """Parse an annotation file, without its segmentations: they are most of its size, and detection needs none.
+def load_json(path: Path, segmentations: bool = False) -> Any:
+    """Parse an annotation file, without its segmentations unless asked: most of its size, and detection needs none.
 
     Raises FileNotFoundError, or ValueError with line and column where the text stops being JSON.
     """
@@ -146,7 +152,7 @@ def load_json(path: Path) -> Any:
             f"no annotation file {path}: check the path, or that the download was unpacked"
         ) from None
     try:
-        return json.loads(content, object_hook=_without_segmentation)
+        return json.loads(content, object_hook=None if segmentations else _without_segmentation)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} (character "
@@ -162,7 +168,7 @@ def _without_segmentation(record: Record) -> Record:
 
 
 def parse_annotations(
-    raw: object, path: Path, image_dir: Path, names_and_sizes: bool = True
+    raw: object, path: Path, image_dir: Path, names_and_sizes: bool = True, segmentations: bool = False
 ) -> tuple[Annotations, list[Problem]]:
     """Return the usable records of a parsed file, and the problems of all; a record with an error is left out."""
     findings = Findings("/".join(path.parts[-2:]))
@@ -191,6 +197,9 @@ def parse_annotations(
         areas=objects.areas[keep],
         annotation_ids=objects.ids[keep],
         starts=np.searchsorted(image[keep], np.arange(len(images.ids) + 1)).astype(np.int64),
+        segmentations=tuple(sections["annotations"][row].get("segmentation") for row in keep)
+        if segmentations
+        else None,
     )
     _check_classes(annotations, names_twice, findings)
     return annotations, findings.problems

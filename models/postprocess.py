@@ -11,19 +11,29 @@ from torch import Tensor
 from .boxes import cxcywh_to_xyxy
 from .detector import Output
 
+LIMIT = 100
+"""Detections of one class in one image that count in COCO's figures, the surest first."""
 
-@dataclass
-class Detections:
-    """Of one picture: scores [n] in [0, 1], labels [n] int64, boxes [n, 4] xyxy in its pixels, queries [n] int64."""
+
+@dataclass(frozen=True)
+class Ranked:
+    """What queries have found, best first; of one image without the B.
+
+    scores: [B, n] in [0, 1]; labels and queries: [B, n] int64; boxes: [B, n, 4] xyxy in pixels of each image.
+    """
 
     scores: Tensor
     labels: Tensor
     boxes: Tensor
     queries: Tensor
 
+    def image(self, index: int) -> Ranked:
+        """One image's."""
+        return Ranked(self.scores[index], self.labels[index], self.boxes[index], self.queries[index])
 
-def postprocess(output: Output, sizes: Sequence[tuple[int, int]], classification: str) -> list[Detections]:
-    """Detections of every picture from the last decoder layer, without threshold or suppression, best first.
+
+def postprocess(output: Output, sizes: Sequence[tuple[int, int]], classification: str) -> Ranked:
+    """A detection of every query of every image from the last decoder layer, without threshold or suppression.
 
     sizes: (height, width) in pixels to scale the boxes to. Softmax: each query's best class but no-object, as DETR.
     Focal: the Q best of all query-class pairs, as SMCA-DETR.
@@ -39,4 +49,13 @@ def postprocess(output: Output, sizes: Sequence[tuple[int, int]], classification
         order, labels = best // classes, best % classes
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
-    return [Detections(*row) for row in zip(scores, labels, boxes * scale[:, None], order, strict=True)]
+    return Ranked(scores, labels, boxes * scale[:, None], order)
+
+
+def counted(labels: Tensor, limit: int = LIMIT) -> Tensor:
+    """Which detections [B, n], best first, are among the first `limit` of their image with their label [B, n]."""
+    order = labels.argsort(dim=-1, stable=True)
+    grouped = labels.gather(-1, order)
+    place = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)
+    within = place - torch.searchsorted(grouped, grouped)
+    return torch.zeros_like(labels).scatter(-1, order, within) < limit

@@ -14,7 +14,8 @@ from hypothesis.strategies import SearchStrategy
 from numpy.typing import NDArray
 
 from detr_container.compare.matching import Ground
-from detr_container.tasks.detection.scoring import Columns
+from detr_container.tasks.detection.coco_results import records_of
+from detr_container.tasks.detection.detections import Columns
 
 Floats = NDArray[np.float64]
 Object = tuple[int, int, Sequence[float], bool]
@@ -131,7 +132,7 @@ def pycocotools_precision(ground: Ground, found: Columns) -> Floats:
     truth: dict[str, Any] = simulated.annotation_file(simulated.Scene(ground, np.zeros(0)))
     rows = [
         {**record, "id": number, "area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0}
-        for number, record in enumerate(simulated.records(found), start=1)
+        for number, record in enumerate(records_of(found), start=1)
     ]
     tables = []
     with contextlib.redirect_stdout(io.StringIO()):

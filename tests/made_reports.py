@@ -61,8 +61,7 @@ def awkward_document(folder: Path) -> Document:
             place = folder / "runs" / f"{head}-{backbone}-{seed}"
             epochs = 1 if number == 6 else made_runs.EPOCHS
             runs.append(made_runs.make_run(place, experiment, world, skill, epochs, draw=10 * number + seed))
-    nothing = runs[-1] / "detections" / f"epoch-{made_runs.EPOCHS:03d}" / "detections.json"
-    nothing.write_text("[]")
+    made_runs.rewrite(runs[-1], "[]")
     analysis = _renamed(analyse(runs, count=20))
     labels = [cell.cell.label for cell in analysis.cells]
     known = {

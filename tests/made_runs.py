@@ -16,7 +16,9 @@ from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
 from detr_container.config.settings import to_dict
 from detr_container.jobs.sweep import with_settings
-from detr_container.tasks.detection.scoring import score, write_results
+from detr_container.tasks.detection.coco_results import OLD_NAME, Record, read_kept, records_of, write_results
+from detr_container.tasks.detection.detections import NAME
+from detr_container.tasks.detection.scoring import score
 
 EPOCHS = 3
 
@@ -61,17 +63,24 @@ def make_run(
     skill: float,
     epochs: int = EPOCHS,
     draw: int = 0,
+    old: bool = False,
 ) -> Path:
-    """A run that was evaluated after each of so many epochs, a little better each time; draw: of its detections."""
+    """A run that was evaluated after each of so many epochs, a little better each time; draw: of its detections.
+
+    old: its detections are in COCO's result format, as earlier versions kept them.
+    """
     assert experiment.data.root is not None
     annotations = experiment.data.root / "annotations" / "instances_val2017.json"
     write_json(folder / "config.json", to_dict(experiment))
     evaluations, metrics = [], []
     for epoch in range(1, epochs + 1):
         found = simulated.detect(world, skill - 0.4 * (EPOCHS - epoch), 1000 * draw + epoch, per_picture=20)
-        results = simulated.records(found)
+        results = simulated.detections(found)
         place = folder / "detections" / f"epoch-{epoch:03d}"
-        write_results(place / "detections.json", results)
+        if old:
+            write_results(place / OLD_NAME, results.columns())
+        else:
+            results.write(place / NAME)
         scores = score(annotations, results).to_dict()
         pinned = {"eval_batch": experiment.data.eval_batch, "annotations": str(annotations)}
         write_json(place / "scores.json", {**scores, "evaluated_with": pinned})
@@ -108,6 +117,19 @@ def provenance_line(experiment: DetectionExperiment, **changed: Any) -> dict[str
 def read_json(path: Path) -> Any:
     """A file's content."""
     return json.loads(path.read_text())
+
+
+def records(folder: Path, epoch: int = EPOCHS) -> list[Record]:
+    """The detections of an epoch in COCO's result format."""
+    return list(records_of(read_kept(folder / "detections" / f"epoch-{epoch:03d}")))
+
+
+def rewrite(folder: Path, text: str) -> Path:
+    """Put a file of an earlier version in the place of the last epoch's detections."""
+    place = folder / "detections" / f"epoch-{EPOCHS:03d}"
+    (place / NAME).unlink(missing_ok=True)
+    (place / OLD_NAME).write_text(text)
+    return place / OLD_NAME
 
 
 def comparison(home: Path, seeds: int = 2) -> list[Path]:

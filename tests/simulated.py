@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.compare.matching import Ground
-from detr_container.tasks.detection.scoring import Columns
+from detr_container.tasks.detection.detections import Columns, Detections, starts_of
 
 WIDTH, HEIGHT = 640.0, 480.0
 
@@ -94,9 +94,17 @@ def annotation_file(world: Scene) -> dict[str, Any]:
     }
 
 
-def records(found: Columns) -> list[Any]:
-    """Detections in COCO's result format."""
-    rows = zip(
-        found.images.tolist(), found.categories.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True
+def detections(found: Columns) -> Detections:
+    """The same as an evaluation keeps them, in float32."""
+    category_ids, labels = np.unique(found.categories, return_inverse=True)
+    order = np.argsort(found.images, kind="stable")
+    image_ids, counts = np.unique(found.images, return_counts=True)
+    corners = np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], axis=1)
+    return Detections(
+        image_ids,
+        starts_of(counts),
+        found.scores[order].astype(np.float32),
+        labels[order],
+        corners[order].astype(np.float32),
+        category_ids,
     )
-    return [{"image_id": i, "category_id": c, "bbox": b, "score": s} for i, c, b, s in rows]

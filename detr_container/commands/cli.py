@@ -24,7 +24,7 @@ from detr_container.jobs.names import place
 from .compare import backbones, compare, report
 from .data import data_check, data_make_shapes
 from .jobs import cancel, logs, resubmit, status, submit, sweep
-from .models import evaluate, export, inspect, predict
+from .models import detections, evaluate, export, inspect, predict
 
 TRACEBACK = "DETR_CONTAINER_TRACEBACK"
 
@@ -195,6 +195,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sweep": sweep,
     "soak": soak,
     "evaluate": evaluate,
+    "detections": detections,
     "predict": predict,
     "inspect": inspect,
     "benchmark": benchmark,

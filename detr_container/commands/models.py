@@ -1,4 +1,4 @@
-"""The commands that open a trained detector: evaluate, predict, inspect, export."""
+"""The commands that open a trained detector, or what it has found: evaluate, detections, predict, inspect, export."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class EvaluateOptions(ModelOptions):
     annotations: Path | None = None
     """Their annotations in COCO's format."""
     output: Path | None = None
-    """Where detections.json and scores.json go; default: `evaluation` in the run, or beside the file."""
+    """Where detections.npz and scores.json go; default: `evaluation` in the run, or beside the file."""
+    coco_json: Path | None = None
+    """Also write the detections to this file in COCO's result format, as other programs and COCO's server read them."""
     evaluator: Literal["faster", "pycocotools"] = "faster"
     """faster-coco-eval or pycocotools; they give the same figures."""
     eval_batch: Annotated[int, natural(65_536)] = 0
@@ -68,6 +70,8 @@ def evaluate(arguments: Sequence[str]) -> int:
     from detr_container.base.files import refuse_links
     from detr_container.engine.run import WRITTEN
     from detr_container.engine.session import session
+    from detr_container.tasks.detection.coco_results import write_results
+    from detr_container.tasks.detection.detections import NAME, Detections
     from detr_container.tasks.detection.evaluate import evaluate_to, with_data
     from detr_container.tasks.detection.scores import table
     from detr_container.tasks.detection.together import trained_on_all, validation_on_all
@@ -87,17 +91,43 @@ def evaluate(arguments: Sequence[str]) -> int:
         folder = options.output or (options.model if options.model.is_dir() else options.model.parent) / "evaluation"
         dataset = validation_on_all(here, experiment)
         scores = evaluate_to(folder, trained.model, dataset, trained.classes, experiment, here, options.evaluator)
+        if not here.main:
+            return 0
+        written = [f"{folder}/{NAME}"]
+        if options.coco_json is not None:
+            write_results(options.coco_json, Detections.read(folder / NAME).columns(), follow=True)
+            written.append(str(options.coco_json))
+        screen = console()
         if scores is not None:
-            screen = console()
             screen.print(table(scores))
-            screen.print(
-                f"{trained.source} (step {trained.step}); wrote {folder}/detections.json and scores.json",
-                soft_wrap=True,
-            )
-        elif here.main:
-            sys.stdout.write(
-                f"{dataset.annotations.path} has no annotations, so there is no AP; wrote {folder}/detections.json\n"
-            )
+            told = f"{trained.source} (step {trained.step}); wrote {', '.join(written)} and scores.json"
+        else:
+            told = f"{dataset.annotations.path} has no annotations, so there is no AP; wrote {' and '.join(written)}"
+        screen.print(told, soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class DetectionsOptions:
+    """Options of `detections`."""
+
+    source: tyro.conf.Positional[Path]
+    """A run's folder, or one that holds what an evaluation left, as `evaluate` writes it."""
+    target: tyro.conf.Positional[Path]
+    """The file to write."""
+    epoch: Annotated[int, natural(10**9)] = 0
+    """Of a run: after which epoch; 0: the newest whose detections are there."""
+
+
+def detections(arguments: Sequence[str]) -> int:
+    """Write the detections of an evaluation in COCO's result format: `detections RUN|FOLDER FILE`."""
+    options = parse(DetectionsOptions, arguments, "detections", detections.__doc__)
+    from detr_container.tasks.detection.coco_results import evaluation_folder, read_kept, write_results
+
+    folder = evaluation_folder(options.source, options.epoch)
+    found = read_kept(folder)
+    write_results(options.target, found, follow=True)
+    console().print(f"wrote {len(found.scores)} detections of {folder} to {options.target}", soft_wrap=True)
     return 0
 
 

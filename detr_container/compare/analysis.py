@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.base.files import sha256
-from detr_container.tasks.detection.scoring import Columns, Record, Truth, detection_columns, read_truth
+from detr_container.tasks.detection.coco_results import is_kept
+from detr_container.tasks.detection.detections import Columns
+from detr_container.tasks.detection.scoring import Truth, read_truth, usable
 
 from .cells import Cell, cells_of
 from .errors import Errors, breakdown
@@ -124,7 +126,7 @@ def analyse(
             continue
         tell(len(results), len(judged), str(record.folder))
         try:
-            found, remarks = _columns(judged[record.folder].results, truth, path)
+            found, remarks = _usable(judged[record.folder].found, truth, path)
         except ValueError as error:
             unjudged[record.folder] = f"its detections after epoch {judged[record.folder].epoch}: {error}"
             continue
@@ -180,21 +182,23 @@ def _nothing(unjudged: dict[Path, str]) -> ValueError:
     return ValueError(f"none of {len(unjudged)} runs can be judged: {told}")
 
 
-def _columns(results: Sequence[Record], truth: Truth, path: Path) -> tuple[Columns, list[str]]:
-    """Detections as arrays, and what was left out of them."""
+def _usable(found: Columns, truth: Truth, path: Path) -> tuple[Columns, list[str]]:
+    """Detections that can be matched, and what was left out of them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = detection_columns(results, truth, path)
-    return found, [str(one.message) for one in caught]
+        kept = usable(found, truth, path)
+    return kept, [str(one.message) for one in caught]
 
 
 def _level(cells: Sequence[Cell]) -> int | None:
-    """The latest epoch that all runs have reached, when none is finished."""
+    """The latest epoch that all runs have reached and have detections of, when none is finished."""
     records = [record for cell in cells for record in cell.runs if record.evaluations]
     if any(record.finished for record in records) or not records:
         return None
     common = set.intersection(*({row["epoch"] for row in record.evaluations} for record in records))
-    return max(common, default=None)
+    # Without one of which all have kept the detections, it is said of each run that it has not.
+    kept = [epoch for epoch in common if all(is_kept(record.evaluated(epoch)) for record in records)]
+    return max(kept or common, default=None)
 
 
 def _not_yet(record: RunRecord, level: int | None) -> str:

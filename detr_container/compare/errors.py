@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from detr_container.tasks.detection.scoring import Columns
+from detr_container.tasks.detection.detections import Columns
 
 from .matching import FALSE, TRUE, UNCOUNTED, ClassMatches, Ground, iou
 from .precision import interpolated

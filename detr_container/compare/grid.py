@@ -30,9 +30,9 @@ def members_of(
     """Every combination in a folder of its own within `home`, seeds outermost, so that all cells get on together.
 
     backbones: names, each with =WEIGHTS where its weights are a file; base: a named experiment, default: each head's
-    published one; settings: `setting=value` for all. Every stage of every backbone is trained unless settings say
-    otherwise: stages of different backbones are different shares of them. Raises ValueError for what is not known,
-    does not fit or is named twice.
+    published one; settings: `setting=value` for all. Unless settings say otherwise, every stage of every backbone is
+    trained, since stages of different backbones are different shares of them, and all detections are kept. Raises
+    ValueError for what is not known, does not fit or is named twice.
     """
     if not heads or not backbones or not seeds:
         raise ValueError("a comparison needs at least one each of --heads, --backbones and --seeds")
@@ -50,6 +50,9 @@ def members_of(
             for backbone in backbones:
                 name, _, weights = backbone.partition("=")
                 experiment = on_backbone(with_head(base, head), name, weights)
+                # While none is finished, runs are judged after an epoch that all have reached, which is no longer the
+                # newest of most of them.
+                experiment = replace(experiment, train=replace(experiment.train, keep_detections="all"))
                 experiment = replace(detection(with_settings(experiment, pairs)), seed=seed)
                 folder = home / re.sub(r"[^\w.=+-]", "_", f"{head}-{name}-seed{seed}")
                 members.append(Member(folder, experiment))

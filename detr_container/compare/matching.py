@@ -9,13 +9,13 @@ Shapes: N pictures, G objects, A = 4 areas, T = 10 thresholds; of one class: n d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.base.terminal import shown
-from detr_container.tasks.detection.scoring import Columns, Truth
+from detr_container.tasks.detection.detections import Columns
+from detr_container.tasks.detection.scoring import Truth
 
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """Areas in pixels of the picture on disk, both ends included."""
@@ -47,22 +47,17 @@ class Ground:
 
     @classmethod
     def of(cls, truth: Truth) -> Ground:
-        """The same as arrays."""
-        pictures, categories = np.array(truth.image_ids, dtype=np.int64), np.array(list(truth.names), dtype=np.int64)
-        rows = truth.annotations
-
-        def column(key: str, kind: type) -> NDArray[Any]:
-            return np.array([row[key] for row in rows], dtype=kind)
-
+        """The same by place instead of by id."""
+        categories = np.array(list(truth.names), dtype=np.int64)
         return cls(
-            pictures,
+            truth.image_ids,
             categories,
             tuple(map(shown, truth.names.values())),
-            np.searchsorted(pictures, column("image_id", np.int64)),
-            np.searchsorted(categories, column("category_id", np.int64)),
-            column("bbox", np.float64).reshape(-1, 4),
-            column("area", np.float64),
-            column("iscrowd", np.bool_),
+            np.searchsorted(truth.image_ids, truth.images),
+            np.searchsorted(categories, truth.categories),
+            truth.boxes,
+            truth.areas,
+            truth.crowd,
         )
 
 

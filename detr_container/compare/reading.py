@@ -18,10 +18,10 @@ from detr_container.config.traits import NO_MATTER, traits_of
 from detr_container.engine.run import Run
 from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
 from detr_container.jobs.status import ACTIVE, Standing, standings
-from detr_container.tasks.detection.scoring import Record, read_results
+from detr_container.tasks.detection.coco_results import is_kept, read_kept
+from detr_container.tasks.detection.detections import NAME, Columns
 
 HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
-"""Settings that do not change what is learned. Data sets are compared by their content, devices by provenance."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class RunRecord:
     def ap(self, epoch: int) -> float | None:
         """What the run itself logged for an epoch."""
         return next((row.get("ap") for row in self.evaluations if row["epoch"] == epoch), None)
+
+    def evaluated(self, epoch: int) -> Path:
+        """The folder of an epoch's evaluation."""
+        return self.folder / "detections" / f"epoch-{epoch:03d}"
 
     def version(self, split: str) -> str | None:
         """The digest of the annotation file that it was started with; None where it was not noted."""
@@ -122,7 +126,7 @@ class Judged:
     """The evaluation by which a run is judged; annotations: the file it was made with; pinned: how it was made."""
 
     epoch: int
-    results: list[Record]
+    found: Columns
     annotations: Path
     pinned: dict[str, Any]
 
@@ -133,10 +137,12 @@ def judge(record: RunRecord, epoch: int, annotations: Path | None = None) -> Jud
     annotations: use this file rather than the one that the evaluation names. Raises ValueError when they are not
     there, cannot be read, or the annotation file is not the one that the run was started with.
     """
-    folder = record.folder / "detections" / f"epoch-{epoch:03d}"
-    results = folder / "detections.json"
-    if not results.is_file():
-        raise ValueError(f"{results} is missing, so nothing is left of its evaluation after epoch {epoch}")
+    folder = record.evaluated(epoch)
+    if not is_kept(folder):
+        raise ValueError(
+            f"{folder / NAME} is missing, so nothing is left of its evaluation after epoch {epoch}: runs keep "
+            "detections of their newest and their best epoch, and with train.keep_detections=all of every one"
+        )
     pinned = _pinned(folder / "scores.json")
     path = annotations or Path(pinned.get("annotations", ""))
     if not path.is_file():
@@ -150,7 +156,7 @@ def judge(record: RunRecord, epoch: int, annotations: Path | None = None) -> Jud
             f"{path} is not the annotation file that it was evaluated with (SHA-256 {sha256(path)[:12]}, then "
             f"{noted[:12]}): put that one back, or name it with --annotations"
         )
-    return Judged(epoch, read_results(results), path, pinned)
+    return Judged(epoch, read_kept(folder), path, pinned)
 
 
 def _pinned(path: Path) -> dict[str, Any]:

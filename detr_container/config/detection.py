@@ -163,6 +163,8 @@ class DetectionTrainConfig(TrainConfig):
 
     lr_backbone: Rate = 1e-5
     """Learning rate of the backbone's stages that are trained; `lr` is that of everything else."""
+    keep_detections: Annotated[Literal["newest_and_best", "all"], NO_MATTER] = "newest_and_best"
+    """Of which epochs the detections stay on disk; the metrics of all do."""
 
 
 @with_config(STRICT)

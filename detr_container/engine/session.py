@@ -90,6 +90,14 @@ class Session:
         dist.all_gather_object(values, value)
         return values
 
+    def to_main(self, value: T) -> list[T]:
+        """Every process's value, in order of rank, on the main process; nothing on the others."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world if self.main else None
+        dist.gather_object(value, values)
+        return values or []
+
     def of_main(self, value: Any) -> Any:
         """The main process's value, on all; what the others give is of no account."""
         return self.gather(value)[0]

@@ -152,6 +152,13 @@ class Task(ABC):
         """Draw what the evaluation of an epoch found."""
         del run, epoch
 
+    def discard(self, run: Path, epoch: int) -> None:
+        """Remove what the evaluation of an epoch left and the settings do not keep, if it is still there.
+
+        Asked for what is neither the newest nor the best, more than once perhaps.
+        """
+        del run, epoch
+
     # -- what is kept -------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from detr_container.drawing.curves import Scores, plot_curves
 from . import optimizer as optim
 from .progress import Progress
 from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimiser
+from .retention import superseded
 from .run import Run
 from .session import Session
 from .step import Stepper
@@ -177,6 +178,7 @@ class Trainer:
                 facts = {"step": self.step, "data": self.versions} | ({"changed": self.changed} if self.changed else {})
                 self.run.describe(self.experiment, self.task.files(), facts)
                 self.run.rewind(self.step)
+                self._discard()
         if self.here.main:
             for line in self.changed:
                 _log.warning("%s", line)
@@ -291,6 +293,13 @@ class Trainer:
         scores = Scores(self.experiment.metrics_title, {each.label: each.key for each in shown}, shown[0].scale)
         plot_curves(self.run.metrics(), self.run.evaluations(), scores, self.run.folder / "curves.png")
         self.task.draw(self.run.folder, epoch)
+        self._discard()
+
+    def _discard(self) -> None:
+        """Remove what evaluations left that nothing needs any more; what an earlier try did not come to, as well."""
+        finished = self.step == self.total
+        for epoch in superseded(self.run.evaluations(), self.experiment.metrics[0].key, finished):
+            self.task.discard(self.run.folder, epoch)
 
     def _interrupted(self) -> int:
         self.save()

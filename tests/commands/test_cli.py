@@ -102,7 +102,7 @@ def test_train_evaluate_and_predict_in_a_folder(
     assert final_state(tmp_path / "runs" / "mine")["step"] == 4
     assert Run(tmp_path / "runs" / "mine").experiment().name == "debug"
     assert run("evaluate", "runs/mine", "--device", "cpu") == 0
-    assert "wrote runs/mine/evaluation/detections.json and scores.json" in capsys.readouterr().out
+    assert "wrote runs/mine/evaluation/detections.npz and scores.json" in capsys.readouterr().out
     picture = min((root / "val2017").iterdir())
     assert run("predict", "runs/mine", picture, "--device", "cpu") == 0
     found, wrote = capsys.readouterr().out.splitlines()

@@ -10,7 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import EPOCHS, comparison, experiment_of, make_data, make_run, provenance_line, read_json
+from made_runs import (
+    EPOCHS,
+    comparison,
+    experiment_of,
+    make_data,
+    make_run,
+    provenance_line,
+    read_json,
+    records,
+    rewrite,
+)
 
 from detr_container.base.files import read_jsonl, write_json, write_jsonl
 from detr_container.compare import results
@@ -20,6 +30,7 @@ from detr_container.compare.options import PLAN, ReportOptions
 from detr_container.compare.reading import read_runs
 from detr_container.compare.report import folders_of, write_report
 from detr_container.config.settings import to_dict
+from detr_container.tasks.detection.detections import NAME
 
 SEEDS = 2
 LAST = f"detections/epoch-{EPOCHS:03d}"
@@ -56,26 +67,26 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "half of the settings": (lambda run: cut_short(run / "config.json"), r"its settings cannot be read"),
     "settings of another version": (lambda run: change(run / "config.json", novel=1), r"its settings cannot be read"),
     "no evaluations": (lambda run: (run / "evaluations.jsonl").unlink(), r"evaluations\.jsonl is missing"),
-    "no detections": (lambda run: (run / LAST / "detections.json").unlink(), r"detections\.json is missing"),
+    "no detections": (lambda run: (run / LAST / NAME).unlink(), r"detections\.npz is missing"),
     "half of the detections": (
-        lambda run: cut_short(run / LAST / "detections.json"),
+        lambda run: cut_short(run / LAST / NAME),
+        r"detections\.npz is no whole file of detections \(File is not a zip file\)",
+    ),
+    "half of an earlier version's detections": (
+        lambda run: cut_short(rewrite(run, json.dumps(records(run)))),
         r"is not valid JSON .* cut short",
     ),
-    "detections that are none": (lambda run: (run / LAST / "detections.json").write_text("{}"), r"holds a dict"),
+    "detections that are none": (lambda run: rewrite(run, "{}"), r"holds a dict"),
     "a record without a box": (
-        lambda run: (run / LAST / "detections.json").write_text('[{"image_id": 3, "category_id": 2, "score": 1}]'),
+        lambda run: rewrite(run, '[{"image_id": 3, "category_id": 2, "score": 1}]'),
         r"not in COCO's result format",
     ),
     "a detection that is not finite": (
-        lambda run: (run / LAST / "detections.json").write_text(
-            '[{"image_id": 3, "category_id": 2, "score": NaN, "bbox": [0, 0, 1, 1]}]'
-        ),
+        lambda run: rewrite(run, '[{"image_id": 3, "category_id": 2, "score": NaN, "bbox": [0, 0, 1, 1]}]'),
         r"1 detections are not finite",
     ),
     "a picture of other data": (
-        lambda run: (run / LAST / "detections.json").write_text(
-            '[{"image_id": 4, "category_id": 2, "score": 1, "bbox": [0, 0, 1, 1]}]'
-        ),
+        lambda run: rewrite(run, '[{"image_id": 4, "category_id": 2, "score": 1, "bbox": [0, 0, 1, 1]}]'),
         r"detections on pictures that .* lacks: image_id 4",
     ),
     "no word of the evaluation": (lambda run: (run / LAST / "scores.json").unlink(), r"scores\.json cannot be read"),
@@ -119,22 +130,23 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no provenance": (lambda run: (run / "provenance.jsonl").unlink(), "provenance.jsonl is missing"),
     "nothing was detected": (
-        lambda run: (run / LAST / "detections.json").write_text("[]"),
+        lambda run: rewrite(run, "[]"),
         "it has detected nothing at all",
     ),
     "classes that the data lack": (
-        lambda run: (run / LAST / "detections.json").write_text(
+        lambda run: rewrite(
+            run,
             json.dumps(
                 [
-                    *read_json(run / LAST / "detections.json"),
+                    *records(run),
                     {"image_id": 3, "category_id": 99, "score": 1, "bbox": [0, 0, 1, 1]},
                 ]
-            )
+            ),
         ),
         "1 detections of classes that",
     ),
     "detections that were changed": (
-        lambda run: write_json(run / LAST / "detections.json", read_json(run / LAST / "detections.json")[::2]),
+        lambda run: rewrite(run, json.dumps(records(run)[::2])),
         "were files changed since?",
     ),
 }
@@ -163,7 +175,7 @@ def test_the_page_is_written_when_nothing_is_left_of_a_run_but_its_name(run: str
 
 def test_nothing_detected_is_an_ap_of_zero_and_counts(home: Path) -> None:
     run = home / "runs" / "detr-resnet18-seed0"
-    (run / LAST / "detections.json").write_text("[]")
+    rewrite(run, "[]")
     cell = next(cell for cell in look(home).cells if cell.cell.label == "DETR, resnet18")
     assert cell.results[0].plain[0] == 0.0
     assert cell.sample("ap").mean == pytest.approx(cell.results[1].plain[0] / 2)

@@ -12,7 +12,7 @@ from coco_reference import Detection, Object, columns_of, distinct, ground_of, n
 from detr_container.compare.errors import KINDS, Errors, breakdown
 from detr_container.compare.matching import FALSE, TRUE, Ground, match
 from detr_container.compare.precision import figures
-from detr_container.tasks.detection.scoring import Columns
+from detr_container.tasks.detection.detections import Columns
 
 A: list[float] = [0, 0, 100, 100]
 """An object; its neighbours below are B, far away, and parts of it, which overlap it with IoU = their share."""

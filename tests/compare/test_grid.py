@@ -51,18 +51,26 @@ def test_the_demo_gives_every_head_as_many_cells() -> None:
     assert strides == [(16,)] * 4
 
 
+def keeping_all(experiment: DetectionExperiment) -> DetectionExperiment:
+    """The same with the detections of every epoch, which are compared before any run is finished."""
+    return replace(experiment, train=replace(experiment.train, keep_detections="all"))
+
+
 def test_all_stages_are_trained_unless_settings_say_otherwise() -> None:
     published = members_of(Path("x"), ("detr",), ("resnet50",), (0,))[0].experiment
     assert named("detr_r50_50e").experiment.backbone.frozen_stages == 2
     assert published.backbone.frozen_stages == 0
     frozen = members_of(Path("x"), ("detr",), ("resnet50",), (0,), settings=("backbone.frozen_stages=2",))[0]
-    assert frozen.experiment == replace(named("detr_r50_50e").experiment)
+    assert frozen.experiment == keeping_all(named("detr_r50_50e").experiment)
+    settings = ("backbone.frozen_stages=2", "train.keep_detections=newest_and_best")
+    (plain,) = members_of(Path("x"), ("detr",), ("resnet50",), (0,), settings=settings)
+    assert plain.experiment == named("detr_r50_50e").experiment
 
 
 def test_without_a_base_each_head_has_its_published_experiment() -> None:
     members = members_of(Path("x"), ("detr", "smca"), ("resnet50",), (0,))
     for member, name in zip(members, ("detr_r50_50e", "smca_r50_50e"), strict=True):
-        assert member.experiment == on_backbone(named(name).experiment, "resnet50")
+        assert member.experiment == keeping_all(on_backbone(named(name).experiment, "resnet50"))
 
 
 def test_the_other_head_on_a_base_has_its_own_loss_and_nothing_else() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import simulated
@@ -10,7 +12,9 @@ from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from detr_container.compare.matching import AREAS, FALSE, LIMIT, THRESHOLDS, TRUE, UNCOUNTED, Ground, iou, match
-from detr_container.tasks.detection.scoring import Columns, Truth
+from detr_container.datasets.annotations import parse_annotations
+from detr_container.tasks.detection.detections import Columns
+from detr_container.tasks.detection.scoring import truth_of
 
 ALL = (0, 0)
 """The place in `outcome` of all sizes and IoU 0.5."""
@@ -156,16 +160,11 @@ def test_only_the_hundred_surest_of_a_class_in_a_picture_are_there() -> None:
 def test_ground_is_what_the_file_says() -> None:
     ground = simulated.scene(9, 4, 3).ground
     content = simulated.annotation_file(simulated.Scene(ground, np.zeros(9)))
-    again = Ground.of(
-        Truth(
-            [image["id"] for image in content["images"]],
-            {row["id"]: row["name"] for row in content["categories"]},
-            content["annotations"],
-        )
-    )
+    again = Ground.of(truth_of(parse_annotations(content, Path(), Path())[0]))
     assert again.names == ground.names
     for name in ("pictures", "categories", "picture", "label", "box", "area", "crowd"):
         np.testing.assert_array_equal(getattr(again, name), getattr(ground, name))
-    empty = Ground.of(Truth([1, 2], {4: "a"}, []))
+    bare = {"images": content["images"][:2], "categories": [{"id": 4, "name": "a"}], "annotations": []}
+    empty = Ground.of(truth_of(parse_annotations(bare, Path(), Path())[0]))
     assert empty.box.shape == (0, 4)
     assert [len(one.row) for one in match(empty, columns_of(empty, [(1, 0, [0, 0, 4, 4], 0.5)]))] == [1]

@@ -30,8 +30,11 @@ from detr_container.compare import precision
 from detr_container.compare.intervals import resamples
 from detr_container.compare.matching import UNCOUNTED, Ground, match
 from detr_container.compare.precision import FIGURES, Figures, figures, interpolated, precision_at_recall
+from detr_container.tasks.detection.coco_results import columns_of as columns_of_records
+from detr_container.tasks.detection.coco_results import read_results
+from detr_container.tasks.detection.detections import Columns
 from detr_container.tasks.detection.scores import Scores
-from detr_container.tasks.detection.scoring import Columns, detection_columns, read_results, read_truth, score
+from detr_container.tasks.detection.scoring import read_truth, score, usable
 
 PUBLISHED = (0.505, 0.697, 0.573, 0.586, 0.519, 0.501)
 CLOSE = 1e-9
@@ -60,12 +63,12 @@ def test_simulated_detectors_score_as_the_evaluator_of_a_run_says(
     tmp_path: Path, skill: float, classes: int, objects: float, crowds: float
 ) -> None:
     world = simulated.scene(40, classes, 1, objects, crowds)
-    records = simulated.records(simulated.detect(world, skill, 2, per_picture=25))
+    found = simulated.detections(simulated.detect(world, skill, 2, per_picture=25))
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(simulated.annotation_file(world)))
     truth = read_truth(path)
-    scores = score(path, records, "pycocotools")
-    assert_as_scored(plain(Ground.of(truth), detection_columns(records, truth, path)), scores)
+    scores = score(path, found, "pycocotools")
+    assert_as_scored(plain(Ground.of(truth), usable(found.columns(), truth, path)), scores)
     assert 0 < (scores.ap or 0) < 0.9
 
 
@@ -74,7 +77,7 @@ def test_the_published_figures(shared_data: Path) -> None:
     fixture = shared_data / "cocoeval_fixture"
     path, results = fixture / "instances_val2014_100.json", fixture / "instances_val2014_fakebbox100_results.json"
     truth = read_truth(path)
-    ground, found = Ground.of(truth), detection_columns(read_results(results), truth, path)
+    ground, found = Ground.of(truth), usable(columns_of_records(read_results(results)), truth, path)
     ours = plain(ground, found)
     assert ours.overall[0] == pytest.approx(PUBLISHED, abs=5.01e-4)
     assert_as_scored(ours, score(path, results, "pycocotools"))

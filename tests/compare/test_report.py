@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_runs import EPOCHS, comparison, experiment_of, make_data, make_run, read_json
+from made_runs import EPOCHS, comparison, experiment_of, make_data, make_run, read_json, records
 from scipy import optimize, stats
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,7 +79,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def scores_of(run: Path, truth: Path, epoch: int = EPOCHS) -> dict[str, Any]:
     """What pycocotools says of a run's detections."""
-    return score(truth, run / "detections" / f"epoch-{epoch:03d}" / "detections.json", "pycocotools").to_dict()
+    return score(truth, records(run, epoch), "pycocotools").to_dict()
 
 
 def close(value: float | None) -> Any:
@@ -149,8 +149,7 @@ def resampled(made: Made) -> dict[Path, list[dict[str, Any]]]:
             {**content, "images": images, "annotations": [{**row, "id": n} for n, row in enumerate(rows, start=1)]},
         )
         for run, figures in found.items():
-            results = read_json(run / "detections" / f"epoch-{EPOCHS:03d}" / "detections.json")
-            copies = [{**row, "image_id": i} for row in results for i in new[row["image_id"]]]
+            copies: list[Any] = [{**row, "image_id": i} for row in records(run) for i in new[row["image_id"]]]
             figures.append(score(target, copies, "pycocotools").to_dict())
     return found
 
@@ -288,7 +287,7 @@ def test_tables_of_errors_and_calibration_are_means_over_seeds(label: str, made:
     for kind in KINDS:
         costs = [made.report["runs"][str(run)]["errors"]["cost"][kind] for run in made.runs(label)]
         assert row[kind] == close(100 * statistics.fmean(costs))
-    found = [len(read_json(run / "detections" / f"epoch-{EPOCHS:03d}" / "detections.json")) for run in made.runs(label)]
+    found = [len(records(run)) for run in made.runs(label)]
     # Those on crowds do not count.
     assert 0.9 * sum(found) <= made.row("calibration", label)["detections"] <= sum(found)
 

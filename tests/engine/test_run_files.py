@@ -40,7 +40,8 @@ def home(tmp_path: Path) -> Path:
     world = made_runs.make_data(tmp_path / "data", pictures=3)
     for seed, name in enumerate(("good", "bad")):
         run = tmp_path / "runs" / name
-        made_runs.make_run(run, made_runs.experiment_of(tmp_path / "data", "smca", "resnet18", seed), world, 0.5)
+        experiment = made_runs.experiment_of(tmp_path / "data", "smca", "resnet18", seed)
+        made_runs.make_run(run, experiment, world, 0.5, old=True)
         place = run / "job" / "submissions" / "001"
         (place / "jobs").mkdir(parents=True)
         (place / "jobs" / "1_0_log.out").write_text("step 1\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -19,6 +18,7 @@ from runs import environment, final_state, run_command, settings_of, tiny, train
 
 from detr_container.base.alive import mark
 from detr_container.measure.soak import WAYS
+from detr_container.tasks.detection.detections import NAME, Detections
 from detr_container.tasks.detection.same import differences, run_differences
 
 
@@ -61,12 +61,14 @@ def test_a_difference_is_seen(root: Path, tmp_path: Path) -> None:
     name = next(iter(state["model"]))
     state["model"][name].view(-1)[0] += 1e-6
     torch.save(state, newest)
-    detections = max(changed.glob("detections/*/detections.json"))
-    detections.write_text(json.dumps([]))
+    path = max(changed.glob(f"detections/*/{NAME}"))
+    whole = Detections.read(path)
+    Detections.joined([], whole.category_ids.tolist()).write(path)
     told = "\n".join(run_differences(undisturbed, changed))
     assert f"checkpoint['model']['{name}'] differs by up to" in told
     assert "metrics: only one of them has ['3']" in told
-    assert "detections.json: only one of them has" in told
+    assert "detections.npz['scores']: torch.float32" in told
+    assert "against torch.float32 (0,)" in told
 
 
 def test_differences_of_values() -> None:

@@ -108,7 +108,8 @@ def test_diagnostics(case: Case) -> None:
 
 def test_post_processing(case: Case) -> None:
     found = postprocess(case.output, POST_SIZES, case.experiment.loss.classification)
-    for image, ours in enumerate(found):
+    for image in range(len(POST_SIZES)):
+        ours = found.image(image)
         golden = {name: case.golden[f"post{image}/{name}"] for name in ("scores", "labels", "boxes")}
         assert len(ours.scores) == case.experiment.head.queries
         torch.testing.assert_close(ours.scores[:20], golden["scores"], rtol=0, atol=1e-5)

@@ -1,9 +1,10 @@
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scenes import Scene, scenes
 
-from detr_container.models.postprocess import postprocess
+from detr_container.models.postprocess import counted, postprocess
 
 
 def sizes_of(shown: Scene) -> list[tuple[int, int]]:
@@ -27,8 +28,9 @@ def same(
 
 def rows(shown: Scene, classification: str) -> list[list[tuple[float, int, list[float], int]]]:
     found = postprocess(shown.output, sizes_of(shown), classification)
+    images = [found.image(index) for index in range(len(found.scores))]
     return [
-        list(zip(*(part.tolist() for part in (d.scores, d.labels, d.boxes, d.queries)), strict=True)) for d in found
+        list(zip(*(part.tolist() for part in (d.scores, d.labels, d.boxes, d.queries)), strict=True)) for d in images
     ]
 
 
@@ -63,7 +65,13 @@ def test_focal_gives_the_best_pairs_of_query_and_class(shown: Scene) -> None:
 @given(st.sampled_from(["softmax", "focal"]), st.data())
 def test_there_is_one_detection_per_query_best_first(classification: str, data: st.DataObject) -> None:
     shown = data.draw(scenes(softmax=classification == "softmax"))
-    for detections in postprocess(shown.output, sizes_of(shown), classification):
-        assert len(detections.scores) == shown.output.logits.shape[2]
-        assert (detections.scores.diff() <= 0).all()
-        assert detections.labels.max() < shown.classes
+    found = postprocess(shown.output, sizes_of(shown), classification)
+    assert found.scores.shape == (len(shown.targets.counts), shown.output.logits.shape[2])
+    assert (found.scores.diff() <= 0).all()
+    assert found.labels.max() < shown.classes
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=3), st.integers(1, 4))
+def test_the_first_of_each_class_in_an_image_count(labels: list[list[int]], limit: int) -> None:
+    expected = [[row[:place].count(label) < limit for place, label in enumerate(row)] for row in labels]
+    assert counted(torch.tensor(labels), limit).tolist() == expected

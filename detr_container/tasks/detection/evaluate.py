@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from detr_container.base.files import write_json
@@ -18,11 +19,13 @@ from detr_container.datasets.loader import Ends, batches, evaluation_loader
 from detr_container.engine.precision import autocast
 from detr_container.engine.session import Session
 from detr_container.models.detector import Detector
-from detr_container.models.postprocess import postprocess
+from detr_container.models.postprocess import LIMIT, Ranked, counted, postprocess
 
 from .build import evaluation_augmentation, make_shapes_if_asked
+from .coco_results import OLD_NAME
+from .detections import NAME, Detections, starts_of
 from .scores import Scores
-from .scoring import Detections, Evaluator, Record, score, write_results
+from .scoring import Evaluator, score
 
 
 @torch.inference_mode()
@@ -34,8 +37,8 @@ def detect(
     session: Session,
     after_batch: Callable[[int, int], None] = lambda done, total: None,
     ends: Ends = lambda short: False,
-) -> list[Record]:
-    """Detections of every picture, in COCO's result format; complete on the main process, empty on others.
+) -> Detections:
+    """Detections of every image, each once; complete on the main process, of no image on others.
 
     classes: what the model's labels index. after_batch: told how many batches of how many are done, as often on every
     process; it may raise to stop them all. ends: see `batches`.
@@ -54,7 +57,7 @@ def detect(
     rounds = -(-len(dataset) // (data.eval_batch * session.world))
     was_training = model.training
     model.eval()
-    found: list[Record] = []
+    found: list[Detections] = []
     supply = batches(loader, ends)
     try:
         for done in range(1, rounds + 1):
@@ -63,15 +66,33 @@ def detect(
                 images, sizes = batch.images.to(session.device, non_blocking=True), batch.sizes.to(session.device)
                 with autocast(experiment.train.precision, session.device):
                     output = model(images, sizes, batch.padded)
-                results = postprocess(output, batch.original_sizes, experiment.loss.classification)
-                for image_id, result in zip(batch.image_ids, results, strict=True):
-                    arrays = (part.cpu().numpy() for part in (result.boxes, result.labels, result.scores))
-                    found += Detections(image_id, *arrays).records(ids)
+                ranked = postprocess(output, batch.original_sizes, experiment.loss.classification)
+                found.append(_packed(batch.image_ids, ranked, ids))
             after_batch(done, rounds)
     finally:
         model.train(was_training)
-    parts = session.gather(found)
-    return [record for part in parts for record in part] if session.main else []
+    return Detections.joined(session.to_main(Detections.joined(found, ids)), ids)
+
+
+def _packed(image_ids: Sequence[int], found: Ranked, category_ids: Sequence[int]) -> Detections:
+    """A batch's detections on the host: of each image those that can count, the `LIMIT` best of each class.
+
+    They are chosen on the device.
+    """
+    scores, labels, boxes = found.scores, found.labels, found.boxes
+    counts = [scores.shape[1]] * len(image_ids)
+    if scores.shape[1] > LIMIT:
+        kept = counted(labels)
+        counts = kept.sum(dim=1).tolist()
+        scores, labels, boxes = scores[kept], labels[kept], boxes[kept]
+    return Detections(
+        np.array(image_ids, dtype=np.int64),
+        starts_of(np.array(counts, dtype=np.int64)),
+        scores.flatten().cpu().numpy(),
+        labels.flatten().cpu().numpy(),
+        boxes.reshape(-1, 4).cpu().numpy(),
+        np.array(category_ids, dtype=np.int64),
+    )
 
 
 def open_validation(experiment: DetectionExperiment, unlabelled: bool = False) -> DetectionDataset:
@@ -106,7 +127,7 @@ def evaluate_to(
     after_batch: Callable[[int, int], None] = lambda done, total: None,
     ends: Ends = lambda short: False,
 ) -> Scores | None:
-    """Detect, write `detections.json` (COCO's result format) and `scores.json` to `folder`, and return the scores.
+    """Detect, write `detections.npz` and `scores.json` to `folder`, and return the scores.
 
     Returns None on all processes but the main one, and where the annotation file has no annotations, so that there is
     nothing to score. after_batch, ends: see `detect`.
@@ -116,7 +137,9 @@ def evaluate_to(
         results = detect(model, dataset, classes, experiment, session, after_batch, ends)
     if not session.main:
         return None
-    write_results(folder / "detections.json", results)
+    results.write(folder / NAME)
+    # Of an earlier version, of the evaluation that this one takes the place of.
+    (folder / OLD_NAME).unlink(missing_ok=True)
     if not dataset.annotations.labelled:
         return None
     scores = score(dataset.annotations, results, evaluator)

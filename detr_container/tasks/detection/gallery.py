@@ -13,31 +13,24 @@ from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.images import read_image
 from detr_container.drawing.images import contact_sheet, draw_detections, side_by_side
 
-from .scoring import read_results
+from .detections import Detections
 
 PAIRS = 8
 
 
 def draw_validation(
     dataset: DetectionDataset,
-    results: Path,
+    found: Detections,
     classes: Sequence[Category],
     target: Path,
     threshold: float = 0.4,
     pairs: int = PAIRS,
 ) -> None:
-    """Draw evenly spread pictures of a data set with the detections of a results file in COCO's format."""
+    """Draw evenly spread images of a data set with the detections on it; classes: those that its labels index."""
     annotations = dataset.annotations
-    place = {category.id: label for label, category in enumerate(classes)}
     names = [category.name for category in classes]
     truth_names = [category.name for category in annotations.categories]
     chosen = np.linspace(0, len(dataset) - 1, min(pairs, len(dataset))).round().astype(int)
-    ids = {int(annotations.image_ids[index]) for index in chosen}
-    found: dict[int, list[tuple[list[float], int, float]]] = {image_id: [] for image_id in ids}
-    for record in read_results(results):
-        if record["image_id"] in ids and record["score"] >= threshold:
-            x, y, w, h = record["bbox"]
-            found[record["image_id"]].append(([x, y, x + w, y + h], place[record["category_id"]], record["score"]))
     rows = []
     for index in chosen:
         rows_of = slice(int(annotations.starts[index]), int(annotations.starts[index + 1]))
@@ -47,10 +40,16 @@ def draw_validation(
         left = draw_detections(
             image, boxes, annotations.labels[rows_of], None, truth_names, crowd=annotations.crowd[rows_of]
         )
-        parts = found[int(annotations.image_ids[index])]
-        corners = np.array([box for box, _, _ in parts]).reshape(-1, 4)
-        labels, scores = [label for _, label, _ in parts], [score for _, _, score in parts]
-        right = draw_detections(image, corners, labels, scores, names, threshold=threshold)
+        here = found.rows_of(int(annotations.image_ids[index]))
+        sure = found.scores[here] >= threshold
+        right = draw_detections(
+            image,
+            found.boxes[here][sure],
+            found.labels[here][sure],
+            found.scores[here][sure],
+            names,
+            threshold=threshold,
+        )
         rows.append(side_by_side(left, right))
     sheet = contact_sheet(
         rows,

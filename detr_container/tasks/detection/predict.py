@@ -25,7 +25,7 @@ from detr_container.drawing.fonts import legible_names
 from detr_container.drawing.images import attention_sheet, draw_detections
 from detr_container.engine.precision import autocast
 from detr_container.models.detector import Output
-from detr_container.models.postprocess import Detections, postprocess
+from detr_container.models.postprocess import Ranked, postprocess
 
 from .build import evaluation_augmentation
 from .trained import Trained
@@ -45,7 +45,7 @@ class Prediction:
 
     path: Path
     image: Tensor
-    found: Detections
+    found: Ranked
     output: Output
     size: tuple[int, int]
     canvas: tuple[int, int]
@@ -134,7 +134,7 @@ def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iter
         batch = collate([sample], multiple, experiment.data.canvas).to(device)
         with asking(f"{path}", for_evaluation(experiment)), autocast(experiment.train.precision, device):
             output = model(batch.images, batch.sizes, batch.padded, maps=maps)
-        found = postprocess(output, [size], experiment.loss.classification)[0]
+        found = postprocess(output, [size], experiment.loss.classification).image(0)
         height, width = batch.images.shape[-2:]
         yield Prediction(path, image, found, output, plan.size, (height, width))
 

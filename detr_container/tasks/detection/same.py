@@ -11,7 +11,8 @@ import torch
 from detr_container.engine.checkpoint import load
 from detr_container.engine.run import Run
 
-from .scoring import read_results
+from .coco_results import OLD_NAME, read_results
+from .detections import NAME, Detections
 
 SPEED = {"images_per_second", "memory_gib"}
 """The fields of a line of metrics that measure the machine rather than the training."""
@@ -34,12 +35,25 @@ def run_differences(a: Path, b: Path) -> list[str]:
     found = list(differences(first, second, "checkpoint"))
     found += differences(metrics(a), metrics(b), "metrics")
     found += differences(Run(a).evaluations(), Run(b).evaluations(), "evaluations")
-    left, right = (sorted(path.relative_to(run) for path in run.glob("detections/*/detections.json")) for run in (a, b))
+    left, right = (_kept(run) for run in (a, b))
     if left != right:
-        return [*found, f"detections: {len(left)} files against {len(right)}"]
+        names = ", ".join(str(path) for path in sorted({*left} ^ {*right}))
+        return [*found, f"detections: {len(left)} files against {len(right)}, only one of them has {names}"]
     for path in left:
-        found += differences(read_results(a / path), read_results(b / path), str(path))
+        found += differences(_detections(a / path), _detections(b / path), str(path))
     return found
+
+
+def _kept(run: Path) -> list[Path]:
+    """The files of detections of a run, of whichever version."""
+    return sorted(path.relative_to(run) for name in (NAME, OLD_NAME) for path in run.glob(f"detections/*/{name}"))
+
+
+def _detections(path: Path) -> Any:
+    """What a file of detections holds, as values that `differences` looks into."""
+    if path.name == OLD_NAME:
+        return read_results(path)
+    return {name: torch.from_numpy(column) for name, column in vars(Detections.read(path)).items()}
 
 
 def _newest(folder: Path) -> Path:

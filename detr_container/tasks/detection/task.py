@@ -24,6 +24,7 @@ from detr_container.models.detector import Detector
 from detr_container.models.matcher import NonFiniteOutputError
 
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
+from .detections import NAME, Detections
 from .evaluate import evaluate_to
 from .gallery import draw_validation
 from .groups import parameter_counts, parameter_groups
@@ -162,8 +163,13 @@ class DetectionTask(Task):
 
     def draw(self, run: Path, epoch: int) -> None:
         """See `Task`."""
-        results, data = _folder(run, epoch) / "detections.json", self.data
-        draw_validation(data.val, results, data.classes, run / "predictions.png")
+        found = Detections.read(_folder(run, epoch) / NAME)
+        draw_validation(self.data.val, found, self.data.classes, run / "predictions.png")
+
+    def discard(self, run: Path, epoch: int) -> None:
+        """See `Task`."""
+        if self.experiment.train.keep_detections != "all":
+            (_folder(run, epoch) / NAME).unlink(missing_ok=True)
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 

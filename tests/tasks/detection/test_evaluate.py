@@ -14,6 +14,8 @@ from runs import one_thread, tiny, train_in
 
 from detr_container.commands import cli
 from detr_container.engine.run import Run
+from detr_container.tasks.detection.coco_results import OLD_NAME, read_kept, records_of
+from detr_container.tasks.detection.detections import NAME
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +61,7 @@ def test_the_figures_logged_in_training(run: Path, tmp_path: Path, capsys: pytes
     found = scores(tmp_path)
     assert {name: found[name] for name in logged if name in found} == {k: v for k, v in logged.items() if k in found}
     assert {"ap", "ap50", "ap75"} <= logged.keys() & found.keys()
-    trained = json.loads((run / "detections" / "epoch-151" / "detections.json").read_text())
-    assert json.loads((tmp_path / "detections.json").read_text()) == trained
+    assert (tmp_path / NAME).read_bytes() == (run / "detections" / "epoch-151" / NAME).read_bytes()
     printed = capsys.readouterr().out
     assert f"{100 * found['ap50']:.1f}" in printed
     assert all(name in printed for name in ("circle", "triangle", "star"))
@@ -68,7 +69,8 @@ def test_the_figures_logged_in_training(run: Path, tmp_path: Path, capsys: pytes
 
 def test_both_evaluators_and_pycocotools_itself(run: Path, tmp_path: Path) -> None:
     for name in ("faster", "pycocotools"):
-        assert evaluate(run, "--output", tmp_path / name, "--evaluator", name) == 0
+        path = tmp_path / f"{name}.json"
+        assert evaluate(run, "--output", tmp_path / name, "--evaluator", name, "--coco-json", path) == 0
     one, other = scores(tmp_path / "faster"), scores(tmp_path / "pycocotools")
     for mine, theirs in zip(one.pop("per_class"), other.pop("per_class"), strict=True):
         assert mine == pytest.approx(theirs)
@@ -78,7 +80,7 @@ def test_both_evaluators_and_pycocotools_itself(run: Path, tmp_path: Path) -> No
     # And straight from the files, as anybody would.
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(one["evaluated_with"]["annotations"])
-        judge = COCOeval(truth, truth.loadRes(str(tmp_path / "faster" / "detections.json")), "bbox")
+        judge = COCOeval(truth, truth.loadRes(str(tmp_path / "faster.json")), "bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -87,9 +89,10 @@ def test_both_evaluators_and_pycocotools_itself(run: Path, tmp_path: Path) -> No
     assert {name: one[name] for name in named} == pytest.approx(expected)
 
 
-def test_detections_are_cocos_result_format(run: Path, tmp_path: Path) -> None:
-    assert evaluate(run, "--output", tmp_path) == 0
+def test_detections_are_exported_in_cocos_result_format(run: Path, tmp_path: Path) -> None:
+    assert evaluate(run, "--output", tmp_path, "--coco-json", tmp_path / "detections.json") == 0
     found = json.loads((tmp_path / "detections.json").read_text())
+    assert found == list(records_of(read_kept(tmp_path)))
     truth = json.loads(Path(scores(tmp_path)["evaluated_with"]["annotations"]).read_text())
     sizes = {image["id"]: (image["width"], image["height"]) for image in truth["images"]}
     assert len(found) == 10 * len(sizes)
@@ -116,14 +119,17 @@ def test_other_data(run: Path, root: Path, tmp_path: Path) -> None:
     assert evaluate(checkpoint, "--output", tmp_path / "root", "--data-root", root) == 0
     pair = ["--images", root / "val2017", "--annotations", root / "annotations" / "instances_val2017.json"]
     assert evaluate(run, "--output", tmp_path / "pair", *pair) == 0
-    own = (tmp_path / "own" / "detections.json").read_text()
-    assert (tmp_path / "root" / "detections.json").read_text() == own
-    assert (tmp_path / "pair" / "detections.json").read_text() == own
+    own = (tmp_path / "own" / NAME).read_bytes()
+    assert (tmp_path / "root" / NAME).read_bytes() == own
+    assert (tmp_path / "pair" / NAME).read_bytes() == own
 
 
 def test_the_usual_place(run: Path) -> None:
+    """What an earlier version left there gives way, since the figures beside it are no longer its."""
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / OLD_NAME).write_text("[]")
     assert evaluate(run) == 0
-    assert {path.name for path in (run / "evaluation").iterdir()} == {"detections.json", "scores.json"}
+    assert {path.name for path in (run / "evaluation").iterdir()} == {NAME, "scores.json"}
 
 
 @pytest.mark.parametrize(

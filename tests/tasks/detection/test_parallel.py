@@ -43,6 +43,7 @@ from detr_container.engine.trainer import Trainer
 from detr_container.models.detector import Output
 from detr_container.models.matcher import Matches
 from detr_container.tasks.detection.build import build_matcher, open_data
+from detr_container.tasks.detection.coco_results import read_kept, records_of
 from detr_container.tasks.detection.same import metrics
 from detr_container.tasks.detection.task import DetectionTask
 
@@ -224,8 +225,7 @@ def test_two_ranks_evaluate_every_picture_once(pair: Path, tmp_path: Path) -> No
         assert cli.main(["evaluate", str(pair / "whole"), "--output", str(alone), "--device", "cpu"]) == 0
 
     def read(folder: Path) -> list[dict[str, Any]]:
-        key = lambda record: (record["image_id"], -record["score"], record["category_id"], record["bbox"])  # noqa: E731
-        return sorted(json.loads((folder / "detections.json").read_text()), key=key)
+        return list(records_of(read_kept(folder)))
 
     expected = read(alone)
     pictures = [record["image_id"] for record in expected]

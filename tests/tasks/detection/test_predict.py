@@ -14,6 +14,7 @@ from PIL import Image
 from runs import one_thread, tiny, train_in
 
 from detr_container.commands import cli
+from detr_container.tasks.detection.coco_results import read_kept, records_of
 from detr_container.tasks.detection.predict import file_stems, find_pictures, over_picture, query_maps
 from detr_container.tasks.detection.predict import predict as look_at
 from detr_container.tasks.detection.trained import open_trained
@@ -42,7 +43,7 @@ def test_the_boxes_of_evaluation(run: Path, root: Path, tmp_path: Path) -> None:
     """With one picture per forward pass, so that nothing is padded."""
     out = tmp_path / "out"
     assert predict(run, root / "val2017", "--output", out, "--threshold", 0) == 0
-    evaluated = json.loads((run / "detections" / "epoch-001" / "detections.json").read_text())
+    evaluated = list(records_of(read_kept(run / "detections" / "epoch-001")))
     found = records(out)
     assert len(found) == 5
     for picture in found:

@@ -1,6 +1,5 @@
 """Real pictures, where they are at hand: blood cells, and COCO with crowds, a grey picture and empty ones."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from detr_container.config.detection import DataConfig
 from detr_container.config.experiments import named
 from detr_container.engine.run import Run
 from detr_container.engine.train import train
+from detr_container.tasks.detection.detections import NAME, Detections
 
 pytestmark = pytest.mark.shared
 
@@ -42,8 +42,9 @@ def test_coco_trains_resumes_evaluates_and_predicts(shared_data: Path, tmp_path:
     (evaluation,) = run.evaluations()
     assert evaluation["images"] == 45
     assert evaluation["step"] == 54 // 6
-    detections = json.loads((run.folder / "detections" / "epoch-001" / "detections.json").read_text())
-    assert len(detections) == 45 * 60
+    detections = Detections.read(run.folder / "detections" / "epoch-001" / NAME)
+    assert len(detections.image_ids) == 45
+    assert len(detections.scores) == 45 * 60
     picture = shared_data / "coco_permissive" / "val2017"
     out = tmp_path / "out"
     assert main(["predict", str(run.folder), str(picture), "--output", str(out), "--threshold", "0.9"]) == 0

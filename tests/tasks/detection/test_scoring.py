@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from detr_container.datasets.annotations import find_problems, load_json, read_annotations
+from detr_container.tasks.detection.coco_results import read_results, records_of, write_results
+from detr_container.tasks.detection.detections import Detections
 from detr_container.tasks.detection.scores import FIGURES, Scores, markdown, table
-from detr_container.tasks.detection.scoring import Detections, Evaluator, read_results, score, write_results
+from detr_container.tasks.detection.scoring import Evaluator, score
 
 EVALUATORS: tuple[Evaluator, ...] = ("faster", "pycocotools")
 PUBLISHED = (0.505, 0.697, 0.573, 0.586, 0.519, 0.501, 0.387, 0.594, 0.595, 0.640, 0.566, 0.564)
@@ -205,11 +207,17 @@ def test_only_the_chosen_pictures_are_scored(tmp_path: Path, evaluator: Evaluato
 
 
 def test_results_survive_their_file_and_nothing_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    boxes = np.array([[1.5, 2.25, 11.5, 22.25], [0, 0, 3, 4]], dtype=np.float32)
-    detections = Detections(1, boxes, np.array([0, 0]), np.array([0.75, 0.1], dtype=np.float32))
-    records = detections.records([7])
+    detections = Detections(
+        np.array([1]),
+        np.array([0, 2]),
+        np.array([0.75, 0.1], dtype=np.float32),
+        np.array([0, 0]),
+        np.array([[1.5, 2.25, 11.5, 22.25], [0, 0, 3, 4]], dtype=np.float32),
+        np.array([7]),
+    )
+    records = list(records_of(detections.columns()))
     assert records[0] == found([1.5, 2.25, 10.0, 20.0], 0.75)
-    write_results(tmp_path / "detections.json", records)
+    write_results(tmp_path / "detections.json", detections.columns())
     assert read_results(tmp_path / "detections.json") == records
     wrong: list[Any] = [0, 0, float("nan"), 1]
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -220,6 +228,7 @@ def test_results_survive_their_file_and_nothing_is_printed(tmp_path: Path, capsy
     path = save(tmp_path, truth([[1.5, 2.25, 10, 20]]))
     for evaluator in EVALUATORS:
         assert score(path, tmp_path / "detections.json", evaluator).ap == pytest.approx(1.0)
+        assert score(path, tmp_path / "detections.json", evaluator) == score(path, detections, evaluator)
     assert capsys.readouterr().out == ""
 
 

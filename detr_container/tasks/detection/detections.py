@@ -1,0 +1,174 @@
+"""Detections of many images as columns: what an evaluation makes, gathers, keeps on disk, scores and draws.
+
+Names of sizes: I images, n detections, K classes.
+"""
+
+from __future__ import annotations
+
+import io
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detr_container.base.checked import read_bytes
+from detr_container.base.files import atomic_write
+
+NAME = "detections.npz"
+_COLUMNS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+    "image_ids": (np.dtype(np.int64), ()),
+    "counts": (np.dtype(np.int64), ()),
+    "category_ids": (np.dtype(np.int64), ()),
+    "scores": (np.dtype(np.float32), ()),
+    "labels": (np.dtype(np.int64), ()),
+    "boxes": (np.dtype(np.float32), (4,)),
+}
+"""Of a file: the type of each column and the shape of an entry."""
+_LARGEST = 1 << 33
+"""Bytes of a column: ten times what the largest public data sets make."""
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError),
+    *(SyntaxError, tokenize.TokenError),
+)
+"""What zipfile, and NumPy of a header, raise for other content than they write."""
+_REMEDY = "Put back a copy of it, or evaluate again"
+
+
+class Columns(NamedTuple):
+    """A row per detection, as COCO has them.
+
+    images: [n] and categories: [n] by id; boxes: [n, 4] x, y, width, height in pixels; scores: [n].
+    """
+
+    images: NDArray[Any]
+    categories: NDArray[Any]
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Of image image_ids[i] the rows starts[i]:starts[i + 1], best first.
+
+    image_ids: [I]; starts: [I + 1]; scores: [n]; labels: [n], which index category_ids: [K], the classes' ids in an
+    annotation file; boxes: [n, 4] x1, y1, x2, y2 in pixels of the image on disk.
+    """
+
+    image_ids: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    category_ids: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Detections], category_ids: Sequence[int]) -> Self:
+        """All parts' together, by rising image ids; of an image that stands in several of them, the first one's."""
+        ids = np.concatenate([np.zeros(0, dtype=np.int64), *(part.image_ids for part in parts)])
+        counts = np.concatenate([np.zeros(0, dtype=np.int64), *(np.diff(part.starts) for part in parts)])
+        ids, first = np.unique(ids, return_index=True)
+        began, counts = starts_of(counts)[:-1][first], counts[first]
+        starts = starts_of(counts)
+        rows = np.repeat(began - starts[:-1], counts) + np.arange(starts[-1])
+        return cls(
+            ids,
+            starts,
+            np.concatenate([np.zeros(0, dtype=np.float32), *(part.scores for part in parts)])[rows],
+            np.concatenate([np.zeros(0, dtype=np.int64), *(part.labels for part in parts)])[rows],
+            np.concatenate([np.zeros((0, 4), dtype=np.float32), *(part.boxes for part in parts)])[rows],
+            np.array(category_ids, dtype=np.int64),
+        )
+
+    def rows_of(self, image_id: int) -> slice:
+        """Where an image's detections stand; nowhere, if it has none. Image ids must rise, as `joined` has them."""
+        place = int(np.searchsorted(self.image_ids, image_id))
+        if place == len(self.image_ids) or self.image_ids[place] != image_id:
+            return slice(0, 0)
+        return slice(int(self.starts[place]), int(self.starts[place + 1]))
+
+    def columns(self) -> Columns:
+        """The same a row per detection, by ids, in float64."""
+        corners = self.boxes.astype(np.float64)
+        return Columns(
+            np.repeat(self.image_ids, np.diff(self.starts)),
+            self.category_ids[self.labels],
+            np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+            self.scores.astype(np.float64),
+        )
+
+    def write(self, path: Path) -> None:
+        """Write the columns as a compressed .npz, whole or not at all; the same detections give the same bytes."""
+        # Bytes first, so that it is not zipfile that meets a full disk.
+        packed = io.BytesIO()
+        np.savez_compressed(
+            packed,
+            image_ids=self.image_ids,
+            counts=np.diff(self.starts),
+            category_ids=self.category_ids,
+            scores=self.scores,
+            labels=self.labels,
+            boxes=self.boxes,
+        )
+        data = packed.getbuffer()
+        atomic_write(path, lambda file: file.write(data), len(data))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """What `write` wrote. Raises ValueError for anything else, OSError for what the system refuses."""
+        content = io.BytesIO(read_bytes(path, _LARGEST))
+        try:
+            with zipfile.ZipFile(content) as archive:
+                columns = {name: _column(archive, name) for name in _COLUMNS}
+        except _DAMAGE as error:
+            told = error.args[0] if error.args else "cut short"
+            raise ValueError(f"{path} is no whole file of detections ({told}); was it cut short? {_REMEDY}") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is no file of detections: {error}. {_REMEDY}") from error
+        if wrong := _mistake(columns):
+            raise ValueError(f"{path} is no file of detections: {wrong}. {_REMEDY}")
+        starts = starts_of(columns.pop("counts"))
+        return cls(starts=starts, **columns)
+
+
+def starts_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[I + 1] where each image's rows start, from how many it has: [I]."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+
+
+def _column(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """One column of a file. Raises ValueError for what is not one, and as zipfile for what cannot be unpacked."""
+    member = archive.getinfo(f"{name}.npy")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.file_size > _LARGEST:
+        raise ValueError(f"{name} is too large, or packed in another way")
+    content = io.BytesIO(archive.read(member))
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError(f"{name} is of another version of NumPy's format")
+    shape, by_columns, kind = np.lib.format.read_array_header_1_0(content)
+    expected, entry = _COLUMNS[name]
+    # The header is compared with what there is before anything is made as large as it says.
+    data = content.getbuffer()[content.tell() :]
+    size = expected.itemsize * int(np.prod(entry, dtype=np.int64))
+    if kind != expected or by_columns or not shape or shape[1:] != entry or size * shape[0] != len(data):
+        raise ValueError(f"{name} is {kind} of shape {shape}, not {expected} of [n{''.join(f', {k}' for k in entry)}]")
+    return np.frombuffer(data, dtype=expected).reshape(shape).copy()
+
+
+def _mistake(columns: dict[str, NDArray[Any]]) -> str:
+    """What does not fit together; empty when all does."""
+    rows, labels, counts, ids = len(columns["scores"]), columns["labels"], columns["counts"], columns["image_ids"]
+    if len(labels) != rows or len(columns["boxes"]) != rows or len(counts) != len(ids):
+        return "its columns are not of the same length"
+    # Each by itself first, since sums of arbitrary numbers may come out right.
+    if (len(counts) and not 0 <= counts.min() <= counts.max() <= rows) or counts.sum() != rows:
+        return f"its counts do not add up to {rows} detections"
+    if rows and (labels.min() < 0 or labels.max() >= len(columns["category_ids"])):
+        return f"labels are not those of {len(columns['category_ids'])} classes"
+    if (np.diff(ids) <= 0).any():
+        return "image ids do not rise"
+    return ""
