@@ -21,9 +21,9 @@ from detr_container.engine.checkpoint import Checkpoints
 from detr_container.engine.resume import content_hash
 from detr_container.engine.run import Run
 from detr_container.engine.session import Session, session
+from detr_container.engine.train import task_of
 from detr_container.engine.trainer import Trainer
-from detr_container.tasks.detection.task import DetectionTask
-from detr_container.tasks.detection.together import data_on_all, validation_on_all
+from detr_container.tasks.detection.together import validation_on_all
 
 FOLDER, RANK = Path(sys.argv[1]), int(sys.argv[2])
 GIVEN = json.loads((FOLDER / "given.json").read_text())
@@ -38,9 +38,7 @@ def train(here: Session, name: str = "run", **changed: Any) -> list[Any]:
     """The step that this process ended at, and its weights; batch statistics are each process's own."""
     settings = experiment(**changed)
     with StopRequest() as stop:
-        trainer = Trainer(
-            DetectionTask(settings, data_on_all(here, settings)), settings, Run(FOLDER / name), here, stop
-        )
+        trainer = Trainer(task_of(settings, here), settings, Run(FOLDER / name), here, stop)
         trainer.run_to_end()
     return [trainer.step, content_hash(dict(trainer.model.named_parameters()))]
 
@@ -67,9 +65,7 @@ def other_data(here: Session, split: str, begin: Callable[[Session, DetectionExp
 
 def begin_training(here: Session, settings: DetectionExperiment) -> None:
     with StopRequest() as stop:
-        Trainer(
-            DetectionTask(settings, data_on_all(here, settings)), settings, Run(FOLDER / "with-other-data"), here, stop
-        )
+        Trainer(task_of(settings, here), settings, Run(FOLDER / "with-other-data"), here, stop)
 
 
 def fail(here: Session) -> None:

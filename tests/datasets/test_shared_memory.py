@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("side", "full"), [(300, False), (1100, True)])
+@pytest.mark.parametrize(("side", "full"), [pytest.param(300, False, marks=pytest.mark.long), (1100, True)])
 def test_little_shared_memory_is_waited_for_and_none_is_told(
     root: Path, repository: Path, tmp_path: Path, side: int, full: bool
 ) -> None:

@@ -248,6 +248,7 @@ def test_a_cancelled_run_stays_so_though_its_batch_script_was_killed(slurm: Clus
     assert standing(run).state == "cancelled"
 
 
+@pytest.mark.long
 def test_cancel_and_resubmit_for_longer(slurm: Cluster, quiet: Path, root: Path) -> None:
     run = quiet / "runs" / "cancelled"
     submit(quiet, root, run.name, epochs=400)

@@ -67,9 +67,9 @@ def test_the_command_lists_and_counts(tmp_path: Path, capsys: pytest.CaptureFixt
     assert last == f"{len(rows)} of {len(rows)} work"
     written = json.loads((tmp_path / "table.json").read_text())
     assert [entry["name"] for entry in written["backbones"]] == [row.split()[0] for row in rows]
-    assert main(["backbones", "test_vit", "--try", "no"]) == 0
+    assert main(["backbones", "test_vit2", "--try", "no"]) == 0
     head, *rows, last = capsys.readouterr().out.splitlines()
-    assert any(row.startswith("timm/test_vit ") and "any size, multiple 16" in row for row in rows)
+    assert any(row.startswith("timm/test_vit2 ") and "any size, multiple 16" in row for row in rows)
     assert all(row.endswith("by its shapes") for row in rows)
     assert last.endswith("work; shapes alone were looked at: --try yes takes training steps, too")
     assert main(["backbones", "no-such-thing-at-all"]) == 2

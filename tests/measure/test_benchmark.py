@@ -213,6 +213,7 @@ def test_own_pictures_are_loaded(root: Path, tmp_path: Path) -> None:
     assert figures["parameters/head"]["value"] == costs(DEBUG, len(CATEGORY_IDS), [(64, 64)]).parameters.head
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_command(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "detr_container", "benchmark", "debug", "debug", "--rounds", "10000", *FAST]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from runs import REPOSITORY, environment, free_port
+from runs import REPOSITORY, environment, free_port, run_command
 
 from detr_container.engine.session import is_lost
 
@@ -149,16 +149,7 @@ def test_the_words_and_kinds_of_a_lost_neighbour(error: Exception, lost: bool) -
 @pytest.mark.parametrize("name", ["SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK", "MASTER_PORT"])
 def test_a_malformed_variable_is_named_and_nobody_waits(name: str, tmp_path: Path) -> None:
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-    command = [sys.executable, "-m", "detr_container", "train", "debug", "--device", "cpu"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment(**place | {name: "x"}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_command(tmp_path, "train", "debug", "--device", "cpu", **place | {name: "x"})
     assert done.returncode == 2
     assert f"{name}='x': a whole number from" in done.stderr
     assert "Traceback" not in done.stderr
