@@ -162,6 +162,7 @@ def mutants(path: Path, rng: random.Random, count: int) -> list[bytes]:
     return found
 
 
+@pytest.mark.long
 def test_no_command_ends_in_a_traceback_whatever_a_runs_files_hold(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
