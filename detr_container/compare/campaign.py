@@ -22,8 +22,9 @@ from detr_container.jobs import submit as jobs
 from detr_container.jobs.names import place_of_many
 from detr_container.jobs.status import ACTIVE, Standing, standings
 from detr_container.jobs.submit import Member
-from detr_container.measure.costs import costs, validation_sizes
+from detr_container.measure.costs import costs
 from detr_container.tasks.detection.build import check_backbone, open_data
+from detr_container.tasks.detection.largest import validation_sizes
 
 from .grid import check_cell, members_of
 from .measured import measured

@@ -19,7 +19,8 @@ from detr_container.base.terminal import column, console
 from detr_container.datasets.annotations import Annotations, read_annotations
 from detr_container.engine.run_files import BenchmarkFile, PlanFile
 from detr_container.jobs.status import runs_in
-from detr_container.measure.costs import Costs, costs, validation_sizes
+from detr_container.measure.costs import Costs, costs
+from detr_container.tasks.detection.largest import validation_sizes
 
 from . import plots, results, sections
 from .analysis import Analysis, analyse

@@ -42,17 +42,16 @@ def training_seconds(
 
 def _tried(experiment: DetectionExperiment) -> float:
     from detr_container.base.shortage import asking
-    from detr_container.config.memory import for_step
     from detr_container.engine.session import session
+    from detr_container.engine.trials import trials_of
     from detr_container.measure.probe import Probe
-    from detr_container.tasks.detection.build import open_data
 
     with (
         tempfile.TemporaryDirectory(prefix="compare-") as folder,
         session(experiment.device) as here,
-        asking("a training step", for_step(experiment)),
+        asking("a training step", experiment.memory),
     ):
-        probe = Probe(experiment, Path(folder) / "probe", open_data(experiment), here)
+        probe = Probe(trials_of(experiment).opened(), experiment, Path(folder) / "probe", here)
         steps, taken = probe.timed_steps(), list[float]()
         # The first pays for what is set up once.
         next(steps)

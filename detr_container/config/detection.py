@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 from pydantic import with_config
@@ -183,6 +183,7 @@ class DetectionExperiment(Experiment):
     """The named experiment this one derives from."""
 
     module: ClassVar[str] = "detr_container.tasks.detection.task"
+    trials: ClassVar[str] = "detr_container.tasks.detection.trials:DetectionTrials"
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("ap", "AP"), Metric("ap50", "AP50"))
     metrics_title: ClassVar[str] = "Average precision, %"
 
@@ -190,6 +191,11 @@ class DetectionExperiment(Experiment):
     def model_label(self) -> str:
         """See `Experiment`."""
         return f"{self.head.kind}, {self.head.queries} queries, on {self.backbone.label}"
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """See `Experiment`."""
+        return {"backbone": self.backbone.name, "head": self.head.kind}
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -206,6 +212,15 @@ class DetectionExperiment(Experiment):
         """See `Experiment`."""
         weights = self.backbone.weights
         return ({} if weights in ("none", "imagenet") else {"backbone.weights": Path(weights)}) | super().inputs
+
+    @property
+    def evaluation_batch(self) -> int:
+        """See `Experiment`."""
+        return self.data.eval_batch
+
+    def untrained(self) -> Self:
+        """See `Experiment`."""
+        return replace(super().untrained(), backbone=replace(self.backbone, weights="none"))
 
     @property
     def data_folders(self) -> list[Path]:

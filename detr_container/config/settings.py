@@ -8,9 +8,9 @@ instant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
@@ -98,6 +98,8 @@ class Experiment:
 
     module: ClassVar[str]
     """The module whose `open_task(experiment, session)` makes an `engine.task.Task` of such an experiment."""
+    trials: ClassVar[str] = ""
+    """`module:Class` of its `engine.trials.Trials`; empty: it cannot be measured."""
     metrics: ClassVar[tuple[Metric, ...]]
     """What is drawn of an evaluation; the first is the headline, which stands for a run."""
     metrics_title: ClassVar[str]
@@ -106,6 +108,11 @@ class Experiment:
     def model_label(self) -> str:
         """What is trained, as lists of experiments show it."""
         return self.task
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the model is made of, by name, as measurements record it."""
+        return {}
 
     @property
     def memory(self) -> dict[str, Any]:
@@ -121,6 +128,15 @@ class Experiment:
     def inputs(self) -> dict[str, Path]:
         """The files and folders that must exist before a run can start, by the setting that names them."""
         return {"init": Path(self.init)} if self.init else {}
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images per process and forward pass at evaluation."""
+        return self.train.micro_batch
+
+    def untrained(self) -> Self:
+        """The same experiment from random weights, which needs no file of them."""
+        return replace(self, init="")
 
     @property
     def data_folders(self) -> list[Path]:

@@ -58,8 +58,10 @@ class Task(ABC):
 
     meters: ClassVar[tuple[str, ...]]
     """Names of what `loss` returns beside the loss, in order."""
-    training_images: int
+    training_images: int = 0
     """How many images an epoch shows."""
+    validation_images: int = 0
+    """How many an evaluation shows."""
 
     def describe(self) -> str:
         """The data in words: "1500 training and 200 validation images"."""
@@ -83,6 +85,11 @@ class Task(ABC):
         """What both sides of images in pixels are padded to a multiple of."""
         del model
         return 1
+
+    def strides(self, model: nn.Module) -> tuple[int, ...]:
+        """Pixels of an image to a position of each feature map that the model's head reads."""
+        del model
+        return ()
 
     @abstractmethod
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:

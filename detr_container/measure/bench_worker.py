@@ -22,20 +22,15 @@ import torch
 from detr_container.base.host_memory import keep_freed_memory
 from detr_container.base.processes import ProcessInfo
 from detr_container.base.shortage import out_of_memory
-from detr_container.config.detection import DetectionExperiment, detection
-from detr_container.config.settings import from_dict, validate
-from detr_container.datasets.batch import Batch, Sample, collate
-from detr_container.datasets.loader import StepBatches, batches, training_loader
+from detr_container.config.settings import Experiment, from_dict, validate
+from detr_container.datasets.loader import StepBatches
 from detr_container.engine.peak_memory import MEANING, begin_phase, peak_memory
-from detr_container.engine.precision import autocast
 from detr_container.engine.session import Session, choose_device
 from detr_container.engine.step import Stepper
-from detr_container.models.detector import Detector
-from detr_container.models.postprocess import postprocess
-from detr_container.tasks.detection.build import build_detector, open_data
-from detr_container.tasks.detection.task import DetectionTask
+from detr_container.engine.task import Task
+from detr_container.engine.trials import Trials, trials_of
 
-from .costs import count_flops, count_parameters
+from .costs import count_flops, count_parameters, padded_size
 from .options import PARTS, MeasureOptions, Work, size_text
 
 WARMUP = 2
@@ -45,7 +40,7 @@ WARMUP = 2
 class Bench:
     """One experiment's model, and what can be measured of it."""
 
-    def __init__(self, experiment: DetectionExperiment, options: MeasureOptions) -> None:
+    def __init__(self, experiment: Experiment, options: MeasureOptions) -> None:
         """Build the model. Raises ValueError for what cannot be built."""
         validate(experiment)
         self.experiment, self.options = experiment, options
@@ -55,12 +50,13 @@ class Bench:
         else:
             torch.cuda.set_device(self.device)
         own = options.source == "data" and options.training
-        self.classes = classes = len(open_data(experiment).classes) if own else options.classes
+        self.trials = trials_of(experiment)
+        self.task = self.trials.opened() if own else self.trials.bare(options.classes)
         # First, so that what counting leaves behind is not taken for the model's memory.
-        self.figures = _counted(experiment, classes, options)
+        self.figures = _counted(self.trials, self.task, options)
         self.meaning = begin_phase(self.device)
         self.idle = self.figures["memory/idle"] = peak_memory(self.device)
-        self.model = build_detector(experiment, classes, weights=False).to(self.device)
+        self.model = self.task.build(weights=False).to(self.device)
         self._steps: Iterator[list[Any]] | None = None
 
     def about(self) -> dict[str, str]:
@@ -120,18 +116,15 @@ class Bench:
 
     def _passes(self, work: Work) -> Iterator[list[Any]]:
         """Forward passes as evaluation makes them."""
-        made = _made(work, self.options, self.experiment.seed, self.model)
-        batch, marks = made.to(self.device), list[Any]()
+        batch, marks = self._synthetic(work).to(self.device), list[Any]()
         self.model.eval()
         # Within one pass, since on a GPU what the backbone computes overlaps with starting what the head will.
-        after = self.model.backbone.register_forward_hook(lambda *_: marks.append(self._mark()))
+        after = self.model.get_submodule("backbone").register_forward_hook(lambda *_: marks.append(self._mark()))
         try:
             while True:
                 marks[:] = [self._mark()]
                 with torch.inference_mode():
-                    with autocast(self.experiment.train.precision, self.device):
-                        output = self.model(batch.images, batch.sizes, batch.padded)
-                    postprocess(output, batch.original_sizes, self.experiment.loss.classification)
+                    self.trials.infer(self.model, batch)
                 yield [*marks, self._mark()]
         finally:
             after.remove()
@@ -139,8 +132,7 @@ class Bench:
     def _training(self, work: Work) -> Iterator[list[Any]]:
         """Training steps as `train` makes them."""
         experiment = self.experiment
-        task = DetectionTask(experiment, None, self.classes)
-        steps = Stepper(task, self.model, experiment.train, experiment.seed, Session(ProcessInfo(), self.device))
+        steps = Stepper(self.task, self.model, experiment.train, experiment.seed, Session(ProcessInfo(), self.device))
         supply = self._supply(work)
         marks: list[Any] = []
         for number in itertools.count():
@@ -151,48 +143,39 @@ class Bench:
             steps.take([host], number, 1.0, lap=lambda part: marks.append(self._mark()))
             yield [*marks]
 
-    def _supply(self, work: Work) -> Iterator[Batch]:
+    def _supply(self, work: Work) -> Iterator[Any]:
         """The same random batch again and again, or the experiment's own, as training loads them."""
-        experiment, pinned = self.experiment, self.device.type == "cuda"
+        pinned = self.device.type == "cuda"
         if self.options.source == "made":
-            batch = _made(work, self.options, experiment.seed, self.model)
+            batch = self._synthetic(work)
             batch = batch.pin_memory() if pinned else batch
             while True:
                 yield batch
-        dataset = open_data(experiment).train
-        pictures, data = work.pictures, experiment.data
+        images = work.pictures
         sampler = StepBatches(
-            len(dataset), seed=experiment.seed, batch=pictures, micro_batch=pictures, total_steps=2**31
+            self.task.training_images,
+            seed=self.experiment.seed,
+            batch=images,
+            micro_batch=images,
+            total_steps=2**31,
         )
-        multiple = self.model.backbone.size_multiple
-        yield from batches(
-            training_loader(
-                dataset, sampler, multiple=multiple, canvas=data.canvas, workers=data.workers, pin_memory=pinned
-            )
-        )
+        yield from self.task.batches(self.model, sampler, pinned, lambda short: False)
+
+    def _synthetic(self, work: Work) -> Any:
+        """A batch of random images with random objects on them, on the host."""
+        multiple = self.task.size_multiple(self.model)
+        values = self.trials.of_size(work.size, multiple, work.pictures, self.options.objects)
+        return self.trials.synthetic(self.task, values, self.experiment.seed)
 
 
-def _counted(experiment: DetectionExperiment, classes: int, options: MeasureOptions) -> dict[str, float]:
+def _counted(trials: Trials, task: Task, options: MeasureOptions) -> dict[str, float]:
     """What need not be timed: parameters, and FLOPs at every size."""
-    model = build_detector(experiment, classes, weights=False)
+    model = task.build(weights=False)
     figures = {f"parameters/{part}": count for part, count in asdict(count_parameters(model)).items()}
     for size in dict.fromkeys(options.sizes):
-        flops = asdict(count_flops(model, size))
+        flops = asdict(count_flops(model, padded_size(size, task.size_multiple(model)), trials.inputs))
         figures |= {f"gflops/{size_text(size)}/{part}": count for part, count in flops.items()}
     return figures
-
-
-def _made(work: Work, options: MeasureOptions, seed: int, model: Detector) -> Batch:
-    """A batch of random pictures with random objects on them."""
-    generator = torch.Generator().manual_seed(seed)
-    height, width = work.size
-    samples = []
-    for number in range(work.pictures):
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-        boxes = torch.rand(options.objects, 4, generator=generator) * 0.5 + 0.1
-        labels = torch.randint(0, options.classes, (options.objects,), generator=generator)
-        samples.append(Sample(image, boxes, labels, number, (height, width)))
-    return collate(samples, model.backbone.size_multiple)
 
 
 def _seconds(a: Any, b: Any) -> float:
@@ -204,7 +187,7 @@ def answer(bench: Bench | None, request: dict[str, Any]) -> tuple[Bench | None, 
     """Do what a line asks for: prepare, warm or measure. Returns the model, and what to say."""
     try:
         if request["do"] == "prepare":
-            bench = Bench(detection(from_dict(request["experiment"])), _options(request["options"]))
+            bench = Bench(from_dict(request["experiment"]), _options(request["options"]))
             return bench, {"about": bench.about(), "figures": bench.figures}
         assert bench is not None
         work = Work(**{**request["work"], "size": tuple(request["work"]["size"])})

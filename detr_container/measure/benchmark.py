@@ -17,8 +17,7 @@ from rich.text import Text
 
 from detr_container.base.files import write_json
 from detr_container.base.terminal import console, shown
-from detr_container.config.detection import DetectionExperiment
-from detr_container.config.settings import validate
+from detr_container.config.settings import Experiment, validate
 
 from .options import PARTS, MeasureOptions, size_text
 from .side_by_side import side_by_side
@@ -33,7 +32,7 @@ Figures = Mapping[str, Mapping[str, Any]]
 class BenchmarkOptions:
     """Options of `benchmark`."""
 
-    settings: Annotated[DetectionExperiment, tyro.conf.arg(name="")]
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
     measure: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
     """What is measured, and how often."""
     output: Path | None = None
@@ -65,9 +64,9 @@ def run(options: Sequence[BenchmarkOptions]) -> int:
     return 1 if failures else 0
 
 
-def labelled(experiments: Sequence[DetectionExperiment]) -> dict[str, DetectionExperiment]:
+def labelled(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
     """Experiments by their names; the same one again gets a number (and shows what noise alone does)."""
-    labels: dict[str, DetectionExperiment] = {}
+    labels: dict[str, Experiment] = {}
     for experiment in experiments:
         label, number = experiment.name, 2
         while label in labels:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -18,14 +19,11 @@ from torch._subclasses.fake_tensor import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from detr_container.config.detection import DetectionExperiment
-from detr_container.datasets.annotations import Annotations
-from detr_container.datasets.transforms import Size
-from detr_container.models.detector import Detector
-from detr_container.tasks.detection.build import build_detector, evaluation_augmentation
+from detr_container.config.settings import Experiment
+from detr_container.engine.trials import trials_of
 
-PICTURES = 100
-"""Over how many validation pictures FLOPs are averaged: DETR's convention (Carion et al. 2020, table 1)."""
+Size = tuple[int, int]
+Inputs = Callable[[nn.Module, Size], tuple[Any, ...]]
 _CANNOT_PRETEND = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
 
 
@@ -60,7 +58,7 @@ class Costs:
     strides: tuple[int, ...]
 
 
-def costs(experiment: DetectionExperiment, classes: int, sizes: Sequence[Size]) -> Costs:
+def costs(experiment: Experiment, classes: int, sizes: Sequence[Size]) -> Costs:
     """What the model of an experiment costs on pictures of these sizes, (height, width) in pixels after resizing.
 
     Each picture counts once and by itself, padded to what the backbone wants a multiple of; sizes that come out the
@@ -69,70 +67,57 @@ def costs(experiment: DetectionExperiment, classes: int, sizes: Sequence[Size]) 
     """
     if not sizes:
         raise ValueError("no picture sizes are given, but FLOPs depend on them: name one (height, width) or more")
-    model = build_detector(experiment, classes, weights=False)
+    trials = trials_of(experiment)
+    task = trials.bare(classes)
+    model = task.build(weights=False)
+    multiple = task.size_multiple(model)
     total = backbone = 0.0
-    for size, pictures in Counter(padded_size(size, model) for size in sizes).items():
-        each = count_flops(model, size)
+    for size, pictures in Counter(padded_size(size, multiple) for size in sizes).items():
+        each = count_flops(model, size, trials.inputs)
         total += each.total * pictures / len(sizes)
         backbone += each.backbone * pictures / len(sizes)
-    return Costs(count_parameters(model), Gflops(total, backbone, total - backbone), model.strides)
+    return Costs(count_parameters(model), Gflops(total, backbone, total - backbone), task.strides(model))
 
 
-def count_parameters(model: Detector) -> Parameters:
+def count_parameters(model: nn.Module) -> Parameters:
     """Numbers of a model's weights; each counts once, wherever it is used."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    backbone = sum(parameter.numel() for parameter in model.backbone.parameters())
+    backbone = sum(parameter.numel() for parameter in model.get_submodule("backbone").parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Parameters(total, backbone, total - backbone, trained)
 
 
-def count_flops(model: Detector, size: Size) -> Gflops:
-    """FLOPs of a forward pass in evaluation mode on one picture of `size`, padded to what the backbone wants.
+def count_flops(model: nn.Module, size: Size, inputs: Inputs) -> Gflops:
+    """FLOPs of a forward pass in evaluation mode on one image of `size`, padded already; inputs: see `Trials.inputs`.
 
     Nothing is computed, but shapes are followed through the very operations that would be; only a model that looks at
     values on its way is really run.
     """
-    size = padded_size(size, model)
     training = model.training
     try:
         model.eval()
         try:
-            return _forward(model, size, pretend=True)
+            return _forward(model, inputs, size, pretend=True)
         except _CANNOT_PRETEND:
-            return _forward(model, size, pretend=False)
+            return _forward(model, inputs, size, pretend=False)
     finally:
         model.train(training)
 
 
-def padded_size(size: Size, model: Detector) -> Size:
-    """The size that a picture is padded to, in pixels."""
-    multiple = model.backbone.size_multiple
+def padded_size(size: Size, multiple: int) -> Size:
+    """The size that an image is padded to, in pixels."""
     return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
 
 
-def _forward(model: Detector, size: Size, pretend: bool) -> Gflops:
-    counter, device = FlopCounterMode(display=False), model.pixel_mean.device
+def _forward(model: nn.Module, inputs: Inputs, size: Size, pretend: bool) -> Gflops:
+    counter = FlopCounterMode(display=False)
     with ExitStack() as stack:
         if pretend:
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         # The counter does not know a CPU's fused attention; written out, attention counts the same everywhere.
         for mode in (torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH)):
             stack.enter_context(mode)
-        model(torch.zeros(1, 3, *size, device=device), torch.tensor([size], device=device))
+        model(*inputs(model, size))
     backbone = sum(counter.get_flop_counts()[f"{type(model).__name__}.backbone"].values())
     total = counter.get_total_flops()
     return Gflops(total / 1e9, backbone / 1e9, (total - backbone) / 1e9)
-
-
-def validation_sizes(experiment: DetectionExperiment, annotations: Annotations, pictures: int = PICTURES) -> list[Size]:
-    """What the model is given of the first validation pictures, in the order of their ids: (height, width) in pixels.
-
-    annotations: those of the validation split, of which only the pictures' sizes are used; no picture is opened.
-    """
-    config = experiment.data
-    if config.canvas:
-        return [(config.canvas, config.canvas)] * min(pictures, len(annotations.sizes))
-    augmentation = evaluation_augmentation(config)
-    # Nothing is random in an evaluation, but a plan is drawn all the same.
-    rng = random.Random(0)
-    return [augmentation.draw(rng, (height, width)).size for height, width in annotations.sizes[:pictures].tolist()]

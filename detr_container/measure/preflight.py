@@ -25,21 +25,15 @@ from detr_container.base.clock import clock
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.limits import Many, between, check, natural
 from detr_container.base.processes import current_process
-from detr_container.config.detection import DetectionExperiment
-from detr_container.config.settings import validate
-from detr_container.datasets.annotations import resolve
-from detr_container.datasets.check import check_dataset
+from detr_container.config.settings import Experiment, flatten, validate
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
 from detr_container.engine.session import Session, session
+from detr_container.engine.task import Task
+from detr_container.engine.trials import trials_of
 from detr_container.launch.resources import minutes
-from detr_container.models.detector import Detector
-from detr_container.tasks.detection.build import Data, build_detector, make_shapes_if_asked, open_data
-from detr_container.tasks.detection.evaluate import evaluate_to
-from detr_container.tasks.detection.groups import parameter_groups
-from detr_container.tasks.detection.scores import FIGURES
 
 from .checklist import Checklist, SkippedError
-from .estimate import DoesNotFitError, few_pictures, largest_batch, run_parts, step_memory
+from .estimate import DoesNotFitError, run_parts, step_memory
 from .probe import Probe, compare
 
 GIB = 2**30
@@ -54,13 +48,14 @@ Dropout is the same at each of these steps, so that a model that learns nothing 
 """
 WAITING = 0.3
 """The share of a step from which waiting for data is remarked upon."""
+_RATES = ("train.lr", "train.lr_backbone")
 
 
 @dataclass(frozen=True)
 class PreflightOptions:
     """Options of `preflight`."""
 
-    settings: Annotated[DetectionExperiment, tyro.conf.arg(name="")]
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
     runs: Path = Path("runs")
     """The folder that will hold the run; checkpoints are tried on its disk."""
     pictures: Many = 2000
@@ -78,7 +73,7 @@ class PreflightOptions:
 def run(options: PreflightOptions) -> int:
     """Make all checks. Returns 1 when any is red, else 0."""
     # The experiment's own settings are the first check.
-    check(replace(options, settings=DetectionExperiment()))
+    check(replace(options, settings=type(options.settings)()))
     limit = 60.0 * minutes(options.time) if options.time else 0.0
     if current_process(os.environ).world > 1:
         raise ValueError("preflight is one process: start it without torchrun, and say --processes N")
@@ -136,7 +131,8 @@ class _Preflight:
         self.options, self.here, self.folder, self.refusal, self.limit = options, here, folder, refusal, limit
         self.experiment, self.list = options.settings, Checklist()
         self.sound, self.fits, self.multiple = False, True, 1
-        self.data: Data | None = None
+        self.trials = trials_of(self.experiment)
+        self.task: Task | None = None
         self.step_seconds = self.save_seconds = self.eval_rate = 0.0
 
     def make(self) -> int:
@@ -169,9 +165,10 @@ class _Preflight:
         share = StepBatches(
             train.batch, seed=0, batch=train.batch, micro_batch=train.micro_batch, total_steps=0, world=processes
         )
-        model = build_detector(experiment, 1, weights=False)
-        parameter_groups(model, train)
-        self.multiple, self.sound = model.backbone.size_multiple, True
+        task = self.trials.bare()
+        model = task.build(weights=False)
+        task.parameter_groups(model)
+        self.multiple, self.sound = task.size_multiple(model), True
         for warning in warnings:
             self.list.remark(warning)
         return (
@@ -181,65 +178,35 @@ class _Preflight:
 
     def data_set(self) -> str:
         """What is wrong with the annotations and the pictures."""
-        config, limit = self.experiment.data, self.options.pictures
-        make_shapes_if_asked(config)
-        pairs = resolve(
-            config.root, config.train_images, config.train_annotations, config.val_images, config.val_annotations
-        )
-        splits = dict(zip(("train", "val"), pairs, strict=True))
-        report = check_dataset(
-            splits,
-            os.cpu_count() or 1,
-            progress=True,
-            sample=limit,
-            apply_orientation=config.apply_orientation,
-        )
-        if report.errors:
-            # Damaged pictures are no reason not to try the rest.
+        try:
+            read = self.trials.check_data(self.options.pictures, self.list.remark)
+            if self.sound:
+                steps_per_epoch(self.trials.opened().training_images, self.experiment.train.batch)
+            return read
+        finally:
+            # Damaged images are no reason not to try the rest.
             with suppress(ValueError, OSError):
-                self.data = open_data(self.experiment)
-            wrong = [problem.message for problem in report.problems if problem.severity == "error"]
-            listed = "".join(f"\n{message}" for message in wrong[:3])
-            raise ValueError(
-                f"{report.errors} errors{listed}\n`detr-container data check` lists everything that is wrong"
-            )
-        self.data = open_data(self.experiment)
-        for doubt in (*self.data.train.annotations.doubts, *self.data.val.annotations.doubts):
-            self.list.remark(doubt)
-        if self.sound:
-            steps_per_epoch(len(self.data.train), self.experiment.train.batch)
-        queries = self.experiment.head.queries
-        for summary in report.summaries:
-            if summary.most_objects > queries:
-                self.list.remark(
-                    f"{summary.name}: image {summary.most_objects_image} has {summary.most_objects} objects, of which "
-                    f"{queries} at most can be found: raise head.queries={queries}"
-                )
-        counts = [
-            f"{summary.name} read {min(limit or summary.images, summary.images)} of {summary.images} pictures"
-            for summary in report.summaries
-        ]
-        return f"{', '.join(counts)}; {len(self.data.classes)} classes; no errors, {report.warnings} warnings"
+                self.task = self.trials.opened()
 
     def memory(self) -> str:
         """Whether a step on the largest batch fits."""
-        data, config, train = self._opened(), self.experiment.data, self.experiment.train
-        largest = largest_batch(data.train.annotations, config, train.micro_batch, self.multiple)
-        shape = f"{train.micro_batch} x {largest.height} x {largest.width} pixels, up to {max(largest.objects)} objects"
+        task, train = self._opened(), self.experiment.train
+        largest = self.trials.largest(task, self.multiple)
+        trials = self.trials.like(self._trial().untrained())
         try:
             limit, folder = self.options.memory * GIB, self.folder / "memory"
             with _between_steps() as stop:
-                peak, room = step_memory(self._trial(), data, largest, folder, self.here, stop, limit)
+                peak, room = step_memory(trials, largest, folder, self.here, stop, limit)
         except DoesNotFitError as error:
             self.fits = False
             fewer = f"train.micro_batch={train.micro_batch}, " if train.micro_batch > 1 else ""
             raise ValueError(
-                f"a step on the largest batch ({shape}) needs {error}: lower {fewer}"
-                f"data.scales={config.scales} or data.max_size={config.max_size}, or use train.precision=bf16"
+                f"a step on the largest batch ({largest.words}) needs {error}: lower {fewer}{largest.remedy}, "
+                "or use train.precision=bf16"
             ) from error
         if peak > 0.9 * room:
             self.list.remark("less than a tenth of the memory is left, and batches of many shapes need some more")
-        return f"{shape}: {peak / GIB:.2f} GiB of {room / GIB:.2f} GiB"
+        return f"{largest.words}: {peak / GIB:.2f} GiB of {room / GIB:.2f} GiB"
 
     # -- what steps tell ----------------------------------------------------------------------------------------------
 
@@ -248,14 +215,14 @@ class _Preflight:
         probe = self._probe("step")
         with _between_steps() as stop, closing(probe.timed_steps()) as steps:
             # What the loader has made while the first steps took long is used up before the clock runs.
-            ahead = 4 * self.experiment.data.workers * self.experiment.train.micro_batch
+            ahead = 4 * self.experiment.loader_workers * self.experiment.train.micro_batch
             warm = _measure(steps, 2 + ahead * self.options.processes // self.experiment.train.batch, 1, stop)
             rows = _measure(steps, STEPS, 2, stop)
         self.step_seconds = statistics.median(whole for _, whole in rows)
         waiting = sum(waited for waited, _ in rows) / sum(whole for _, whole in rows)
         if waiting > WAITING:
             self.list.remark(
-                f"steps wait for data: raise data.workers={self.experiment.data.workers}, or use faster disks"
+                f"steps wait for data: raise data.workers={self.experiment.loader_workers}, or use faster disks"
             )
         rate = self.experiment.train.batch / self.options.processes / self.step_seconds
         return (
@@ -266,16 +233,16 @@ class _Preflight:
     def learning(self) -> str:
         """Whether training on one batch lowers its loss."""
         probe = self._probe("learning")
-        batch = probe.batch_with_objects()
+        batch = self.trials.learnable(self._opened(), probe.model)
         losses, end = [probe.step_on([batch])], time.monotonic() + SECONDS
         while len(losses) <= LEARNING_STEPS and (time.monotonic() < end or losses[-1] > (1 - FALL) * losses[0]):
             losses.append(probe.step_on([batch]))
         said = f"loss {losses[0]:.6g} -> {losses[-1]:.6g} in {len(losses) - 1} steps on one batch"
         if not losses[-1] <= (1 - FALL) * losses[0]:
+            rates = [f"{name}={rate:g}" for name, rate in flatten(self.experiment).items() if name in _RATES]
             raise ValueError(
-                f"{said}: it must fall by {100 * FALL:.0f} %. Look at train.lr={self.experiment.train.lr:g} and "
-                f"train.lr_backbone={self.experiment.train.lr_backbone:g} (too small, or too large), and at what is "
-                "frozen; `data check` counts the labels"
+                f"{said}: it must fall by {100 * FALL:.0f} %. Look at {' and '.join(rates)} (too small, or too large), "
+                "and at what is frozen; `data check` counts the labels"
             )
         return said
 
@@ -301,11 +268,9 @@ class _Preflight:
 
     def evaluation(self) -> str:
         """Whether an evaluation gives figures, and how fast."""
-        data, folder = self._opened(), self.folder / "evaluation"
-        count = max(self.options.val_pictures, self.experiment.data.eval_batch)
-        subset = few_pictures(data.val, count, folder / "few.json")
-        model = Probe(self._trial(), self.folder / "model", data, self.here).model
-        assert isinstance(model, Detector)
+        folder, of_batch = self.folder / "evaluation", self.experiment.evaluation_batch
+        task = self.trials.few(self._opened(), max(self.options.val_pictures, of_batch), folder / "few.json")
+        model = Probe(task, self._trial(), self.folder / "model", self.here).model
         times = [time.perf_counter()]
 
         with _between_steps() as stop:
@@ -318,27 +283,26 @@ class _Preflight:
             def ends(short: bool) -> bool:
                 return stop.requested is not None
 
-            scores = evaluate_to(
-                folder, model, subset, data.classes, self.experiment, self.here, after_batch=after_batch, ends=ends
-            )
-        assert scores is not None
-        figures = {name: getattr(scores, key) for key, name in FIGURES.items()}
-        wrong = [name for name, value in figures.items() if value is not None and not math.isfinite(value)]
+            found = task.evaluate(model, folder, 0, self.here, after_batch, ends)
+        assert found is not None
+        wrong = [name for name, value in found.metrics.items() if value is not None and not math.isfinite(value)]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} came out as no number")
         # The first batch starts the loader and warms up the device.
-        first = min(self.experiment.data.eval_batch, len(subset)) if len(times) > 2 else 0
-        self.eval_rate = (len(subset) - first) / (times[-1] - times[1 if first else 0])
-        ap = "no objects to find" if scores.ap is None else f"AP {100 * scores.ap:.1f}, before training"
-        return f"{len(subset)} pictures, {self.eval_rate:.3g} images/s; {ap}"
+        first = min(of_batch, task.validation_images) if len(times) > 2 else 0
+        self.eval_rate = (task.validation_images - first) / (times[-1] - times[1 if first else 0])
+        headline = self.experiment.metrics[0]
+        value = found.metrics[headline.key]
+        score = "no objects to find" if value is None else f"{headline.label} {headline.text(value)}, before training"
+        return f"{task.validation_images} pictures, {self.eval_rate:.3g} images/s; {score}"
 
     def time(self) -> str:
         """How long the run will take, from what was measured."""
         if not self.step_seconds:
             raise SkippedError("no step was measured")
-        data, processes = self._opened(), self.options.processes
-        evaluation = len(data.val) / self.eval_rate / processes if self.eval_rate else 0.0
-        parts = run_parts(self.experiment.train, len(data.train), self.step_seconds, evaluation, self.save_seconds)
+        task, processes = self._opened(), self.options.processes
+        evaluation = task.validation_images / self.eval_rate / processes if self.eval_rate else 0.0
+        parts = run_parts(self.experiment.train, task.training_images, self.step_seconds, evaluation, self.save_seconds)
         whole = sum(seconds for _, seconds in parts.values())
         listed = ", ".join(f"{count} {name} {clock(seconds)}" for name, (count, seconds) in parts.items())
         said = (
@@ -353,14 +317,14 @@ class _Preflight:
 
     # -- what the checks share ----------------------------------------------------------------------------------------
 
-    def _opened(self) -> Data:
+    def _opened(self) -> Task:
         if not self.sound:
             raise SkippedError("the settings have to be mended first")
-        if self.data is None:
+        if self.task is None:
             raise SkippedError("the data set cannot be used")
-        return self.data
+        return self.task
 
-    def _trial(self, **changed: Any) -> DetectionExperiment:
+    def _trial(self, **changed: Any) -> Experiment:
         """The experiment as one of the processes would train it, without end, warm-up, evaluations or log."""
         train = replace(
             self.experiment.train,
@@ -376,10 +340,11 @@ class _Preflight:
 
     def _probe(self, name: str, stop: StopRequest | None = None, **changed: Any) -> Probe:
         """A trainer in a folder of that name. changed: settings of its training."""
-        data = self._opened()
+        self._opened()
         if not self.fits:
             raise SkippedError("a step does not fit into memory")
-        return Probe(self._trial(**changed), self.folder / name, data, self.here, stop)
+        trial = self._trial(**changed)
+        return Probe(self.trials.like(trial).opened(), trial, self.folder / name, self.here, stop)
 
     def _run_to(self, name: str, steps: int) -> tuple[dict[str, Any], int, float]:
         """Train on in a folder of that name. Returns the checkpoint, its bytes, and the seconds that saving took."""

@@ -6,7 +6,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,12 @@ import torch
 from torch import Tensor
 
 from detr_container.base.interrupt import StopRequest
-from detr_container.config.detection import DetectionExperiment
-from detr_container.datasets.batch import Batch, collate
-from detr_container.datasets.loader import permutation
+from detr_container.config.settings import Experiment
 from detr_container.engine.run import Run
 from detr_container.engine.session import Session
+from detr_container.engine.task import Task
 from detr_container.engine.trainer import Trainer
-from detr_container.tasks.detection.build import Data
 from detr_container.tasks.detection.same import differences
-from detr_container.tasks.detection.task import DetectionTask
 
 KEPT = ("model", "ema", "ema_updates", "optimizer", "step")
 """What of a checkpoint is compared."""
@@ -36,14 +32,12 @@ class Probe(Trainer):
     """A run of which single steps are taken and timed; it says nothing."""
 
     def __init__(
-        self, experiment: DetectionExperiment, folder: Path, data: Data, here: Session, stop: StopRequest | None = None
+        self, task: Task, experiment: Experiment, folder: Path, here: Session, stop: StopRequest | None = None
     ) -> None:
         self.save_seconds: list[float] = []
-        self.data, self.settings_of_data = data, experiment.data
-        super().__init__(DetectionTask(experiment, data), experiment, Run(folder), here, stop or StopRequest())
-        self.size_multiple = self.task.size_multiple(self.model)
+        super().__init__(task, experiment, Run(folder), here, stop or StopRequest())
 
-    def step_on(self, micro: list[Batch]) -> float:
+    def step_on(self, micro: list[Any]) -> float:
         """Take the first step's learning rate and dropout for a step on these batches. Returns the loss before it.
 
         Raises FloatingPointError when something is not finite.
@@ -54,19 +48,6 @@ class Probe(Trainer):
         self.step = step
         self.check_gradients()
         return float(meters[0])
-
-    def batch_with_objects(self) -> Batch:
-        """A micro batch of the training set's first pictures that show something, as the first epoch shows them.
-
-        Raises ValueError when there are none.
-        """
-        pictures = self.data.train
-        order = permutation(len(pictures), self.experiment.seed, 0)
-        shown = islice((index for index in order if len(pictures.objects(index)[0])), self.settings.micro_batch)
-        samples = [pictures[(0, index)] for index in shown]
-        if not samples:
-            raise ValueError("no training picture has an object, so there is nothing to learn: see `data check`")
-        return collate(samples, self.size_multiple, self.settings_of_data.canvas)
 
     def timed_steps(self) -> Generator[tuple[float, float], None, None]:
         """Steps on the run's own batches: seconds that each waited for data, and seconds that it took in all."""

@@ -24,8 +24,7 @@ from typing import IO, Any, Self
 from rich.progress import BarColumn, Progress, TimeRemainingColumn
 
 from detr_container.base.terminal import column, console
-from detr_container.config.detection import DetectionExperiment
-from detr_container.config.settings import to_dict
+from detr_container.config.settings import Experiment, to_dict
 
 from .options import MeasureOptions
 
@@ -33,7 +32,7 @@ _REMEDY = "use smaller --sizes or a smaller --batch, or measure fewer experiment
 
 
 def side_by_side(
-    experiments: Mapping[str, DetectionExperiment], options: MeasureOptions, progress: bool = False
+    experiments: Mapping[str, Experiment], options: MeasureOptions, progress: bool = False
 ) -> dict[str, Any]:
     """Measure experiments, by label, in turns. The first is what the others are compared with.
 
@@ -111,7 +110,7 @@ def _turns(labels: list[str], options: MeasureOptions) -> Iterator[tuple[str, di
 class _Record:
     """What is known of one experiment so far."""
 
-    experiment: DetectionExperiment
+    experiment: Experiment
     about: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, float] = field(default_factory=dict)
     rounds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -132,8 +131,7 @@ class _Record:
                     figure["ratio"] = {"median": median, "least": min(ratios), "most": max(ratios)}
         return {
             "experiment": experiment.name,
-            "backbone": experiment.backbone.name,
-            "head": experiment.head.kind,
+            **experiment.parts,
             "precision": experiment.train.precision,
             "settings": to_dict(experiment),
             **self.about,

@@ -22,7 +22,7 @@ from detr_container.base.alive import mark, tell
 from detr_container.base.clock import clock
 from detr_container.base.limits import Seed, natural
 from detr_container.base.terminal import console
-from detr_container.config.detection import DetectionExperiment
+from detr_container.config.settings import Experiment
 from detr_container.jobs import submit as jobs
 from detr_container.jobs.status import ACTIVE, Standing, standing
 from detr_container.launch.attempts import JobFolder
@@ -40,7 +40,7 @@ _HELP = 10
 class SoakOptions:
     """Options of `soak`."""
 
-    settings: Annotated[DetectionExperiment, tyro.conf.arg(name="")]
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
     slurm: Resources = field(default_factory=Resources)
     cluster: Literal["slurm", "local"] = "local"
     """Where to run."""
@@ -207,7 +207,7 @@ WAYS: dict[str, dict[str, Way]] = {
 }
 
 
-def default(experiment: DetectionExperiment, resources: Resources) -> SoakOptions:
+def default(experiment: Experiment, resources: Resources) -> SoakOptions:
     """Long enough for twenty interruptions."""
     train = replace(experiment.train, epochs=200, eval_every=40, checkpoint_minutes=0.02)
     return SoakOptions(replace(experiment, train=train), replace(resources, gpus_per_node=0, tasks_per_node=2))

@@ -50,8 +50,9 @@ class DetectionTask(Task):
     def __init__(self, experiment: DetectionExperiment, data: Data | None, classes: int = 0) -> None:
         """data: None where only steps are taken, on batches from elsewhere; then classes says how many there are."""
         self.experiment, self._data = experiment, data
-        self._classes = classes if data is None else len(data.classes)
-        self.training_images = 0 if data is None else len(data.train)
+        self.classes = classes if data is None else len(data.classes)
+        if data is not None:
+            self.training_images, self.validation_images = len(data.train), len(data.val)
         self._matcher, self._criterion = build_matcher(experiment), build_criterion(experiment)
         self._softmax = experiment.loss.classification == "softmax"
 
@@ -73,7 +74,7 @@ class DetectionTask(Task):
 
     def build(self, weights: bool) -> Detector:
         """See `Task`."""
-        return build_detector(self.experiment, self._classes, weights)
+        return build_detector(self.experiment, self.classes, weights)
 
     def start_from(self, model: nn.Module, path: Path) -> str:
         """See `Task`."""
@@ -82,6 +83,10 @@ class DetectionTask(Task):
     def size_multiple(self, model: nn.Module) -> int:
         """See `Task`."""
         return _detector(model).backbone.size_multiple
+
+    def strides(self, model: nn.Module) -> tuple[int, ...]:
+        """See `Task`."""
+        return _detector(model).strides
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""

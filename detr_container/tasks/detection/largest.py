@@ -1,0 +1,173 @@
+"""The largest batch that a detector's schedule can draw, synthetic batches, and a data set of few images."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detr_container.base.files import write_json
+from detr_container.config.detection import DataConfig, DetectionExperiment
+from detr_container.datasets.annotations import Annotations, load_json, read_annotations
+from detr_container.datasets.batch import Batch, Targets
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.transforms import LARGEST_ASPECT, Size
+
+from .build import evaluation_augmentation
+
+Sides = NDArray[np.int64]
+_SHIFT = 1 << 24
+IMAGES = 100
+"""Over how many validation images FLOPs are averaged: DETR's convention (Carion et al. 2020, table 1)."""
+
+
+@dataclass(frozen=True)
+class LargestBatch:
+    """The largest micro batch: its padded height and width in pixels, and how many objects each of its pictures has.
+
+    padded: whether its pictures can be smaller than itself, so that the model needs masks.
+    """
+
+    height: int
+    width: int
+    objects: tuple[int, ...]
+    padded: bool
+
+
+def largest_batch(annotations: Annotations, data: DataConfig, micro_batch: int, multiple: int = 1) -> LargestBatch:
+    """The micro batch with most pixels that training on these pictures can draw; it may be a rare one.
+
+    multiple: what the model pads to, in pixels. Raises ValueError when a picture can come out larger than the canvas.
+    """
+    sizes, counts = np.unique(annotations.sizes, axis=0, return_counts=True)
+    tall, wide, joint = (each.repeat(counts.clip(max=2)) for each in _reach(sizes, data, multiple))
+    if max(tall.max(), wide.max()) > data.canvas > 0:
+        raise ValueError(
+            f"pictures can come out {tall.max()} pixels high and {wide.max()} wide, which does not fit "
+            f"data.canvas={data.canvas}: raise data.canvas, or lower data.max_size or data.scales"
+        )
+    area, height = divmod(int(joint.max()), _SHIFT)
+    shapes = [(height, area // height)]
+    if micro_batch > 1:
+        # Height and width of a batch can come from two pictures.
+        highest, widest = np.argsort(-tall)[:2].tolist(), np.argsort(-wide)[:2].tolist()
+        shapes += [(int(tall[i]), int(wide[j])) for i in highest for j in widest if i != j]
+    if data.canvas:
+        shapes = [(data.canvas, data.canvas)]
+    padded = [(-(-height // multiple) * multiple, -(-width // multiple) * multiple) for height, width in shapes]
+    shape = max(padded, key=lambda size: size[0] * size[1])
+    alike = len(set(data.scales)) == 1 and (data.resize == "square" or (data.augment != "detr" and len(sizes) == 1))
+    loose = micro_batch > 1 or multiple > 1 or data.canvas > 0
+    masked = loose and not (alike and shape == (tall.max(), wide.max()))
+    return LargestBatch(*shape, _fullest(annotations, micro_batch), masked)
+
+
+def _fullest(annotations: Annotations, pictures: int) -> tuple[int, ...]:
+    """How many objects the pictures with most of them have, counted as in training."""
+    image = np.repeat(np.arange(len(annotations.image_ids)), np.diff(annotations.starts))
+    single = ~annotations.crowd & np.all(annotations.boxes[:, 2:] > 0, axis=1)
+    counts = np.bincount(image[single], minlength=max(pictures, len(annotations.image_ids)))
+    return tuple(np.sort(counts)[::-1][:pictures].tolist())
+
+
+def _reach(sizes: Sides, data: DataConfig, multiple: int) -> tuple[Sides, Sides, Sides]:
+    """What can come out of pictures of these sizes [P, 2]: see `_most`, [P] each."""
+    heights, widths = sizes.T
+    found = [_most(heights, widths, data, multiple)]
+    if data.augment == "detr":
+        before = [_resized(heights, widths, scale, LARGEST_ASPECT * scale) for scale in set(data.crop_resize)]
+        least = data.crop_range[0]
+        side = min(data.crop_range[1], max(int(max(high.max(), broad.max())) for high, broad in before))
+        # Every crop of up to this side; then, along both sides, the best of all crops that the same picture can have.
+        lengths = np.arange(1, side + 1)
+        crop_heights, crop_widths = np.meshgrid(lengths, lengths, indexing="ij")
+        tables = _most(crop_heights, crop_widths, data, multiple)
+        for table in tables:
+            for axis in (0, 1):
+                choice = table.swapaxes(0, axis)[least - 1 :]
+                np.maximum.accumulate(choice, axis=0, out=choice)
+        for high, broad in before:
+            at = np.minimum(high, side) - 1, np.minimum(broad, side) - 1
+            found.append((tables[0][at], tables[1][at], tables[2][at]))
+    tall, wide, joint = (np.maximum.reduce(each) for each in zip(*found, strict=True))
+    return tall, wide, joint
+
+
+def _most(heights: Sides, widths: Sides, data: DataConfig, multiple: int) -> tuple[Sides, Sides, Sides]:
+    """The greatest height and width in pixels over all scales, and the greatest size after padding.
+
+    The last is one number, so that it can be compared: the area times `_SHIFT`, plus the height.
+    """
+    tall, wide, joint = (np.zeros(heights.shape, np.int64) for _ in range(3))
+    for scale in set(data.scales):
+        if data.resize == "square":
+            height, width = np.full_like(heights, scale), np.full_like(widths, scale)
+        else:
+            height, width = _resized(heights, widths, scale, data.max_size)
+        np.maximum(tall, height, out=tall)
+        np.maximum(wide, width, out=wide)
+        height, width = -(-height // multiple) * multiple, -(-width // multiple) * multiple
+        np.maximum(joint, height * width * _SHIFT + height, out=joint)
+    return tall, wide, joint
+
+
+def _resized(heights: Sides, widths: Sides, shorter: int, max_size: int) -> tuple[Sides, Sides]:
+    """`transforms.shortest_size` of arrays."""
+    short, long = np.minimum(heights, widths), np.maximum(heights, widths)
+    limited = np.maximum(1, np.rint(max_size * short / long)).astype(np.int64)
+    small = np.where(long / short * shorter > max_size, limited, shorter)
+    large = (small * long / short).astype(np.int64)
+    return np.where(heights <= widths, small, large), np.where(widths <= heights, small, large)
+
+
+def few_images(dataset: DetectionDataset, count: int, path: Path) -> DetectionDataset:
+    """So many pictures of a data set, those that make its largest batch in front; `path` gets their annotation file."""
+    every = range(len(dataset))
+    sizes = [dataset.plan((0, index)).size for index in every]
+    highest, widest = (max(every, key=lambda index: sizes[index][side]) for side in (0, 1))
+    chosen = dataset.annotations.image_ids[list(dict.fromkeys([highest, widest, *every]))[:count]].tolist()
+    # Pictures are read in the order of their ids.
+    renamed = {image_id: place for place, image_id in enumerate(chosen)}
+    content = load_json(dataset.annotations.path)
+    content["images"] = [{**image, "id": renamed[image["id"]]} for image in content["images"] if image["id"] in renamed]
+    content["annotations"] = [
+        {**record, "image_id": renamed[record["image_id"]]}
+        for record in content["annotations"]
+        if record["image_id"] in renamed
+    ]
+    write_json(path, content)
+    annotations = read_annotations(path, dataset.annotations.image_dir)
+    return DetectionDataset(annotations, dataset.augmentation, dataset.seed, dataset.apply_orientation)
+
+
+def synthetic_batch(largest: LargestBatch, classes: int, seed: int = 0) -> Batch:
+    """A micro batch of random pixels and objects."""
+    generator = torch.Generator().manual_seed(seed)
+    count, height, width = len(largest.objects), largest.height, largest.width
+    pixels = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([[height, width]] * count)
+    sizes[0] -= int(largest.padded)
+    objects = sum(largest.objects)
+    boxes = torch.rand(objects, 4, generator=generator) * 0.4 + 0.1
+    labels = torch.randint(0, classes, (objects,), generator=generator)
+    targets = Targets(labels, boxes, largest.objects)
+    shapes = tuple((height, width) for _ in range(count))
+    return Batch(pixels.permute(0, 3, 1, 2), sizes, targets, tuple(range(count)), shapes, largest.padded)
+
+
+def validation_sizes(experiment: DetectionExperiment, annotations: Annotations, images: int = IMAGES) -> list[Size]:
+    """What the model is given of the first validation images, in the order of their ids: (height, width) in pixels.
+
+    annotations: those of the validation split, of which only the images' sizes are used; no image is opened.
+    """
+    config = experiment.data
+    if config.canvas:
+        return [(config.canvas, config.canvas)] * min(images, len(annotations.sizes))
+    augmentation = evaluation_augmentation(config)
+    # Nothing is random in an evaluation, but a plan is drawn all the same.
+    rng = random.Random(0)
+    return [augmentation.draw(rng, (height, width)).size for height, width in annotations.sizes[:images].tolist()]
