@@ -24,8 +24,8 @@ from detr_container.config.experiments import named
 from detr_container.datasets.shapes import make_shapes
 from detr_container.engine.checkpoint import load
 from detr_container.engine.run import Run
+from detr_container.engine.same import differences, run_differences
 from detr_container.engine.train import train
-from detr_container.tasks.detection.same import differences, run_differences
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL, SIDE = 16, 5, 64

@@ -129,11 +129,16 @@ class _Preflight:
 
     def __init__(self, options: PreflightOptions, here: Session, folder: Path, refusal: str, limit: float) -> None:
         self.options, self.here, self.folder, self.refusal, self.limit = options, here, folder, refusal, limit
-        self.experiment, self.list = options.settings, Checklist()
+        self.list = Checklist()
         self.sound, self.fits, self.multiple = False, True, 1
-        self.trials = trials_of(self.experiment)
+        self.trials = trials_of(options.settings)
         self.task: Task | None = None
         self.step_seconds = self.save_seconds = self.eval_rate = 0.0
+
+    @property
+    def experiment(self) -> Experiment:
+        """What is tried."""
+        return self.trials.experiment
 
     def make(self) -> int:
         """Make them all. Returns the exit status."""

@@ -15,10 +15,10 @@ from torch import Tensor
 from detr_container.base.interrupt import StopRequest
 from detr_container.config.settings import Experiment
 from detr_container.engine.run import Run
+from detr_container.engine.same import differences
 from detr_container.engine.session import Session
 from detr_container.engine.task import Task
 from detr_container.engine.trainer import Trainer
-from detr_container.tasks.detection.same import differences
 
 KEPT = ("model", "ema", "ema_updates", "optimizer", "step")
 """What of a checkpoint is compared."""

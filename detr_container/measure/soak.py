@@ -23,11 +23,11 @@ from detr_container.base.clock import clock
 from detr_container.base.limits import Seed, natural
 from detr_container.base.terminal import console
 from detr_container.config.settings import Experiment
+from detr_container.engine.same import run_differences
 from detr_container.jobs import submit as jobs
 from detr_container.jobs.status import ACTIVE, Standing, standing
 from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources
-from detr_container.tasks.detection.same import run_differences
 
 # Longer than a job on a busy cluster is wanted for this; a queue may be slow all the same.
 _PATIENCE = 3600.0

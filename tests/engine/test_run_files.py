@@ -24,11 +24,11 @@ from detr_container.engine import provenance
 from detr_container.engine.resume import data_changes
 from detr_container.engine.run import Run
 from detr_container.engine.run_files import BenchmarkFile
+from detr_container.engine.same import run_differences
 from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources
 from detr_container.launch.snapshot import NOTE, read_note
 from detr_container.launch.submission import Submission
-from detr_container.tasks.detection.same import run_differences
 
 VALUES: tuple[Any, ...] = (None, "x", -1, 0, 10**30, 1e308, [], [1], {}, {"a": 1}, True, "\0")
 FILES = ("config.json", "metrics.jsonl", "evaluations.jsonl", "provenance.jsonl", "job/job.json", "job/history.jsonl")

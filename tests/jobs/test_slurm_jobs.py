@@ -19,9 +19,9 @@ from runs import REPOSITORY, assert_same_run, environment, run_command, settings
 from slurm_cluster import Cluster, cluster, missing
 
 from detr_container.base.files import read_jsonl
+from detr_container.engine.same import metrics
 from detr_container.jobs.status import Standing, standing
 from detr_container.launch.attempts import JobFolder
-from detr_container.tasks.detection.same import metrics
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,10 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
 from detr_container.datasets.annotations import read_annotations
+from detr_container.engine.trials import trials_of
 from detr_container.measure import costs as module
-from detr_container.measure.costs import Gflops, costs, count_flops, count_parameters, validation_sizes
+from detr_container.measure.costs import Gflops, costs, count_parameters, padded_size
+from detr_container.models.detector import Detector
 from detr_container.tasks.detection.build import build_detector
 from detr_container.tasks.detection.evaluate import open_validation
+from detr_container.tasks.detection.largest import validation_sizes
 
 
 def on_backbone(name: str, head: str) -> DetectionExperiment:
@@ -26,6 +29,12 @@ def on_backbone(name: str, head: str) -> DetectionExperiment:
     debug = named("debug").experiment
     backbone = replace(debug.backbone, name=name, norm="frozen")
     return replace(debug, backbone=backbone, head=replace(debug.head, kind=head))
+
+
+def count_flops(model: Detector, size: tuple[int, int]) -> Gflops:
+    """Those of an image that is padded to what the model wants."""
+    inputs = trials_of(named("debug").experiment).inputs
+    return module.count_flops(model, padded_size(size, model.backbone.size_multiple), inputs)
 
 
 def really(call: Callable[[], object]) -> int:
@@ -111,7 +120,9 @@ def test_the_mean_is_over_pictures_and_each_size_is_counted_once(monkeypatch: py
     small, large = count_flops(model, (64, 64)), count_flops(model, (96, 128))
     seen = []
     count = module.count_flops
-    monkeypatch.setattr(module, "count_flops", lambda model, size: (seen.append(size), count(model, size))[1])
+    monkeypatch.setattr(
+        module, "count_flops", lambda model, size, inputs: (seen.append(size), count(model, size, inputs))[1]
+    )
     found = costs(experiment, 3, [(64, 64), (90, 120), (49, 60)])
     assert seen == [(64, 64), (96, 128)]
     for part in ("total", "backbone", "head"):

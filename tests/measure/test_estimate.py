@@ -22,16 +22,11 @@ from detr_container.datasets.annotations import Annotations, Category, read_anno
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.transforms import Augmentation
 from detr_container.engine.session import session
+from detr_container.engine.trials import Largest, trials_of
 from detr_container.measure import estimate
-from detr_container.measure.estimate import (
-    DoesNotFitError,
-    Largest,
-    cgroup_limits,
-    few_pictures,
-    largest_batch,
-    run_parts,
-)
+from detr_container.measure.estimate import DoesNotFitError, cgroup_limits, run_parts
 from detr_container.tasks.detection.build import open_data, training_augmentation
+from detr_container.tasks.detection.largest import LargestBatch, few_images, largest_batch, synthetic_batch
 
 
 def annotations(sizes: list[tuple[int, int]]) -> Annotations:
@@ -94,9 +89,9 @@ def test_the_largest_batch_is_reached_and_never_exceeded(seed: int) -> None:
 
 def test_the_largest_batch_of_the_published_schedule() -> None:
     mixed = annotations([(480, 640), (640, 480)])
-    assert largest_batch(mixed, DataConfig(), 2) == Largest(1250, 1250, (0, 0), True)
+    assert largest_batch(mixed, DataConfig(), 2) == LargestBatch(1250, 1250, (0, 0), True)
     assert largest_batch(annotations([(480, 640)] * 2), DataConfig(augment="none"), 2).height == 800
-    assert largest_batch(annotations([(480, 640)] * 2), DataConfig(), 2) == Largest(1250, 1250, (0, 0), True)
+    assert largest_batch(annotations([(480, 640)] * 2), DataConfig(), 2) == LargestBatch(1250, 1250, (0, 0), True)
     one = largest_batch(annotations([(480, 640)]), DataConfig(), 1)
     assert (sorted((one.height, one.width)), one.padded) == ([800, 1250], False)
 
@@ -114,13 +109,13 @@ def test_the_largest_batch_of_the_published_schedule() -> None:
 def test_masks_are_needed_where_pictures_differ(changed: dict[str, Any], multiple: int, padded: bool) -> None:
     largest = largest_batch(annotations([(100, 100)] * 3), DataConfig(**changed), 2, multiple)
     assert largest.padded == padded
-    assert estimate.made_batch(largest, 3).padded == padded
+    assert synthetic_batch(largest, 3).padded == padded
 
 
 def test_a_canvas_is_the_largest_batch_if_everything_fits() -> None:
     pictures = annotations([(60, 80), (60, 120)])
     canvas = DataConfig(scales=(50,), augment="none", canvas=100)
-    assert largest_batch(pictures, canvas, 2, 32) == Largest(128, 128, (0, 0), True)
+    assert largest_batch(pictures, canvas, 2, 32) == LargestBatch(128, 128, (0, 0), True)
     with pytest.raises(ValueError, match=r"50 pixels high and 100 wide, which does not fit data\.canvas=99"):
         largest_batch(pictures, replace(canvas, canvas=99), 2, 32)
 
@@ -130,8 +125,8 @@ def test_the_largest_batch_has_the_fullest_pictures(root: Path) -> None:
     train = open_data(experiment).train
     counts = sorted((len(train.objects(index)[0]) for index in range(len(train))), reverse=True)
     largest = largest_batch(train.annotations, experiment.data, 3, 32)
-    assert largest == Largest(64, 64, tuple(counts[:3]), False)
-    batch = estimate.made_batch(largest, 6)
+    assert largest == LargestBatch(64, 64, tuple(counts[:3]), False)
+    batch = synthetic_batch(largest, 6)
     assert batch.images.shape == (3, 3, 64, 64)
     assert batch.targets.counts == tuple(counts[:3])
 
@@ -146,7 +141,7 @@ def test_few_pictures_start_with_the_largest_batch(root: Path, tmp_path: Path) -
         record["bbox"] = [1, 1, 5, 5]
     (tmp_path / "val.json").write_text(json.dumps(content))
     whole = DetectionDataset(read_annotations(tmp_path / "val.json", root), Augmentation((50,), 1000, augment="none"))
-    few = few_pictures(whole, 3, tmp_path / "few.json")
+    few = few_images(whole, 3, tmp_path / "few.json")
     assert [few.plan((0, index)).size for index in range(3)] == [(70, 50), (50, 61), (50, 50)]
     for place, old in enumerate((3, 1, 0)):
         assert few.annotations.file_names[place] == whole.annotations.file_names[old]
@@ -159,14 +154,15 @@ import json, sys
 from pathlib import Path
 from detr_container.config import settings as config
 from detr_container.measure import estimate
-from detr_container.tasks.detection.build import open_data
 from detr_container.engine.session import session
 from detr_container.base.interrupt import StopRequest
-experiment = config.from_dict(json.loads(sys.argv[1])["experiment"])
+from detr_container.engine.trials import Largest, trials_of
+trials = trials_of(config.from_dict(json.loads(sys.argv[1])["experiment"]))
 with session("cpu") as here:
     for side in (64, 512):
-        largest = estimate.Largest(side, side, (9, 2), True)
-        estimate._take_step(experiment, open_data(experiment), largest, Path({str(tmp_path)!r}, str(side)), here)
+        large = {{"height": side, "width": side, "objects": (9, 2), "padded": True}}
+        largest = Largest("", "", large, {{**large, "height": 64, "width": 64}})
+        estimate._take_step(trials, largest, Path({str(tmp_path)!r}, str(side)), here)
         print(round(here.peak_memory() * 2**30))
 """
     command = [sys.executable, "-c", program, request(root, tmp_path)]
@@ -192,11 +188,9 @@ def test_a_process_that_does_not_come_back(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    experiment, largest = tiny(root), Largest(64, 64, (1, 1), False)
+    largest = Largest("", "", {}, {})
     with session("cpu") as here, pytest.raises(error, match=why):
-        estimate.step_memory(
-            experiment, open_data(experiment), largest, tmp_path / "x", here, StopRequest(), float(2**30)
-        )
+        estimate.step_memory(trials_of(tiny(root)), largest, tmp_path / "x", here, StopRequest(), float(2**30))
 
 
 def test_the_process_that_tries_reports_that_it_could_not_allocate(
@@ -213,7 +207,8 @@ def test_the_process_that_tries_reports_that_it_could_not_allocate(
 
 
 def request(root: Path, folder: Path) -> str:
-    largest = Largest(64, 64, (1, 1), False)
+    batch = asdict(LargestBatch(64, 64, (1, 1), padded=False))
+    largest = Largest("", "", batch, batch)
     return json.dumps({"experiment": to_dict(tiny(root)), "largest": asdict(largest), "folder": str(folder / "run")})
 
 

@@ -24,8 +24,8 @@ from detr_container.engine.session import session
 from detr_container.engine.trainer import Trainer
 from detr_container.measure import preflight
 from detr_container.measure.preflight import PreflightOptions
-from detr_container.tasks.detection import evaluate
-from detr_container.tasks.detection.build import open_data
+from detr_container.tasks.detection import evaluate, task
+from detr_container.tasks.detection.build import build_detector
 
 NAMES = ["settings", "data", "memory", "step", "learning", "saving", "evaluation", "time"]
 Told = dict[str, tuple[str, str]]
@@ -83,7 +83,7 @@ def flight(root: Path, tmp_path: Path) -> Iterator[Any]:
     with one_thread(), session("cpu") as here:
         made = preflight._Preflight(PreflightOptions(tiny(root)), here, tmp_path / "scratch", "", 0.0)
         made.settings()
-        made.data = open_data(made.experiment)
+        made.task = made.trials.opened()
         (tmp_path / "scratch").mkdir()
         yield made
 
@@ -146,9 +146,9 @@ def test_a_damaged_picture_is_red_and_the_rest_is_tried(fly: Any, root: Path, tm
 
 def test_warnings_are_shown(flight: Any, capsys: pytest.CaptureFixture[str]) -> None:
     flight.options = replace(flight.options, pictures=3)
-    flight.experiment = replace(flight.experiment, train=replace(flight.experiment.train, lr_drop=7))
-    flight.experiment = replace(flight.experiment, head=replace(flight.experiment.head, queries=1, position="learned"))
-    flight.experiment = replace(flight.experiment, train=replace(flight.experiment.train, lr_backbone=0.0))
+    train = replace(flight.experiment.train, lr_drop=7, lr_backbone=0.0)
+    head = replace(flight.experiment.head, queries=1, position="learned")
+    flight.trials = flight.trials.like(replace(flight.experiment, train=train, head=head))
     assert flight.settings().endswith(", 2 warnings")
     assert flight.data_set().startswith("train read 3 of 16 pictures, val read 3 of 5 pictures; ")
     out = capsys.readouterr().out
@@ -192,7 +192,7 @@ def test_a_model_that_does_not_learn_is_red(fly: Any, root: Path) -> None:
 @pytest.mark.parametrize("rate", [1e3, 1e-9])
 def test_learning_rates_that_are_far_off(flight: Any, rate: float) -> None:
     train = replace(flight.experiment.train, lr=rate, lr_backbone=rate)
-    flight.experiment = replace(flight.experiment, train=train)
+    flight.trials = flight.trials.like(replace(flight.experiment, train=train))
     with pytest.raises((ValueError, FloatingPointError), match=r"learning rates: |must fall by"):
         flight.learning()
 
@@ -206,9 +206,9 @@ def test_a_frozen_model_does_not_learn(flight: Any, monkeypatch: pytest.MonkeyPa
         add(lambda module, inputs, output: replace(output, logits=output.logits + 0 * module.idle))
         return model
 
-    build = preflight.build_detector
+    build = build_detector
     train = replace(flight.experiment.train, lr_backbone=0.0)
-    flight.experiment = replace(flight.experiment, train=train)
+    flight.trials = flight.trials.like(replace(flight.experiment, train=train))
     monkeypatch.setattr("detr_container.tasks.detection.task.build_detector", lambda *a, weights=True: frozen(*a))
     with pytest.raises(ValueError, match=r"loss ([\d.]+) -> \1 in 20 steps"):
         flight.learning()
@@ -265,13 +265,13 @@ def test_a_disk_that_is_full_or_closed(flight: Any, monkeypatch: pytest.MonkeyPa
 
 
 def test_figures_that_are_no_numbers(flight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = preflight.evaluate_to
+    evaluate = task.evaluate_to
 
     def wrong(*arguments: Any, **options: Any) -> Any:
         return replace(evaluate(*arguments, **options), ap50=math.nan)
 
-    monkeypatch.setattr(preflight, "evaluate_to", wrong)
-    with pytest.raises(ValueError, match="AP50 came out as no number"):
+    monkeypatch.setattr(task, "evaluate_to", wrong)
+    with pytest.raises(ValueError, match="ap50 came out as no number"):
         flight.evaluation()
 
 

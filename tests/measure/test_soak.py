@@ -17,9 +17,9 @@ import torch
 from runs import environment, final_state, run_command, settings_of, tiny, train_in
 
 from detr_container.base.alive import mark
+from detr_container.engine.same import differences, run_differences
 from detr_container.measure.soak import WAYS
 from detr_container.tasks.detection.detections import NAME, Detections
-from detr_container.tasks.detection.same import differences, run_differences
 
 
 @pytest.fixture(scope="module")

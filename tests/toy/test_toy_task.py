@@ -15,7 +15,7 @@ from toy_task import toy
 from detr_container.config.settings import to_dict
 from detr_container.config.tasks import GROUP
 from detr_container.engine.run import Run
-from detr_container.tasks.detection.same import run_differences
+from detr_container.engine.same import run_differences
 
 TESTS = Path(__file__).resolve().parents[1]
 

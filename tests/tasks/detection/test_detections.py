@@ -17,11 +17,11 @@ import torch
 
 from detr_container.commands import cli
 from detr_container.compare.analysis import analyse
+from detr_container.engine.same import run_differences
 from detr_container.models.postprocess import Ranked
 from detr_container.tasks.detection.coco_results import OLD_NAME, read_kept, records_of
 from detr_container.tasks.detection.detections import NAME, Detections, starts_of
 from detr_container.tasks.detection.evaluate import _packed
-from detr_container.tasks.detection.same import run_differences
 from detr_container.tasks.detection.scoring import score
 
 WORLD = simulated.scene(12, 4, seed=3)

@@ -38,13 +38,13 @@ from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.batch import Targets
 from detr_container.datasets.loader import permutation
 from detr_container.engine.run import Run
+from detr_container.engine.same import metrics
 from detr_container.engine.session import session
 from detr_container.engine.trainer import Trainer
 from detr_container.models.detector import Output
 from detr_container.models.matcher import Matches
 from detr_container.tasks.detection.build import build_matcher, open_data
 from detr_container.tasks.detection.coco_results import read_kept, records_of
-from detr_container.tasks.detection.same import metrics
 from detr_container.tasks.detection.task import DetectionTask
 
 SMCA: dict[str, Any] = {"backbone__norm": "frozen", "train__epochs": 1, "train__eval_every": 0, "train__log_every": 1}

@@ -24,7 +24,7 @@ from detr_container.base.files import read_jsonl
 from detr_container.config.detection import DetectionExperiment
 from detr_container.engine.progress import Progress
 from detr_container.engine.run import Run
-from detr_container.tasks.detection.same import metrics
+from detr_container.engine.same import metrics
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from runs import (
 from detr_container.base.files import read_jsonl
 from detr_container.engine.checkpoint import load
 from detr_container.engine.run import Run
-from detr_container.tasks.detection.same import metrics
+from detr_container.engine.same import metrics
 
 
 @pytest.fixture(scope="session")

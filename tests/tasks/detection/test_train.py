@@ -18,10 +18,10 @@ from detr_container.base.interrupt import StopRequest
 from detr_container.commands import cli
 from detr_container.config.detection import DetectionExperiment
 from detr_container.engine.run import Run
+from detr_container.engine.same import metrics
 from detr_container.engine.session import session
 from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.build import open_data
-from detr_container.tasks.detection.same import metrics
 from detr_container.tasks.detection.task import DetectionTask
 from detr_container.tasks.detection.together import data_on_all
 

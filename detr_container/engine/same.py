@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
-from detr_container.engine.checkpoint import load
-from detr_container.engine.run import Run
+from detr_container.base.checked import read_plain
+from detr_container.base.files import sha256
 
-from .coco_results import OLD_NAME, read_results
-from .detections import NAME, Detections
+from .checkpoint import load
+from .run import Run
+
+RESULTS = "detections/*/detections.*"
+"""What evaluations found, of whichever version: arrays, or COCO's JSON."""
 
 SPEED = {"images_per_second", "memory_gib"}
 """The fields of a line of metrics that measure the machine rather than the training."""
@@ -35,25 +38,18 @@ def run_differences(a: Path, b: Path) -> list[str]:
     found = list(differences(first, second, "checkpoint"))
     found += differences(metrics(a), metrics(b), "metrics")
     found += differences(Run(a).evaluations(), Run(b).evaluations(), "evaluations")
-    left, right = (_kept(run) for run in (a, b))
+    left, right = (sorted(path.relative_to(run) for path in run.glob(RESULTS)) for run in (a, b))
     if left != right:
         names = ", ".join(str(path) for path in sorted({*left} ^ {*right}))
         return [*found, f"detections: {len(left)} files against {len(right)}, only one of them has {names}"]
     for path in left:
-        found += differences(_detections(a / path), _detections(b / path), str(path))
+        found += differences(_content(a / path), _content(b / path), str(path))
     return found
 
 
-def _kept(run: Path) -> list[Path]:
-    """The files of detections of a run, of whichever version."""
-    return sorted(path.relative_to(run) for name in (NAME, OLD_NAME) for path in run.glob(f"detections/*/{name}"))
-
-
-def _detections(path: Path) -> Any:
-    """What a file of detections holds, as values that `differences` looks into."""
-    if path.name == OLD_NAME:
-        return read_results(path)
-    return {name: torch.from_numpy(column) for name, column in vars(Detections.read(path)).items()}
+def _content(path: Path) -> Any:
+    """What tells a file of results from another: the values of JSON, the bytes of arrays."""
+    return read_plain(path) if path.suffix == ".json" else f"SHA-256 {sha256(path)}"
 
 
 def _newest(folder: Path) -> Path:
