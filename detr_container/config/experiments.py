@@ -8,15 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from .detection import (
-    BackboneConfig,
-    DataConfig,
-    DetectionExperiment,
-    DetectionTrainConfig,
-    HeadConfig,
-    LossConfig,
-    detection,
-)
+from .backbones import BackboneConfig
+from .detection import DataConfig, DetectionExperiment, DetectionTrainConfig, HeadConfig, LossConfig, detection
 from .settings import Experiment
 from .tasks import known
 

@@ -124,8 +124,8 @@ def _stated(name: str) -> Entry:
 
         found = fit(name.removeprefix("timm/"))
         return Entry(name, found.channels, found.strides, found.parameters, found.multiple, found.side)
-    from detr_container.config.detection import BackboneConfig
-    from detr_container.tasks.detection.build import build_backbone
+    from detr_container.config.backbones import BackboneConfig
+    from detr_container.engine.backbones import build_backbone
 
     model = build_backbone(BackboneConfig(name=name, weights="none", frozen_stages=0))
     parameters = sum(each.numel() for each in model.parameters())
@@ -136,8 +136,8 @@ def _take_steps(entry: Entry) -> int:
     """Train on noise at each size; returns how many steps that were. Raises ValueError for maps other than stated."""
     import torch
 
-    from detr_container.config.detection import BackboneConfig
-    from detr_container.tasks.detection.build import build_backbone, lay_out
+    from detr_container.config.backbones import BackboneConfig
+    from detr_container.engine.backbones import build_backbone, lay_out
 
     torch.manual_seed(0)
     config = BackboneConfig(name=entry.name, weights="none", frozen_stages=0)

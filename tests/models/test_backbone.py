@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig
+from detr_container.config.backbones import BackboneConfig
+from detr_container.config.detection import DetectionExperiment, HeadConfig
+from detr_container.engine.backbones import build_backbone
 from detr_container.engine.optimizer import make_optimizer
 from detr_container.models.backbones.backbone import Backbone
 from detr_container.models.backbones.resnet import DEPTHS, ResNetBackbone
 from detr_container.models.layers.frozen_norm import freeze_norms
 from detr_container.models.weights.backbones import load_backbone
-from detr_container.tasks.detection.build import build_backbone, build_detector
+from detr_container.tasks.detection.build import build_detector
 from detr_container.tasks.detection.groups import parameter_groups
 
 SMALL_TIMM = ("resnet10t", "convnext_atto", "mobilenetv3_small_050", "test_efficientnet", "regnetx_002", "test_vit")
@@ -267,7 +269,7 @@ def test_without_a_network_the_weights_address_is_told(
 ) -> None:
     """In a process of its own, whose proxy answers nothing and whose caches are empty."""
     program = (
-        "import sys\nfrom detr_container.tasks.detection.build import build_backbone\n"
+        "import sys\nfrom detr_container.engine.backbones import build_backbone\n"
         "from detr_container.config.settings import BackboneConfig\n"
         "try:\n    build_backbone(BackboneConfig(name=sys.argv[1]))\n"
         "except ValueError as error:\n    sys.exit(str(error))\n"

@@ -9,11 +9,11 @@ from golden import pattern, published
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr_container.config.detection import BackboneConfig
+from detr_container.config.backbones import BackboneConfig
+from detr_container.engine.backbones import build_backbone
 from detr_container.models.backbones.container import SIZES, Block, ContainerLight, ContainerLightClassifier
 from detr_container.models.layers.context_aggregation import DynamicAggregation, MixedAggregation, StaticAggregation
 from detr_container.models.weights.layouts import from_container, to_container
-from detr_container.tasks.detection.build import build_backbone
 
 TINY = SIZES["container_light_tiny"]
 INPUTS = {

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from many_levels import HEADS, LAYERS, QUERIES, WIDTH, ManyLevels
 from torch import Tensor
 
-from detr_container.config.detection import BackboneConfig
+from detr_container.config.backbones import BackboneConfig
 from detr_container.datasets.batch import Targets
+from detr_container.engine.backbones import build_backbone
 from detr_container.models.backbones.backbone import Backbone
 from detr_container.models.criterion import Criterion
 from detr_container.models.detr import Detr
@@ -15,7 +16,6 @@ from detr_container.models.layers.levels import Level, bias_of, by_stride, posit
 from detr_container.models.layers.position_encoding import Extent, SinePosition
 from detr_container.models.matcher import Matcher
 from detr_container.models.smca import SmcaDetr
-from detr_container.tasks.detection.build import build_backbone
 
 STRIDES = (8, 16, 32)
 CHANNELS = {"resnet18": (128, 256, 512), "container_light": (128, 320, 512)}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig
+from detr_container.config.backbones import BackboneConfig
+from detr_container.config.detection import DetectionExperiment, HeadConfig
 from detr_container.config.experiments import FOCAL
 from detr_container.datasets.batch import Targets
 from detr_container.models.detector import Detector

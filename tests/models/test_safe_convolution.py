@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from detr_container.config.detection import BackboneConfig
+from detr_container.config.backbones import BackboneConfig
+from detr_container.engine.backbones import build_backbone
 from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.models.layers.cpu.safe_convolution import subsample_first, unsafe
-from detr_container.tasks.detection.build import build_backbone
 
 STEPS = """
 import torch
-from detr_container.tasks.detection.build import build_backbone
-from detr_container.config.detection import BackboneConfig
+from detr_container.engine.backbones import build_backbone
+from detr_container.config.backbones import BackboneConfig
 for name in ("mobileone_s0", "fastvit_t8", "repvgg_a0"):
     config = BackboneConfig(name=f"timm/{name}", weights="none", frozen_stages=0, stride=4)
     backbone = build_backbone(config).to(memory_format=torch.channels_last).train()

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_container.base.processes import ProcessInfo
-from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig
+from detr_container.config.backbones import BackboneConfig
+from detr_container.config.detection import DetectionExperiment, HeadConfig
 from detr_container.config.experiments import FOCAL
 from detr_container.datasets.batch import Batch, Targets
 from detr_container.engine.control import Control, Flags

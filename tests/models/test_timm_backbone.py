@@ -6,10 +6,12 @@ import pytest
 import timm
 import torch
 
-from detr_container.config.detection import BackboneConfig, DetectionExperiment
+from detr_container.config.backbones import BackboneConfig
+from detr_container.config.detection import DetectionExperiment
+from detr_container.engine.backbones import build_backbone, lay_out
 from detr_container.models.backbones.timm_backbone import TimmBackbone
 from detr_container.models.backbones.timm_fit import ANY_SIZE, fit
-from detr_container.tasks.detection.build import build_backbone, build_detector, lay_out
+from detr_container.tasks.detection.build import build_detector
 
 
 def backbone_of(name: str, canvas: int = 0, **settings: Any) -> TimmBackbone:

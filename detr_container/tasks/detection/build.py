@@ -6,36 +6,30 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from detr_container.base.files import sha256
 from detr_container.base.shortage import asking
-from detr_container.config.detection import BackboneConfig, DataConfig, DetectionExperiment
+from detr_container.config.detection import DataConfig, DetectionExperiment
 from detr_container.config.memory import for_model
 from detr_container.datasets.annotations import Annotations, Category, read_annotations, resolve
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
 from detr_container.datasets.transforms import Augmentation
-from detr_container.models.backbones.backbone import Backbone, maps_up_to
-from detr_container.models.backbones.container import SIZES, ContainerLight
-from detr_container.models.backbones.resnet import DEPTHS, DILATED, STRIDES, ResNetBackbone
-from detr_container.models.backbones.timm_backbone import TimmBackbone
+from detr_container.engine.backbones import build_backbone, known, lay_out
 from detr_container.models.backbones.timm_fit import fit
 from detr_container.models.criterion import Criterion
 from detr_container.models.detector import Detector
 from detr_container.models.detr import Detr
 from detr_container.models.matcher import Matcher
 from detr_container.models.smca import SmcaDetr
-from detr_container.models.weights.backbones import load_backbone, load_imagenet
 from detr_container.models.weights.detectors import Loaded, fine_tune_from
 
-from .detector_file import load_weights, read_detector
+from .detector_file import read_detector
 
 _log = logging.getLogger(__name__)
-M = TypeVar("M", bound=nn.Module)
 
 
 def longest_side(data: DataConfig) -> int:
@@ -52,55 +46,10 @@ def check_backbone(experiment: DetectionExperiment) -> str:
     """
     config = experiment.backbone
     if not config.name.startswith("timm/"):
-        _known(config.name)
+        known(config.name)
         return ""
     side = fit(config.name.removeprefix("timm/"), config.stage, config.stride, longest_side(experiment.data)).side
     return f"{config.name} takes one size only: all pictures are padded to {side} x {side} pixels" if side else ""
-
-
-def _known(name: str) -> None:
-    if name not in (*DEPTHS, *SIZES):
-        raise ValueError(
-            f"there is no backbone {name!r}: backbone.name is one of {', '.join([*DEPTHS, *SIZES])}, "
-            "or timm/ and the name of a timm model (`detr-container backbones` lists them)"
-        )
-
-
-def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0) -> Backbone:
-    """A backbone with its norms and frozen stages; weights: False leaves it random whatever `config.weights` says.
-
-    canvas: the longest side in pixels that a picture can have, for models that take only one size.
-    """
-    frozen_norm = config.norm == "frozen"
-    pretrained = weights and config.weights == "imagenet"
-    if config.name.startswith("timm/"):
-        backbone: Backbone = TimmBackbone(
-            config.name.removeprefix("timm/"),
-            config.stage,
-            config.stride,
-            pretrained,
-            frozen_norm,
-            config.drop_path,
-            canvas,
-        )
-    elif config.name in DEPTHS:
-        strides = DILATED if config.dilation else STRIDES
-        outputs = maps_up_to(config.name, strides, config.stage, config.stride)
-        backbone = ResNetBackbone(config.name, outputs, config.dilation, frozen_norm)
-    else:
-        _known(config.name)
-        size = SIZES[config.name]
-        outputs = maps_up_to(config.name, size.strides, config.stage, config.stride)
-        backbone = ContainerLight(size, outputs, frozen_norm, config.drop_path)
-    if pretrained and not config.name.startswith("timm/"):
-        load_imagenet(backbone, config.name)
-    elif weights and config.weights not in ("imagenet", "none"):
-        if not Path(config.weights).exists():
-            raise FileNotFoundError(
-                f"backbone.weights={config.weights}: neither `imagenet` nor `none`, nor a file that is there"
-            )
-        load_backbone(backbone, load_weights(Path(config.weights)), config.weights, config.file_weights)
-    return backbone.freeze(config.frozen_stages)
 
 
 def build_detector(experiment: DetectionExperiment, classes: int, weights: bool = True) -> Detector:
@@ -130,15 +79,6 @@ def build_detector(experiment: DetectionExperiment, classes: int, weights: bool 
         else:
             model = SmcaDetr(backbone, logits, gaussian=head.gaussian, smooth=head.smooth, **shared)
         return lay_out(model, backbone.memory_format)
-
-
-def lay_out(model: M, layout: torch.memory_format) -> M:
-    """Let a model's tensors of four dimensions lie in memory as its feature maps do. Returns the model."""
-    # Not `model.to`: it would ask the same of a convolution in three dimensions, which has no such layout.
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=layout)
-    return model
 
 
 def build_matcher(experiment: DetectionExperiment) -> Matcher:

@@ -12,34 +12,26 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from detr_container.base.checked import PathText, Schema, mistakes, read_json
+from detr_container.base.checked import Schema, mistakes, read_json
 from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.config.settings import from_file
 from detr_container.datasets.annotations import Category
 from detr_container.datasets.coco_classes import COCO, PANOPTIC, rows_by_id
-from detr_container.engine.checkpoint import load
+from detr_container.engine.weight_files import load_weights
 from detr_container.models.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from detr_container.models.weights.detectors import detector_weights
 from detr_container.models.weights.find import Which, check_sound, find_weights
 
 _log = logging.getLogger(__name__)
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 PROCESSOR = "preprocessor_config.json"
 """Where Hugging Face keeps what is done to images beside a model."""
-_INDEX = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
 _KINDS = ("detr", "table-transformer")
 COCO_ROWS = (91, 92)
 """Class rows of the published heads of COCO; of any other number none is taken for one of COCO's classes."""
 PANOPTIC_ROWS = 251
 """Of the published panoptic heads; so many rows of a detector without masks may be anything."""
 _NEEDED = {"query_embed.weight": 2, "class_embed.weight": 2, "class_embed.bias": 1}
-
-
-class ShardsFile(Schema):
-    """The index of a model's shards: the file of each tensor."""
-
-    weight_map: dict[str, PathText]
 
 
 class ModelConfig(Schema):
@@ -105,28 +97,6 @@ class DetectorFile:
             return f"{rows} class rows by {'panoptic ' if self.known_as is PANOPTIC else ''}COCO id"
         where = "as its config.json names them" if self.names else 'without names: "class 0", "class 1", ...'
         return f"{rows} class rows {where}"
-
-
-def is_weights_folder(path: Path) -> bool:
-    """Whether a folder is one of Hugging Face's, with weights or the index of their shards."""
-    return path.is_dir() and any((path / name).is_file() for name in (*WEIGHT_FILES, *_INDEX))
-
-
-def load_weights(path: Path) -> dict[str, Any]:
-    """A checkpoint's content from a file, or from a folder of Hugging Face, shards put together."""
-    if not is_weights_folder(path):
-        return load(path)
-    name = next(name for name in (*WEIGHT_FILES, *_INDEX) if (path / name).is_file())
-    if name in WEIGHT_FILES:
-        return load(path / name)
-    files = set(read_json(path / name, ShardsFile)["weight_map"].values())
-    bad = [file for file in files if Path(file).name != file]
-    if not files or bad:
-        raise ValueError(f"{path / name} names no shards beside it{f': {bad[0]!r}' if bad else ''}. Download it again")
-    whole: dict[str, Any] = {}
-    for file in sorted(files):
-        whole |= load(path / file)
-    return whole
 
 
 def read_detector(path: Path, which: Which = "auto", option: str = "--weights") -> DetectorFile:

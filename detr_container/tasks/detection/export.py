@@ -13,13 +13,14 @@ from torch import Tensor
 from detr_container.base.files import atomic_write, write_json
 from detr_container.config.detection import DataConfig, DetectionExperiment, HeadConfig
 from detr_container.datasets.coco_classes import unused
+from detr_container.engine.weight_files import is_weights_folder
 from detr_container.models.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.models.weights.detectors import scatter_rows
 from detr_container.models.weights.hugging_face import to_hugging_face
 from detr_container.models.weights.layouts import to_published
 
-from .detector_file import PROCESSOR, is_weights_folder
+from .detector_file import PROCESSOR
 from .trained import Trained
 
 Layout = Literal["published", "hugging-face", "hugging-face-folder"]

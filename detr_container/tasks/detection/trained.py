@@ -12,18 +12,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig, LossConfig
+from detr_container.config.backbones import BackboneConfig
+from detr_container.config.detection import DetectionExperiment, HeadConfig, LossConfig
 from detr_container.config.experiments import FOCAL, detection_named
 from detr_container.config.settings import validate
 from detr_container.datasets.annotations import Category, read_categories
 from detr_container.engine.run import Run
+from detr_container.engine.weight_files import is_weights_folder
 from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.models.detector import Detector
 from detr_container.models.weights.find import Which
 from detr_container.models.weights.fit import load_checked
 
 from .build import build_detector
-from .detector_file import DetectorFile, is_weights_folder, read_detector
+from .detector_file import DetectorFile, read_detector
 
 _log = logging.getLogger(__name__)
 

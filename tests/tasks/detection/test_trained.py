@@ -11,7 +11,8 @@ from golden import published
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detr_container.config.detection import BackboneConfig, DetectionExperiment, HeadConfig
+from detr_container.config.backbones import BackboneConfig
+from detr_container.config.detection import DetectionExperiment, HeadConfig
 from detr_container.config.experiments import FOCAL
 from detr_container.config.settings import to_dict
 from detr_container.datasets.annotations import Category

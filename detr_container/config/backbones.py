@@ -1,0 +1,43 @@
+"""Settings of a backbone, whatever its task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import with_config
+
+from detr_container.base.limits import Share, between, natural
+
+from .settings import STRICT
+from .traits import MAY_CHANGE, Topic
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The feature extractor. Freezing and learning rates go by stage, never by parameter name."""
+
+    name: str = "resnet50"
+    """resnet18/34/50/101, container_light, container_light_small, container_light_tiny, or timm/<any timm model>."""
+    weights: Annotated[str, MAY_CHANGE, Topic("pretraining")] = "imagenet"
+    """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file."""
+    file_weights: Annotated[Literal["auto", "ema", "model"], MAY_CHANGE] = "auto"
+    """Of a checkpoint file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
+    dilation: bool = False
+    """ResNet only: stride 1 and dilation 2 in the last stage (DC5), so that its features have stride 16."""
+    frozen_stages: Annotated[int, natural(1000), Topic("frozen stages")] = 2
+    """How many leading stages keep their weights. A ResNet's stages are stem, layer1 .. layer4; CONTAINER has four."""
+    norm: Annotated[Literal["frozen", "batch"], Topic("norm policy")] = "frozen"
+    """BatchNorm layers: `frozen` keeps statistics and scales fixed, `batch` trains them."""
+    drop_path: Share = 0.0
+    """Stochastic depth: the largest drop probability, reached in the last block (CONTAINER and timm)."""
+    stage: Annotated[int, between(-1000, 1000)] = -1
+    """Which feature map the head reads, counted from the end: -1 is the last, -2 has half its stride."""
+    stride: Annotated[int, natural(1024)] = 0
+    """The feature map by its stride in pixels instead, the same one for every backbone; 0: as `stage` says."""
+
+    @property
+    def label(self) -> str:
+        """The backbone as tables name it."""
+        return self.name + (" DC5" if self.dilation else "")

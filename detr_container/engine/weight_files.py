@@ -1,0 +1,41 @@
+"""Weights from a file, or from a folder of Hugging Face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detr_container.base.checked import PathText, Schema, read_json
+
+from .checkpoint import load
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_INDEX = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
+
+
+class ShardsFile(Schema):
+    """The index of a model's shards: the file of each tensor."""
+
+    weight_map: dict[str, PathText]
+
+
+def is_weights_folder(path: Path) -> bool:
+    """Whether a folder is one of Hugging Face's, with weights or the index of their shards."""
+    return path.is_dir() and any((path / name).is_file() for name in (*WEIGHT_FILES, *_INDEX))
+
+
+def load_weights(path: Path) -> dict[str, Any]:
+    """A checkpoint's content from a file, or from a folder of Hugging Face, shards put together."""
+    if not is_weights_folder(path):
+        return load(path)
+    name = next(name for name in (*WEIGHT_FILES, *_INDEX) if (path / name).is_file())
+    if name in WEIGHT_FILES:
+        return load(path / name)
+    files = set(read_json(path / name, ShardsFile)["weight_map"].values())
+    bad = [file for file in files if Path(file).name != file]
+    if not files or bad:
+        raise ValueError(f"{path / name} names no shards beside it{f': {bad[0]!r}' if bad else ''}. Download it again")
+    whole: dict[str, Any] = {}
+    for file in sorted(files):
+        whole |= load(path / file)
+    return whole
