@@ -15,11 +15,10 @@ FLOORS = {
     **dict.fromkeys(("datasets", "launch"), 1),
     **dict.fromkeys(("models", "config", "drawing"), 2),
     **dict.fromkeys(("engine",), 3),
-    **dict.fromkeys(("tasks",), 4),
-    **dict.fromkeys(("jobs",), 5),
-    **dict.fromkeys(("measure",), 6),
-    **dict.fromkeys(("compare",), 7),
-    **dict.fromkeys(("commands",), 8),
+    **dict.fromkeys(("jobs",), 4),
+    **dict.fromkeys(("tasks", "measure"), 5),
+    **dict.fromkeys(("compare",), 6),
+    **dict.fromkeys(("commands",), 7),
 }
 """What may import what: a package those of smaller numbers, none of the same."""
 # Written in pieces, so that this file does not find itself.
