@@ -219,9 +219,13 @@ def _step(path: Path) -> int:
 
 
 def _offer(folder: Path, name: str) -> str:
-    """What to say of the checkpoints that a folder does hold: similar names first."""
+    """What to say of the checkpoints that a folder, or a run's folder, does hold: similar names first."""
     if not folder.is_dir():
         return f" (nor a folder {folder})"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _SUFFIXES and entry.is_file())
-    near = difflib.get_close_matches(name, names, n=3) or names[-5:]
-    return f"; did you mean {', '.join(near)}?" if near else f"; {folder} holds none"
+    for place in (folder, folder / "checkpoints"):
+        found = [entry for entry in place.iterdir() if entry.suffix in _SUFFIXES] if place.is_dir() else []
+        names = sorted(entry.name for entry in found if entry.is_file())
+        near = difflib.get_close_matches(name, names, n=3) or names[-5:]
+        if near:
+            return f"; did you mean {', '.join(str((place / each).relative_to(folder)) for each in near)}?"
+    return f"; {folder} holds none"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from detr_container.base.checked import read_plain
-from detr_container.base.files import sha256
 
 from .checkpoint import load
 from .run import Run
@@ -48,8 +50,14 @@ def run_differences(a: Path, b: Path) -> list[str]:
 
 
 def _content(path: Path) -> Any:
-    """What tells a file of results from another: the values of JSON, the bytes of arrays."""
-    return read_plain(path) if path.suffix == ".json" else f"SHA-256 {sha256(path)}"
+    """What a file of arrays or of JSON holds, as values that `differences` looks into."""
+    if path.suffix == ".json":
+        return read_plain(path)
+    try:
+        with np.load(path) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays}
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Put back a copy of it, or evaluate again") from error
 
 
 def _newest(folder: Path) -> Path:

@@ -210,6 +210,9 @@ def test_errors_of_the_user_are_explained(tmp_path: Path) -> None:
         load(tmp_path / "absent" / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"is a folder.*checkpoint-00001200\.pt"):
         load(tmp_path)
+    Checkpoints(tmp_path / "run" / "checkpoints").save({"step": 1}, 7)
+    with pytest.raises(ValueError, match=r"is a folder.*did you mean checkpoints/checkpoint-00000007\.pt\?"):
+        load(tmp_path / "run")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list, not a checkpoint"):
         load(tmp_path / "list.pt")

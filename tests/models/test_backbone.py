@@ -270,7 +270,7 @@ def test_without_a_network_the_weights_address_is_told(
     """In a process of its own, whose proxy answers nothing and whose caches are empty."""
     program = (
         "import sys\nfrom detr_container.engine.backbones import build_backbone\n"
-        "from detr_container.config.settings import BackboneConfig\n"
+        "from detr_container.config.backbones import BackboneConfig\n"
         "try:\n    build_backbone(BackboneConfig(name=sys.argv[1]))\n"
         "except ValueError as error:\n    sys.exit(str(error))\n"
     )
