@@ -166,7 +166,7 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> Experiment:
     """The experiment that `to_dict` described. Raises ValueError naming each setting that does not fit."""
     # Before there was a second task, a file did not say which it was of.
-    kind = experiment_class(str(values.get("task", "detection")))
+    kind = experiment_class(str(values.get("task", "detection")) if isinstance(values, dict) else "detection")
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:

@@ -16,8 +16,9 @@ from detr_container.commands import cli
 from detr_container.commands import data as data_commands
 from detr_container.commands import models as model_commands
 from detr_container.compare.options import CompareOptions, ReportOptions
+from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
-from detr_container.config.settings import Experiment, from_dict, to_dict
+from detr_container.config.settings import from_dict, to_dict
 from detr_container.jobs.names import place, place_of_many
 from detr_container.jobs.sweep import members_of
 from detr_container.launch.resources import Resources, minutes
@@ -37,7 +38,8 @@ def status(arguments: list[str]) -> int:
 def numbers_without_rule(hint: typing.Any, name: str = "") -> list[str]:
     """Fields of a dataclass, and of those within it, that take any number."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        fields = typing.get_type_hints(hint, include_extras=True).items()
+        hints = typing.get_type_hints(hint, include_extras=True)
+        fields = [(field.name, hints[field.name]) for field in dataclasses.fields(hint)]
         return [found for key, value in fields if value is not Resources for found in numbers_without_rule(value, key)]
     if any(isinstance(rule, (AfterValidator, PrimitiveConstructorSpec)) for rule in getattr(hint, "__metadata__", ())):
         return []
@@ -50,7 +52,7 @@ def numbers_without_rule(hint: typing.Any, name: str = "") -> list[str]:
 @pytest.mark.parametrize(
     "kind",
     [
-        Experiment,
+        DetectionExperiment,
         model_commands.EvaluateOptions,
         model_commands.PredictOptions,
         model_commands.InspectOptions,

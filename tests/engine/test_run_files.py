@@ -308,10 +308,12 @@ def test_runs_whose_files_cannot_be_read_are_not_compared(home: Path) -> None:
     for name in ("metrics.jsonl", "evaluations.jsonl", LAST + "/detections.json"):
         whole = (bad / name).read_bytes()
         for content in (b"[" * 100_000 + b"\n", b'{"step": "x"}\n{}\n', b"nonsense\n{}\n"):
-            (bad / name).write_bytes(content if name.endswith(".jsonl") or b"step" not in content else b"{}")
+            (bad / name).write_bytes(content)
             with pytest.raises(ValueError, match=re.escape(str(bad / name))):
                 run_differences(good, bad)
         (bad / name).write_bytes(whole)
+    (bad / LAST / "detections.json").write_text("{}")
+    assert run_differences(good, bad)[0].startswith(f"{LAST}/detections.json: ")
 
 
 def test_a_lock_whose_holder_cannot_be_read_is_held_all_the_same(home: Path) -> None:
