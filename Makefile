@@ -16,7 +16,7 @@ help:
 	@echo "make test          check style and types, and run all tests"
 	@echo "make test-long     run the tests that take minutes: hundreds of damaged inputs, every family of backbones, real trainings on a real Slurm"
 	@echo "make demo          make a small data set, train on it, evaluate, and draw what was found"
-	@echo "make compare-demo  train two heads on two backbones with two seeds on made pictures, and report; 20 minutes"
+	@echo "make compare-demo  train two heads on two backbones with two seeds on synthetic images, and report; 20 minutes"
 	@echo "make lint          check style and types only"
 	@echo "make format        put the code into the project's format"
 	@echo "make install       only create .venv with everything in it"

@@ -1,7 +1,7 @@
 """Annotation files in COCO's format: read, checked record by record, and turned into arrays.
 
-Sizes: I images, A annotations. Columns of numbers are checked by NumPy at once; only records that fail are looked
-at one by one, so COCO's train2017 costs little more than parsing its JSON.
+Sizes: I images, A annotations. Columns of numbers are checked by NumPy at once; only records that fail are checked
+one by one, so COCO's train2017 costs little more than parsing its JSON.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def read_annotations(
     names_and_sizes: bool = True,
     segmentations: bool = False,
 ) -> Annotations:
-    """Read an annotation file in COCO's format whose pictures lie in `image_dir`.
+    """Read an annotation file in COCO's format whose images lie in `image_dir`.
 
     unlabelled: a file without 'annotations' will do. names_and_sizes: images must have them; without, an image is an
     id, as scoring needs it: names are empty, sizes 0, and no box can lie outside. segmentations: keep them.
@@ -131,7 +131,7 @@ def read_categories(path: Path) -> tuple[Category, ...]:
 
 
 def find_problems(raw: object, path: Path) -> list[Problem]:
-    """List everything that the parsed JSON of an annotation file alone can tell is wrong; no picture is opened."""
+    """List everything that the parsed JSON of an annotation file alone can tell is wrong; no image is opened."""
     return parse_annotations(raw, path, path.parent)[1]
 
 
@@ -299,7 +299,7 @@ def resolve(
     val_images: Path | None,
     val_annotations: Path | None,
 ) -> tuple[tuple[Path, Path], tuple[Path, Path]]:
-    """Find the (picture folder, annotation file) of training and of validation; an explicit path wins over `root`.
+    """Find the (image folder, annotation file) of training and of validation; an explicit path wins over `root`.
 
     Raises ValueError when a path is not given at all, FileNotFoundError when it does not exist.
     """
@@ -312,7 +312,7 @@ def resolve(
 def resolve_split(
     split: Literal["train", "val"], root: Path | None, images: Path | None, annotations: Path | None
 ) -> tuple[Path, Path]:
-    """Find the (picture folder, annotation file) of one split; a path wins over `root`. Raises as `resolve`."""
+    """Find the (image folder, annotation file) of one split; a path wins over `root`. Raises as `resolve`."""
     if root is None and (images is None or annotations is None):
         missing = [f"data.{split}_{name}" for name, path in _named(images, annotations) if path is None]
         raise ValueError(

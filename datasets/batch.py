@@ -1,6 +1,6 @@
-"""What travels from the loader to the model: one batch of pictures and everything that is known about them.
+"""What travels from the loader to the model: one batch of images and everything that is known about them.
 
-Shapes: B pictures, H x W the padded size, N objects in the whole batch.
+Shapes: B images, H x W the padded size, N objects in the whole batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass
 class Sample:
-    """One picture as the data set gives it.
+    """One image as the data set gives it.
 
     image: [3, h, w] uint8; boxes: [n, 4] float32 (cx, cy, w, h in [0, 1]); labels: [n] int64, contiguous from 0;
     image_id: its id in the annotation file; original_size: (height, width) on disk, in pixels.
@@ -29,9 +29,9 @@ class Sample:
 
 @dataclass
 class Targets:
-    """The objects of a batch, packed: picture b owns the `counts[b]` rows that follow those of pictures 0 .. b-1.
+    """The objects of a batch, packed: image b owns the `counts[b]` rows that follow those of images 0 .. b-1.
 
-    labels: [N] int64; boxes: [N, 4] float32 (cx, cy, w, h in [0, 1]); counts: one int per picture, always on the host.
+    labels: [N] int64; boxes: [N, 4] float32 (cx, cy, w, h in [0, 1]); counts: one int per image, always on the host.
     """
 
     labels: Tensor
@@ -45,11 +45,11 @@ class Targets:
 
 @dataclass
 class Batch:
-    """Padded pictures and their targets.
+    """Padded images and their targets.
 
     images: [B, 3, H, W] uint8, padded at the bottom and the right; sizes: [B, 2] int64, true (height, width) in
     pixels before padding; image_ids and original_sizes (height, width on disk) stay on the host.
-    padded: whether any picture is smaller than the batch, so that models can do without masks when none is.
+    padded: whether any image is smaller than the batch, so that models can do without masks when none is.
     """
 
     images: Tensor
@@ -84,23 +84,23 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], multiple: int = 1, canvas: int = 0) -> Batch:
-    """Pad pictures to one size and pack their objects.
+    """Pad images to one size and pack their objects.
 
     multiple: the padded height and width are multiples of this many pixels (a backbone's `size_multiple`).
-    canvas: when not 0, pad to this square in pixels instead of to the largest picture.
-    Raises ValueError when a picture is larger than the canvas.
+    canvas: when not 0, pad to this square in pixels instead of to the largest image.
+    Raises ValueError when an image is larger than the canvas.
     """
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     if canvas:
         if max(height, width) > canvas:
             raise ValueError(
-                f"a picture of {height} x {width} pixels does not fit data.canvas={canvas}: "
+                f"an image of {height} x {width} pixels does not fit data.canvas={canvas}: "
                 "raise data.canvas, or lower data.max_size"
             )
         height = width = canvas
     height, width = (-(-side // multiple) * multiple for side in (height, width))
-    # Pictures are decoded and resized with channels last; keeping them so makes the copy a plain one, here and in the
+    # Images are decoded and resized with channels last; keeping them so makes the copy a plain one, here and in the
     # convolutions.
     images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for padded, sample, (h, w) in zip(images, samples, sizes, strict=True):

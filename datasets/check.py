@@ -1,4 +1,4 @@
-"""The checker of data sets: reads every picture as training will, and says what is wrong, record by record."""
+"""The checker of data sets: reads every image as training will, and reports what is wrong, record by record."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from itertools import combinations
 from pathlib import Path
 
 from .annotations import Annotations, Problem, load_json, parse_annotations
+from .check_report import Report, summarise
 from .images import decode, faultless, orientation, read_bytes
-from .progress import track
-from .report import Report, summarise
+from .progress_bar import track
 
 BLOCK = 1024
-"""Pictures handed to the pool at a time, so that COCO's 118,287 do not all wait in memory."""
+"""Images handed to the pool at a time, so that COCO's 118,287 do not all wait in memory."""
 
 FLAT = 4
 """Levels of brightness, of 256, below which an image shows nothing."""
@@ -49,7 +49,7 @@ class _Split:
         return [self.annotations.image_dir / name for name in self.annotations.file_names]
 
     def of(self, index: int) -> str:
-        """Name a picture in a message: split, file and id."""
+        """Name an image in a message: split, file and id."""
         return f"{self.name}: {self.annotations.file_names[index]} (image {self.annotations.image_ids[index]})"
 
 
@@ -62,10 +62,10 @@ def check_dataset(
 ) -> Report:
     """Check the splits of a data set and everything between them.
 
-    splits: name -> (folder of pictures, annotation file), as `annotations.resolve` finds them; workers: threads that
-    read pictures. sample: how many pictures of each split to read, always the same ones, and compare with each other;
+    splits: name -> (folder of images, annotation file), as `annotations.resolve` finds them; workers: threads that
+    read images. sample: how many images of each split to read, always the same ones, and compare with each other;
     of the others it is only checked that they are there, and their annotations are. 0: all.
-    apply_orientation: read pictures as training with data.apply_orientation does.
+    apply_orientation: read images as training with data.apply_orientation does.
     Nothing that is wrong with the data raises: it is in the report. RuntimeError: memory or open files ran out.
     """
     problems: list[Problem] = []
@@ -79,8 +79,8 @@ def check_dataset(
             continue
         problems += [Problem(problem.severity, problem.kind, f"{name}: {problem.message}") for problem in found]
         readable.append(_Split(name, annotations))
-    reader = partial(look, apply_orientation=apply_orientation)
-    seen = {split.name: _read_pictures(split, reader, workers, progress, sample, problems) for split in readable}
+    reader = partial(read_one, apply_orientation=apply_orientation)
+    seen = {split.name: _read_images(split, reader, workers, progress, sample, problems) for split in readable}
     for split in readable:
         problems += _turned(split, seen[split.name], apply_orientation)
     problems += _unlisted(readable, {path for _, path in splits.values()})
@@ -90,7 +90,7 @@ def check_dataset(
     return Report(tuple(problems), tuple(summarise(split.name, split.annotations) for split in readable))
 
 
-def look(path: Path, apply_orientation: bool = False) -> Seen:
+def read_one(path: Path, apply_orientation: bool = False) -> Seen:
     """Read and decode one file exactly as training does. Raises RuntimeError when memory or open files run out."""
     try:
         with faultless(path):
@@ -105,7 +105,7 @@ def look(path: Path, apply_orientation: bool = False) -> Seen:
     return Seen(digest, (int(image.shape[1]), int(image.shape[2])), orientation(data) != 1, flat)
 
 
-def _read_pictures(
+def _read_images(
     split: _Split,
     reader: Callable[[Path], Seen],
     workers: int,
@@ -113,9 +113,9 @@ def _read_pictures(
     sample: int,
     problems: list[Problem],
 ) -> list[Seen | None]:
-    """What came of every picture; None for one that is there and was not drawn for reading."""
+    """What came of every image; None for one that is there and was not drawn for reading."""
     if not split.annotations.image_dir.is_dir():
-        message = f"{split.name}: no folder of pictures {split.annotations.image_dir}"
+        message = f"{split.name}: no folder of images {split.annotations.image_dir}"
         problems.append(Problem("error", "image-folder", message))
         return [Seen()] * len(split.annotations.file_names)
     paths = split.paths()
@@ -123,7 +123,7 @@ def _read_pictures(
     drawn: Container[int] = set(random.Random(0).sample(every, sample)) if 0 < sample < len(paths) else every
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd files; what matters is whether they decode.
-        seen = list(track(_look_at_all(paths, reader, drawn, workers), len(paths), f"reading {split.name}", progress))
+        seen = list(track(_read_drawn(paths, reader, drawn, workers), len(paths), f"reading {split.name}", progress))
     for index, found in enumerate(seen):
         if found is None:
             continue
@@ -145,17 +145,17 @@ def _read_pictures(
     return seen
 
 
-def _look_at_all(
+def _read_drawn(
     paths: list[Path], reader: Callable[[Path], Seen], drawn: Container[int], workers: int
 ) -> Iterator[Seen | None]:
-    def glance(index: int) -> Seen | None:
+    def read_if_drawn(index: int) -> Seen | None:
         return reader(paths[index]) if index in drawn or not _is_there(paths[index]) else None
 
     # Threads, for reading, hashing and decoding all let go of the interpreter's lock, while a process would first
     # spend seconds on importing torch.
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, len(paths), BLOCK):
-            yield from pool.map(glance, range(start, min(start + BLOCK, len(paths))))
+            yield from pool.map(read_if_drawn, range(start, min(start + BLOCK, len(paths))))
 
 
 def _is_there(path: Path) -> bool:
@@ -212,10 +212,10 @@ def _categories_differ(first: _Split, second: _Split) -> Iterator[Problem]:
     a, b = first.annotations.categories, second.annotations.categories
     if a == b:
         return
-    for here, there, mine, others in ((first, second, a, b), (second, first, b, a)):
+    for one, other, mine, others in ((first, second, a, b), (second, first, b, a)):
         for category in mine:
             if category not in others:
-                message = f"category {category.id} ({category.name}) of {here.name} is not in {there.name}"
+                message = f"category {category.id} ({category.name}) of {one.name} is not in {other.name}"
                 yield Problem("error", "categories-differ", f"{message}: both splits need the same list")
 
 

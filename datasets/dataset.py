@@ -1,4 +1,4 @@
-"""Annotated pictures as samples: read, decode, transform. Every random choice follows from (seed, epoch, index)."""
+"""Annotated images as samples: read, decode, transform. Every random choice follows from (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .images import read_image
 from .transforms import Augmentation, Plan, apply, clamp_boxes, has_area
 
 Key = tuple[int, int]
-"""(epoch, index): which picture, and which of its random appearances."""
+"""(epoch, index): which image, and which of its random appearances."""
 
 
 def random_of(seed: int, epoch: int, index: int) -> random.Random:
-    """The random numbers of one appearance of one picture, the same in every process and on every machine."""
+    """The random numbers of one appearance of one image, the same in every process and on every machine."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=16).digest()
     return random.Random(int.from_bytes(digest, "big"))
 
 
 class DetectionDataset(Dataset[Sample]):
-    """The pictures of one annotation file, each with its objects; indexed by (epoch, index).
+    """The images of one annotation file, each with its objects; indexed by (epoch, index).
 
-    Crowd regions are left out, boxes are cut at the picture's edges, and those without area are dropped; pictures
+    Crowd regions are left out, boxes are cut at the image's edges, and those without area are dropped; images
     without objects are kept (the published code does all of this in training and evaluation).
     apply_orientation: images are turned as their orientation tags say before anything else; sizes and boxes are of the
     turned ones.
     An item's randomness is a function of `seed` and its key alone, so any process, worker or resumed run gets the
-    same picture for the same key.
+    same image for the same key.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.annotations.image_ids)
 
     def plan(self, key: Key) -> Plan:
-        """What will be done to a picture; its `size` is the true size of the sample. Reads no file."""
+        """What will be done to an image; its `size` is the true size of the sample. Reads no file."""
         height, width = (int(side) for side in self.annotations.sizes[key[1]])
         return self.augmentation.draw(random_of(self.seed, *key), (height, width))
 
     def objects(self, index: int) -> tuple[Tensor, Tensor]:
-        """The objects of a picture: boxes [n, 4] float32 xyxy in pixels of the file, and labels [n] int64."""
+        """The objects of an image: boxes [n, 4] float32 xyxy in pixels of the file, and labels [n] int64."""
         of = self.annotations
         rows = slice(int(of.starts[index]), int(of.starts[index + 1]))
         single = ~of.crowd[rows]
@@ -83,7 +83,7 @@ class DetectionDataset(Dataset[Sample]):
         path = self.annotations.image_dir / self.annotations.file_names[index]
         try:
             with warnings.catch_warnings():
-                # Pillow's hint at a very large picture is no news to its owner, and would come once per worker.
+                # Pillow's hint at a very large image is no news to its owner, and would come once per worker.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 image = read_image(path, self.apply_orientation)
         except FileNotFoundError:
@@ -101,5 +101,5 @@ class DetectionDataset(Dataset[Sample]):
         image_id = int(self.annotations.image_ids[index])
         return ValueError(
             f"{path}: {problem} (image id {image_id} of {self.annotations.path}); repair the file or "
-            "remove its record. `detr-container data check` lists every such picture before training starts"
+            "remove its record. `detr-container data check` lists every such image before training starts"
         )

@@ -87,19 +87,19 @@ def decode(data: bytes, apply_orientation: bool = False) -> Tensor:
     except Image.DecompressionBombError:
         raise ValueError(f"the image has more than {LARGEST_PIXELS:,} pixels: {_SMALLER}") from None
     except UnidentifiedImageError:
-        raise ValueError(f"not a picture in any format known here ({', '.join(FORMATS)})") from None
+        raise ValueError(f"not an image in any format known here ({', '.join(FORMATS)})") from None
     except _DAMAGE as error:
         # Pillow's decoders say so in an error like all the others.
         if out_of_memory(error) or "out of memory" in str(error).lower():
             raise MemoryError(str(error)) from error
-        raise ValueError(f"not a complete picture ({error})") from error
+        raise ValueError(f"not a complete image ({error})") from error
     return _turned(pixels, tag) if apply_orientation else pixels
 
 
 def _decoded(data: bytes, apply_orientation: bool) -> tuple[Tensor, int]:
-    """The pixels as stored, and the orientation tag, which is looked for only where it is needed."""
+    """The pixels as stored, and the orientation tag, which is read only where it is needed."""
     with _opened(data) as image:
-        # A PNG's tag is looked for behind its pixels: they come first, and what is wrong with them.
+        # A PNG's tag is searched behind its pixels: they come first, and what is wrong with them.
         tag = _tag_of(image) if image.format == "TIFF" else 0
         pixels = _decoded_jpeg(data) if image.format in ("JPEG", "MPO") else None
         if pixels is None:

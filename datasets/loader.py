@@ -1,6 +1,6 @@
-"""Batches for training and evaluation: which pictures make up which step, and the processes that load them.
+"""Batches for training and evaluation: which images make up which step, and the processes that load them.
 
-Nothing here has state to save. The pictures of a step follow from (seed, step), so resuming is starting at a step.
+Nothing here has state to save. The images of a step follow from (seed, step), so resuming is starting at a step.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ SHARED = "/dev/shm"
 """Where Linux keeps the memory that processes share; in a container it has 64 MB unless more is asked for."""
 AHEAD = 4
 """Batches that a loader process makes in advance."""
-LOOK, WAIT = 1, 30
-"""Seconds between two looks at what a batch is waiting for, and of waiting for room before giving up."""
+POLL, WAIT = 1, 30
+"""Seconds between two checks of what a batch is waiting for, and of waiting for room before giving up."""
 Ends = Callable[[bool], bool]
-"""Whether who waits for a batch wants no more; told whether it cannot come for want of room."""
+"""Whether who waits for a batch wants no more; its argument: whether it cannot come for want of room."""
 
 
 def steps_per_epoch(length: int, batch: int) -> int:
-    """Optimiser steps in one pass over `length` pictures; what does not fill a batch is left out, as published.
+    """Optimizer steps in one pass over `length` images; what does not fill a batch is left out, as published.
 
-    Raises ValueError when there are not enough pictures for one step.
+    Raises ValueError when there are not enough images for one step.
     """
     if not 1 <= batch <= length:
         raise ValueError(
-            f"train.batch={batch} pictures per step, but the training set has {length}: "
+            f"train.batch={batch} images per step, but the training set has {length}: "
             f"choose train.batch between 1 and {length}"
         )
     return length // batch
 
 
 def permutation(length: int, seed: int, epoch: int) -> list[int]:
-    """The order of the pictures in an epoch, a function of its arguments alone."""
+    """The order of the images in an epoch, a function of its arguments alone."""
     # A golden-ratio stride keeps (seed, epoch) and (seed + 1, epoch - 1) apart, which adding them would not.
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
     order: list[int] = torch.randperm(length, generator=generator).tolist()
@@ -58,9 +58,9 @@ def permutation(length: int, seed: int, epoch: int) -> list[int]:
 class StepBatches(Sampler[list[Key]]):
     """The keys of one rank's micro batches, in order, from `start_step` to `total_steps` without a pause at epochs.
 
-    length: pictures in the data set; batch: pictures per optimiser step over all ranks; micro_batch: pictures per
+    length: images in the data set; batch: images per optimizer step over all ranks; micro_batch: images per
     rank and forward pass. Each step has `accumulation` = batch / (micro_batch x world) micro batches per rank. The
-    pictures of a step are the same for every world and micro_batch; ranks and micro batches divide them.
+    images of a step are the same for every world and micro_batch; ranks and micro batches divide them.
     Raises ValueError when the batch cannot be divided so, or exceeds the data set.
     """
 
@@ -109,8 +109,8 @@ class StepBatches(Sampler[list[Key]]):
                 epoch = step // self.steps_per_epoch
                 order = permutation(self.length, self.seed, epoch)
             first = step % self.steps_per_epoch * self.batch
-            for turn in range(self.accumulation):
-                start = first + (turn * self.world + self.rank) * self.micro_batch
+            for micro_step in range(self.accumulation):
+                start = first + (micro_step * self.world + self.rank) * self.micro_batch
                 yield [(epoch, index) for index in order[start : start + self.micro_batch]]
 
 
@@ -142,14 +142,14 @@ def evaluation_loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
-    """A loader of one rank's share of the data set, in order, each picture exactly once over all ranks.
+    """A loader of one rank's share of the data set, in order, each image exactly once over all ranks.
 
-    Whole batches are dealt out in turn, so that a picture has the same neighbours, and with them the same padding and
+    Whole batches are dealt out in turn, so that an image has the same neighbours, and with them the same padding and
     outputs, for every number of ranks. Ranks may differ by one batch, and the last batch may be smaller.
     """
     if batch < 1 or not 0 <= rank < world:
         raise ValueError(
-            f"data.eval_batch={batch}, rank {rank} of {world}: batches hold 1 picture or more, ranks < world"
+            f"data.eval_batch={batch}, rank {rank} of {world}: batches hold 1 image or more, ranks < world"
         )
     keys = [(0, index) for index in range(len(dataset))]
     every = [keys[start : start + batch] for start in range(0, len(keys), batch)]
@@ -157,12 +157,12 @@ def evaluation_loader(
 
 
 def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Generator[Batch, None, None]:
-    """The loader's batches, with errors of its processes told as if they had happened here.
+    """The loader's batches, with errors of its processes raised as if they had happened in this one.
 
     ends: asked every second in which no batch has come. Closing the generator (or dropping it) ends the loader's
     processes.
-    Raises ValueError for a picture that cannot be loaded (see `DetectionDataset`), OSError when shared memory or open
-    files run out, RuntimeError when a loader process was killed, InterruptedError when `ends` says so.
+    Raises ValueError for an image that cannot be loaded (see `DetectionDataset`), OSError when shared memory or open
+    files run out, RuntimeError when a loader process was killed, InterruptedError when `ends` returns True.
     """
     iterator, collating = None, loader.collate_fn
     assert isinstance(collating, _Collate)
@@ -204,7 +204,7 @@ def _patiently(iterator: Iterator[Batch], loader: DataLoader[Any], collating: _C
         waited = waited + loader.timeout if short else 0.0
         if ends(short):
             full = f", for which there is no room in shared memory ({SHARED})" if short else ""
-            raise InterruptedError(f"told to stop while waiting for a batch{full}")
+            raise InterruptedError(f"asked to stop while waiting for a batch{full}")
         if waited >= WAIT:
             raise _no_room(loader.num_workers)
 
@@ -334,8 +334,8 @@ def _loader(
         # the fork server makes in a fraction of a second, hold no memory between two evaluations.
         persistent_workers=False,
         prefetch_factor=_ahead(dataset, batch, canvas, workers) if workers else None,
-        # How often `batches` looks up while it waits; it then goes on waiting.
-        timeout=LOOK if workers else 0,
+        # How often `batches` checks while it waits; it then waits further.
+        timeout=POLL if workers else 0,
         # Its own, because each pass over the loader draws a number, which must not move the model's dropout.
         generator=torch.Generator(),
     )

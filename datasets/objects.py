@@ -15,7 +15,7 @@ from .records import Findings, Record, Severity, box_column, integer_column, num
 LARGEST_AREA, FARTHEST = 1e10, 1e9
 """Pixels: COCO's evaluators leave out objects with a larger area without a word, and no image reaches so far."""
 FEW = 4
-"""Boxes from which it can be told that they are of another convention."""
+"""Boxes that it takes to see that they are of another convention."""
 DOUBTS = ("boxes-within-a-pixel", "boxes-as-corners")
 """Kinds of warnings that boxes as a whole are of another convention than COCO's."""
 
@@ -88,7 +88,7 @@ class Objects:
         return rows[~outside], image, label
 
     def _check_boxes(self, rows: NDArray[np.int64], sizes: NDArray[np.int64], findings: Findings) -> NDArray[np.bool_]:
-        """Find which of these rows lie wholly outside their picture; sizes: its (height, width) for every row."""
+        """Find which of these rows lie wholly outside their image; sizes: its (height, width) for every row."""
         left, top, width, height = self.boxes[rows].T
         right, bottom = left + width, top + height
         image_height, image_width = sizes.T
@@ -96,8 +96,8 @@ class Objects:
         outside = ~empty & ((right <= 0) | (bottom <= 0) | (left >= image_width) | (top >= image_height))
         beyond = np.max([-left, -top, right - image_width, bottom - image_height], axis=0, initial=0.0) > 1
         cases: tuple[tuple[Severity, str, NDArray[np.bool_], str], ...] = (
-            ("error", "outside", outside, "lies wholly outside the picture"),
-            ("warning", "beyond-edge", beyond & ~outside & ~empty, "reaches beyond the picture and is cut off there"),
+            ("error", "outside", outside, "lies wholly outside the image"),
+            ("warning", "beyond-edge", beyond & ~outside & ~empty, "reaches beyond the image and is cut off there"),
             ("warning", "empty-box", empty, "has no area and is left out of training"),
         )
         for severity, kind, mask, rule in cases:

@@ -1,6 +1,6 @@
 """Records of a JSON file as checked columns: lists of objects in, NumPy arrays and problems out.
 
-NumPy checks a column of numbers at once; only a column that fails is looked at value by value.
+NumPy checks a column of numbers at once; only a column that fails is checked value by value.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ def box_column(values: list[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_
     return np.where(good[:, None], boxes, 0.0), good
 
 
-def positions(wanted: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Find where each wanted id stands in the sorted known ids, and whether it stands there at all."""
+def positions(ids: NDArray[np.int64], known: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Find where each id stands in the sorted known ids, and whether it stands there at all."""
     if not len(known):
-        return np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=bool)
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1).astype(np.int64)
-    return place, known[place] == wanted
+        return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)
+    place = np.minimum(np.searchsorted(known, ids), len(known) - 1).astype(np.int64)
+    return place, known[place] == ids

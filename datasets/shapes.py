@@ -1,9 +1,9 @@
 """A generated data set in COCO's format: coloured shapes that overlap on textured backgrounds.
 
 It has what COCO has and what breaks detectors: crowd objects (a cluster of small shapes, annotated as one region),
-pictures without objects, gaps in the category ids, polygons and run-length masks. A box is tight around the full
-shape, also where another shape covers a part of it; every object lies inside its picture. Picture i of a split
-depends on (seed, split, size, i) alone: neither the number of worker processes nor that of pictures changes it.
+images without objects, gaps in the category ids, polygons and run-length masks. A box is tight around the full
+shape, also where another shape covers a part of it; every object lies inside its image. Image i of a split
+depends on (seed, split, size, i) alone: neither the number of worker processes nor that of images changes it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from PIL import Image, ImageDraw
 
 from detr_container.base.checked import read_plain
 
-from .progress import track
+from .progress_bar import track
+from .records import Record
 
 Split = Literal["train", "val"]
 Points = NDArray[np.float64]
-Record = dict[str, Any]
 
 CATEGORY_IDS = {"circle": 1, "rectangle": 2, "triangle": 4, "star": 5, "ring": 9, "cross": 13}
 """The classes and their ids, with gaps as COCO's have."""
 MANIFEST = "shapes.json"
-"""The file in the data set's folder that says how it was made."""
+"""The file in the data set's folder that records how it was made."""
 EMPTY_EVERY, EMPTY_AT = 16, 5
-"""One picture in sixteen has no object."""
+"""One image in sixteen has no object."""
 CROWD_EVERY, CROWD_AT = 8, 3
-"""One picture in eight has a crowd."""
+"""One image in eight has a crowd."""
 FIRST_VAL_ID = 1_000_001
 TILT = math.radians(15)
 SUPERSAMPLE = 4
@@ -49,7 +49,7 @@ LEAST_SIZE = 64
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """What determines the data set. Numbers of pictures, the side of their squares in pixels, and the seed."""
+    """What determines the data set. Numbers of images, the side of their squares in pixels, and the seed."""
 
     train: int = 2000
     val: int = 200
@@ -85,7 +85,7 @@ def make_shapes(
 ) -> bool:
     """Write the data set to `root` in COCO's layout; False when it is there already, made with the same settings.
 
-    train, val: numbers of pictures; size: side of the square pictures in pixels; workers: processes, 0 for none.
+    train, val: numbers of images; size: side of the square images in pixels; workers: processes, 0 for none.
     The folder appears only when it is complete. Raises ValueError for settings that make no data set, FileExistsError
     when `root` holds anything else, and OSError, which names it, when it cannot be written.
     """
@@ -119,7 +119,7 @@ def make_shapes(
 def _check(config: ShapesConfig) -> None:
     if min(config.train, config.val) < 1 or config.train >= FIRST_VAL_ID:
         raise ValueError(
-            f"train={config.train}, val={config.val}: each split needs at least one picture, "
+            f"train={config.train}, val={config.val}: each split needs at least one image, "
             f"and training fewer than {FIRST_VAL_ID}"
         )
     if config.size < LEAST_SIZE:
@@ -143,9 +143,9 @@ def _check_same(root: Path, config: ShapesConfig) -> None:
         raise FileExistsError(f"{root} was made with {found}, not with {asdict(config)}: {remedy}")
     for split, count in (("train", config.train), ("val", config.val)):
         folder = root / f"{split}2017"
-        there = sum(1 for _ in folder.glob("*.jpg")) if folder.is_dir() else 0
-        if there != count or not (root / "annotations" / f"instances_{split}2017.json").is_file():
-            raise FileExistsError(f"{root} is damaged ({there} of {count} {split} pictures are there): {remedy}")
+        images = sum(1 for _ in folder.glob("*.jpg")) if folder.is_dir() else 0
+        if images != count or not (root / "annotations" / f"instances_{split}2017.json").is_file():
+            raise FileExistsError(f"{root} is damaged ({images} of {count} {split} images are there): {remedy}")
 
 
 def _write(root: Path, config: ShapesConfig, workers: int, progress: bool) -> None:
@@ -193,7 +193,7 @@ def _draw_all(
 
 
 def _draw_file(folder: Path, split: Split, size: int, seed: int, index: int) -> tuple[Record, list[Record]]:
-    pixels, objects = draw_picture(split, index, size, seed)
+    pixels, objects = draw_image(split, index, size, seed)
     image_id = index + (FIRST_VAL_ID if split == "val" else 1)
     name = f"{image_id:012d}.jpg"
     Image.fromarray(pixels).save(folder / name, quality=95, subsampling=0)
@@ -201,8 +201,8 @@ def _draw_file(folder: Path, split: Split, size: int, seed: int, index: int) -> 
     return image, [{"image_id": image_id, **record} for record in objects]
 
 
-def draw_picture(split: Split, index: int, size: int, seed: int) -> tuple[NDArray[np.uint8], list[Record]]:
-    """Draw one picture, [size, size, 3], and its annotations in COCO's format, without their ids."""
+def draw_image(split: Split, index: int, size: int, seed: int) -> tuple[NDArray[np.uint8], list[Record]]:
+    """Draw one image, [size, size, 3], and its annotations in COCO's format, without their ids."""
     rng = np.random.default_rng([seed, size, 0 if split == "train" else 1, index])
     canvas, base = _background(rng, size)
     taken: list[tuple[float, float, float, float]] = []
@@ -232,8 +232,8 @@ def _background(rng: np.random.Generator, size: int) -> tuple[NDArray[np.float64
         angle, waves = rng.uniform(0, 2 * math.pi), rng.uniform(4, 16)
         stripes = np.sin(2 * math.pi * waves * (math.cos(angle) * x + math.sin(angle) * y))
         shade = shade + rng.uniform(3, 12) * stripes
-    cells = int(rng.integers(4, 13))
-    blotches = rng.normal(0.0, rng.uniform(5, 18), (cells, cells)).astype(np.float32)
+    blocks = int(rng.integers(4, 13))
+    blotches = rng.normal(0.0, rng.uniform(5, 18), (blocks, blocks)).astype(np.float32)
     shade = shade + np.asarray(Image.fromarray(blotches).resize((size, size), Image.Resampling.BICUBIC))
     return base + shade[..., None], base
 
@@ -282,8 +282,8 @@ def _shape(
     # Upright, since a small detector needs far more than ten minutes to learn that shapes turn.
     angle, squeeze = -math.pi / 2 + rng.uniform(-TILT, TILT), rng.uniform(0.55 if name == "rectangle" else 0.85, 1.0)
     cos, sin = math.cos(angle), math.sin(angle)
-    turn = np.array([[cos, -sin], [sin, cos]]) @ np.diag([radius, radius * squeeze])
-    outline, hole = (points @ turn.T + centre for points in _unit(name))
+    transform = np.array([[cos, -sin], [sin, cos]]) @ np.diag([radius, radius * squeeze])
+    outline, hole = (points @ transform.T + centre for points in _unit(name))
     return _Shape(name, outline, hole, _colour(rng, base))
 
 
@@ -295,8 +295,8 @@ def _unit(name: str) -> tuple[Points, Points]:
     if name == "cross":
         long, short = 0.95, 0.3
         corner = [(long, -short), (long, short), (short, short)]
-        turns = [[(x, y), (-y, x), (-x, -y), (y, -x)] for x, y in corner]
-        return np.array([turns[c][quarter] for quarter in range(4) for c in range(3)]), nothing
+        rotations = [[(x, y), (-y, x), (-x, -y), (y, -x)] for x, y in corner]
+        return np.array([rotations[c][quarter] for quarter in range(4) for c in range(3)]), nothing
     if name == "rectangle":
         # Sides along the axes, so that stretching makes a rectangle and not a rhombus.
         return _round(4, (1.0,), 0.25 * math.pi), nothing

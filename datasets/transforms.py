@@ -1,9 +1,9 @@
 """DETR's training and evaluation transforms, drawn first and applied afterwards.
 
-A `Plan` is everything random about one picture. Drawing it needs only the picture's size, so that the true size of
-every picture of a batch is known without decoding any. Applying it is deterministic.
+A `Plan` is everything random about one image. Drawing it needs only the image's size, so that the true size of
+every image of a batch is known without decoding any. Applying it is deterministic.
 
-Sizes are (height, width) in pixels. Boxes are float32 (x0, y0, x1, y1) in pixels, except where cxcywh is said.
+Sizes are (height, width) in pixels. Boxes are float32 (x0, y0, x1, y1) in pixels, except where cxcywh is stated.
 Source: the published DETR training code (Carion et al. 2020, appendix A.4).
 """
 
@@ -25,7 +25,7 @@ LARGEST_ASPECT = 16
 
 @dataclass(frozen=True)
 class Resize:
-    """Scale the picture to `size`."""
+    """Scale the image to `size`."""
 
     size: Size
 
@@ -41,7 +41,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to one picture: a horizontal flip or none, then the steps in order; `size` is what comes out."""
+    """What is done to one image: a horizontal flip or none, then the steps in order; `size` is what comes out."""
 
     flip: bool
     steps: tuple[Resize | Crop, ...]
@@ -63,19 +63,19 @@ def shortest_size(size: Size, shorter: int, max_size: int | None = None) -> Size
 
 
 def flip_boxes(boxes: Tensor, width: int) -> Tensor:
-    """Boxes [n, 4] of the picture mirrored left to right."""
+    """Boxes [n, 4] of the image mirrored left to right."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=-1)
 
 
 def resize_boxes(boxes: Tensor, old: Size, new: Size) -> Tensor:
-    """Boxes [n, 4] of the picture scaled from `old` to `new`; each axis has its own ratio."""
+    """Boxes [n, 4] of the image scaled from `old` to `new`; each axis has its own ratio."""
     ratio_y, ratio_x = new[0] / old[0], new[1] / old[1]
     return boxes * boxes.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
 
 
 def clamp_boxes(boxes: Tensor, size: Size) -> Tensor:
-    """Boxes [n, 4] cut at the picture's edges; one that lies outside is left with no area."""
+    """Boxes [n, 4] cut at the image's edges; one that lies outside is left with no area."""
     height, width = size
     return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
 
@@ -86,7 +86,7 @@ def has_area(boxes: Tensor) -> Tensor:
 
 
 def normalise_boxes(boxes: Tensor, size: Size) -> Tensor:
-    """Boxes [n, 4] as (cx, cy, w, h) in [0, 1] of a picture of `size`."""
+    """Boxes [n, 4] as (cx, cy, w, h) in [0, 1] of an image of `size`."""
     height, width = size
     x0, y0, x1, y1 = boxes.unbind(-1)
     centres = torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], dim=-1)
@@ -96,7 +96,7 @@ def normalise_boxes(boxes: Tensor, size: Size) -> Tensor:
 def resize_image(image: Tensor, size: Size) -> Tensor:
     """An image [3, h, w] uint8 scaled to `size`, antialiased bilinear, with channels last in memory.
 
-    Decoded pictures lie in memory with channels last, where resizing uint8 is 2.5 times faster than in planes; a
+    Decoded images lie in memory with channels last, where resizing uint8 is 2.5 times faster than in planes; a
     crop is copied, because a view with gaps would silently take the slow way.
     """
     from torchvision.transforms.v2 import functional as tvf
@@ -122,9 +122,9 @@ def apply_image(plan: Plan, image: Tensor) -> Tensor:
 
 
 def apply_boxes(plan: Plan, size: Size, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the objects of a picture of `size` are after `plan`.
+    """Where the objects of an image of `size` are after `plan`.
 
-    boxes: [n, 4] xyxy pixels. Returns the surviving boxes, [m, 4] xyxy pixels of the picture that comes out, and their
+    boxes: [n, 4] xyxy pixels. Returns the surviving boxes, [m, 4] xyxy pixels of the image that comes out, and their
     row numbers in `boxes`, [m] int64. Crops drop what they leave without area.
     """
     rows = torch.arange(len(boxes))
@@ -143,7 +143,7 @@ def apply_boxes(plan: Plan, size: Size, boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply(plan: Plan, image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A picture and its objects after `plan`.
+    """An image and its objects after `plan`.
 
     image: [3, h, w] uint8; boxes: [n, 4] float32 xyxy pixels; labels: [n]. Returns the image [3, *plan.size], the
     surviving boxes [m, 4] as (cx, cy, w, h) in [0, 1], and their labels [m].
@@ -153,12 +153,12 @@ def apply(plan: Plan, image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Ten
 
 
 class Augmentation:
-    """What may be done to a picture, from which `draw` takes one plan.
+    """What may be done to an image, from which `draw` takes one plan.
 
     scales: sizes of which one is drawn; max_size: the longer side's limit (`shortest` only).
     crop_resize, crop_range: sizes of the shorter side before a crop, and the least and largest side of a crop;
-    a picture that is smaller than the least side is cropped to what it has.
-    augment: `detr` flips half the pictures and crops half; `flip` only flips; `none` does neither (evaluation).
+    an image that is smaller than the least side is cropped to what it has.
+    augment: `detr` flips half the images and crops half; `flip` only flips; `none` does neither (evaluation).
     resize: scale the shorter side to the drawn size, or both sides (`square`). All lengths are in pixels.
     Raises ValueError for lengths that are not positive, or ranges that are empty.
     """
@@ -185,7 +185,7 @@ class Augmentation:
         self.resize = resize
 
     def draw(self, rng: random.Random, size: Size) -> Plan:
-        """The plan for a picture of `size`; nothing but `rng` and the size decides it."""
+        """The plan for an image of `size`; nothing but `rng` and the size decides it."""
         flip = self.augment != "none" and rng.random() < 0.5
         steps: list[Resize | Crop] = []
         if self.augment == "detr" and rng.random() < 0.5:
@@ -199,7 +199,7 @@ class Augmentation:
         return Plan(flip, (*steps, Resize(size)), size)
 
     def _draw_crop(self, rng: random.Random, size: Size) -> Crop:
-        """A crop anywhere in a picture of `size`; its two sides are drawn independently."""
+        """A crop anywhere in an image of `size`; its two sides are drawn independently."""
         least, largest = self.crop_range
         width = rng.randint(min(least, size[1]), min(largest, size[1]))
         height = rng.randint(min(least, size[0]), min(largest, size[0]))

@@ -1,4 +1,4 @@
-"""The last line of a batch script: judge how the job's processes ended, and requeue the job if it shall go on.
+"""The last line of a batch script: classify how the job's processes ended, and requeue the job if it shall resume.
 
 python -m detr_container.launch.afterwards SUBMISSION STATUS: exits with 0 when the job has finished.
 """
@@ -27,11 +27,11 @@ def main(arguments: Sequence[str]) -> int:
     status = int(arguments[1])
     folder = submission.folders[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
     job, mine = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    around = circumstances(queue.job(job), mine, submission.seconds - submission.resources.lead)
-    around = replace(around, status=status)
-    attempt, again = settle(submission.job_folder(folder), attempt_name(), around)
-    said = f"{attempt.outcome}{f' ({attempt.why})' if attempt.why else ''}"
-    sys.stderr.write(f"start {attempt.name}: {said}. {attempt.message} {attempt.action}\n")
+    circumstances = circumstances_of(queue.job(job), mine, submission.seconds - submission.resources.lead)
+    circumstances = replace(circumstances, status=status)
+    attempt, again = settle(submission.job_folder(folder), attempt_name(), circumstances)
+    ending = f"{attempt.outcome}{f' ({attempt.why})' if attempt.why else ''}"
+    sys.stderr.write(f"start {attempt.name}: {ending}. {attempt.message} {attempt.action}\n")
     sys.stderr.flush()
     if again:
         try:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
         return status or 1
     if attempt.outcome == "finished":
         return 0
-    if not around.restarted:
+    if not circumstances.restarted:
         # There is nothing to watch any more.
         watcher = (submission.job_folder(folder).submission() or {}).get("watch")
         if watcher:
@@ -50,11 +50,11 @@ def main(arguments: Sequence[str]) -> int:
     return status or 1
 
 
-def circumstances(known: Mapping[str, str], restarts: int, warned_after: float) -> Circumstances:
+def circumstances_of(known: Mapping[str, str], restarts: int, warned_after: float) -> Circumstances:
     """What the fields of `scontrol show job` mean once the job's processes have ended.
 
     restarts: the job's count when this start was made; warned_after: seconds from a start to the warning of the time
-    limit. Slurm says COMPLETING of a job that is cancelled, out of time or requeued, and RUNNING of one that was
+    limit. Slurm reports COMPLETING of a job that is cancelled, out of time or requeued, and RUNNING of one that was
     warned, is in its time of grace, or died: seen alike with Slurm 22.05 and 24.11.
     """
     restarted = int(known.get("Restarts", restarts)) > restarts

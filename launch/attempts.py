@@ -5,7 +5,7 @@ In the folder of a job that was submitted:
 job/job.json                              the submission it belongs to, and its name in the queue
 job/attempts/<job>-<restart>/rank-N.jsonl   one file per process: a line when it began, a line when it ended
 job/history.jsonl                         one line per start that has ended: how, why, and what was done about it
-job/attempts/<job>-<restart>/rank-N.crash   what Python says of a crash (a segmentation fault, an abort) of that process
+job/attempts/<job>-<restart>/rank-N.crash   what Python prints of a crash (a segmentation fault, an abort) of it
 job/errors.txt                            what went wrong in the last start that failed, on all processes
 """
 
@@ -35,7 +35,7 @@ from .oom import oom_kills
 Outcome = Literal["finished", "stopped", "failed", "killed", "resubmitted"]
 """`resubmitted` is no start: a person has asked for another, so that what came before no longer counts."""
 _log = logging.getLogger(__name__)
-# What trying again does not mend.
+# What trying again does not fix.
 _FINAL = (ValueError, FloatingPointError, FileNotFoundError, PermissionError)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -64,7 +64,7 @@ class Attempt:
 
 
 JobName = Annotated[str, Field(pattern=r"^(DEBUG_)?[0-9]{1,19}(_[0-9]{1,9})?$")]
-"""Slurm's number, with that of an array's member; a process id; what submitit's debug executor makes up."""
+"""Slurm's number, with its place in an array; a process id; what submitit's debug executor makes up."""
 
 
 class JobFile(Schema):
@@ -202,7 +202,7 @@ class RankRecord:
         )
         self._before = faulthandler.is_enabled()
         with contextlib.suppress(OSError):
-            # Unbuffered, and open as long as the process lives: what is in it says that the process crashed.
+            # Unbuffered, and open as long as the process lives: what is in it shows that the process crashed.
             self._crash = self.path.with_suffix(".crash").open("w")
             faulthandler.enable(self._crash)
 
@@ -230,13 +230,13 @@ class RankRecord:
         self._close()
 
     def _close(self) -> None:
-        """No crash is to be told any more."""
+        """No crash is to be reported any more."""
         faulthandler.disable()
         if self._before:
             faulthandler.enable()
 
     def _append(self, record: dict[str, Any]) -> None:
-        # A full disk must not hide the error that is being told.
+        # A full disk must not hide the error that is being reported.
         with contextlib.suppress(OSError), JsonLines(self.path) as lines:
             lines.append(record)
 

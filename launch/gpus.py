@@ -90,7 +90,7 @@ def _identity(device: str) -> str:
 
 
 def _listed() -> list[str]:
-    """What nvidia-smi says there is; nothing where there is none."""
+    """What nvidia-smi lists; nothing where there is none."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Jobs on this machine, in the background: submitit's local executor, with the rules by which Slurm jobs go on.
+"""Jobs on this machine, in the background: submitit's local executor, with the rules by which Slurm jobs resume.
 
 python -m detr_container.launch.local FOLDER runs one job: what the executor starts.
 """
@@ -65,14 +65,14 @@ class LocalExecutor(submitit.LocalExecutor):
         # Each on lines of its own, so that a remark at the end of one hides no other.
         shell = "\n".join([*(f"{{ {line}\n}} || exit" for line in submission.resources.setup), f"exec {start}"])
         log = self.folder / f"controller-{self._started}.log"
-        with log.open("ab") as said:
+        with log.open("ab") as output:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", shell],
                 env=environment,
                 cwd=submission.workdir,
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 # The job outlives the terminal, and Ctrl-C in it.
                 start_new_session=True,
             )
@@ -81,7 +81,7 @@ class LocalExecutor(submitit.LocalExecutor):
 
 
 class Controller(local.Controller):
-    """One job: starts its processes, tells them of the time limit, and starts them again until it is done.
+    """One job: starts its processes, warns them of the time limit, and starts them again until it is done.
 
     SIGTERM cancels the job; SIGUSR2 is passed on, which is what a preemption looks like to the processes.
     """
@@ -111,8 +111,8 @@ class Controller(local.Controller):
                 for task in tasks:
                     task.wait()
             limit = time.monotonic() - began >= self.timeout_s - self.signal_delay_s
-            around = Circumstances(limit=limit, cancelled=self.cancelled, status=_status(tasks))
-            attempt, again = settle(self.job, name, around)
+            circumstances = Circumstances(limit=limit, cancelled=self.cancelled, status=_status(tasks))
+            attempt, again = settle(self.job, name, circumstances)
             why = f" ({attempt.why})" if attempt.why else ""
             with (self.folder / f"{self.pid}_0_log.out").open("a") as log:
                 log.write(f"start {name}: {attempt.outcome}{why}. {attempt.message} {attempt.action}\n")
@@ -124,7 +124,7 @@ class Controller(local.Controller):
 
     def wait(self, freq: int = 24) -> list[int | None]:
         """Until all processes have ended, one has died and the others had time to notice, or the limit is over."""
-        began, died, told = time.monotonic(), 0.0, set[str]()
+        began, died, sent = time.monotonic(), 0.0, set[str]()
         while True:
             codes = [task.poll() for task in self.tasks]
             now = time.monotonic()
@@ -136,8 +136,8 @@ class Controller(local.Controller):
                 return codes
             ends = over >= 0 or self.cancelled
             for name, due in (("SIGUSR2", over >= -self.signal_delay_s), ("SIGTERM", ends)):
-                if due and name not in told:
-                    told.add(name)
+                if due and name not in sent:
+                    sent.add(name)
                     self._forward_signal(signal.Signals[name])
             time.sleep(_POLL)
 
@@ -181,16 +181,16 @@ def take_turn(folder: Path, at_once: int) -> IO[str] | None:
 def main(folder: Path) -> None:
     """Run the job that the environment names, when it is its turn."""
     controller = Controller(folder)
-    wanted = controller.submission.resources.gpus_per_node
+    gpu_count = controller.submission.resources.gpus_per_node
     while not controller.cancelled:
         place = take_turn(folder, int(os.environ[_AT_ONCE]))
         if place is not None:
             # Kept over all its starts; none where a job asks for none.
-            with place, claimed(wanted, os.environ) as gpus:
+            with place, claimed(gpu_count, os.environ) as gpus:
                 if gpus.shared:
                     sys.stderr.write(f"GPU {','.join(gpus.devices)}: shared with {gpus.shared} other run(s)\n")
-                # Where nobody can say which there are, the first ones, if there are any.
-                unknown = [] if VARIABLE in os.environ else map(str, range(wanted))
+                # Where nobody knows which there are, the first ones, if there are any.
+                unknown = [] if VARIABLE in os.environ else map(str, range(gpu_count))
                 os.environ[VARIABLE] = ",".join(gpus.devices or unknown)
                 controller.run()
             return

@@ -12,7 +12,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 def oom_kills() -> int | None:
     """The count of this process's control group (cgroup v2), in a Slurm job the job's; None: unknown.
 
-    Read twice on one machine by processes of one job, it tells whether memory ran out in between. What the kernel
+    Read twice on one machine by processes of one job, it shows whether memory ran out in between. What the kernel
     counts for the whole machine would not: that may be another person's process.
     """
     try:

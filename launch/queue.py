@@ -89,11 +89,11 @@ def start_again(name: str, pause: float) -> None:
 
 def queued(names: Iterable[str]) -> dict[str, Queued]:
     """The jobs of these names that the queue still shows, those that ended a while ago included."""
-    wanted = set(names)
-    if not wanted:
+    asked_for = set(names)
+    if not asked_for:
         return {}
     form = "%i|%T|%N|%r|%L|%S"
-    mains = ",".join(sorted({name.partition("_")[0] for name in wanted}))
+    mains = ",".join(sorted({name.partition("_")[0] for name in asked_for}))
     command = ("squeue", "--noheader", "--array", "--states=all", f"--format={form}")
     try:
         text = ask(*command, f"--jobs={mains}")
@@ -105,7 +105,7 @@ def queued(names: Iterable[str]) -> dict[str, Queued]:
     found = {}
     for line in text.splitlines():
         name, state, nodes, reason, left, start = (part.strip() for part in line.split("|"))
-        if name in wanted:
+        if name in asked_for:
             found[name] = Queued(state, nodes, reason, left, start)
     return found
 
@@ -151,7 +151,7 @@ def check_request(resources: Resources, paths: Sequence[Path]) -> None:
         if has.limit is not None and minutes(resources.time) > has.limit:
             raise ValueError(
                 f"slurm.time={resources.time}: partition {name} allows {has.limit} minutes. Ask for that: the run "
-                "goes on in as many jobs as it needs"
+                "resumes in as many jobs as it needs"
             )
     _check_seen(resources, paths)
 

@@ -53,7 +53,7 @@ class Resources:
     constraint: str = ""
     """Features that the machines must have."""
     lead: int = 120
-    """Seconds before the time limit at which the job is told to save; more for slow disks."""
+    """Seconds before the time limit at which the job is asked to save; more for slow disks."""
     setup: tuple[str, ...] = ()
     """Shell commands before the job starts: 'module load cuda/12.4'."""
     extra: tuple[str, ...] = ()

@@ -43,20 +43,20 @@ class Circumstances:
     batch: bool = False
 
 
-def settle(job: JobFolder, name: str, around: Circumstances) -> tuple[Attempt, bool]:
-    """Judge a start that has ended and add it to the history.
+def settle(job: JobFolder, name: str, circumstances: Circumstances) -> tuple[Attempt, bool]:
+    """Classify a start that has ended and add it to the history.
 
     Returns it, and whether somebody has to start the job again: after a stop that saved, and after a death, unless it
     is one that would repeat itself, the third in a row of its own making that got nowhere, or the last of very many.
     """
-    cancelled = around.cancelled or job.cancelled_path.exists()
-    attempt = _judge(job, name, replace(around, cancelled=cancelled))
+    cancelled = circumstances.cancelled or job.cancelled_path.exists()
+    attempt = _classify(job, name, replace(circumstances, cancelled=cancelled))
     again = attempt.outcome == "stopped" or (attempt.outcome in ("failed", "killed") and not attempt.final)
     if attempt.outcome == "finished":
         action = ""
     elif cancelled or attempt.why == "cancelled":
         again, action = False, "cancelled"
-    elif around.restarted:
+    elif circumstances.restarted:
         again, action = False, "started again by the scheduler"
     elif attempt.final:
         action = "not started again: it would fail in the same way"
@@ -66,7 +66,7 @@ def settle(job: JobFolder, name: str, around: Circumstances) -> tuple[Attempt, b
         action = "started again"
     attempt = replace(attempt, action=action)
     job.remember(attempt)
-    if not again and not around.restarted:
+    if not again and not circumstances.restarted:
         tidy(job.run)
     return attempt, again
 
@@ -92,18 +92,18 @@ def settle_lost(job: JobFolder, current: str) -> None:
     Raises ValueError when so many of them died in a row that the current start should not be made either.
     """
     for name in job.unsettled(current):
-        attempt = _judge(job, name, Circumstances(restarted=True))
+        attempt = _classify(job, name, Circumstances(restarted=True))
         if attempt.outcome == "killed" and not attempt.own:
             attempt = replace(attempt, why="node failure, or requeued without warning")
         job.remember(replace(attempt, action="started again by the scheduler"))
     if reason := _enough(job.history()):
         raise ValueError(
             f"{job.run} is not started again: {reason}. "
-            f"{job.history()[-1].message} See {job.errors_path}, mend it, and resubmit"
+            f"{job.history()[-1].message} See {job.errors_path}, fix it, and resubmit"
         )
 
 
-def _judge(job: JobFolder, name: str, around: Circumstances) -> Attempt:
+def _classify(job: JobFolder, name: str, circumstances: Circumstances) -> Attempt:
     """What happened, from what each process wrote."""
     ranks = job.ranks(name)
     now = time.time()
@@ -118,7 +118,7 @@ def _judge(job: JobFolder, name: str, around: Circumstances) -> Attempt:
         evidence_after=job.evidence(),
     )
     if not ranks:
-        return _never_began(base, around)
+        return _never_began(base, circumstances)
     failed = sorted((rank for rank in ranks if rank.get("error")), key=lambda rank: (rank["secondary"], rank["ended"]))
     dead = [rank for rank in ranks if not rank.get("ended")]
     missing = ranks[0]["world"] - len(ranks)
@@ -126,19 +126,19 @@ def _judge(job: JobFolder, name: str, around: Circumstances) -> Attempt:
     if failed and not ((dead or missing) and failed[0]["secondary"]):
         return _failed(job, base, failed, dead)
     if dead or missing or failed:
-        return _killed(job, base, failed, dead, missing, around)
+        return _killed(job, base, failed, dead, missing, circumstances)
     if not stopped:
         return base
     signal = next((rank["signal"] for rank in stopped if rank["signal"]), "") or "unknown signal"
-    if around.cancelled or signal == "SIGINT":
+    if circumstances.cancelled or signal == "SIGINT":
         why = "cancelled"
-    elif around.batch:
+    elif circumstances.batch:
         why = "batch script killed"
-    elif around.limit:
+    elif circumstances.limit:
         why = "time limit"
     else:
-        why = "requeued" if around.restarted else "preemption"
-    return replace(base, outcome="stopped", why=why, message=f"told to stop by {signal}; saved.")
+        why = "requeued" if circumstances.restarted else "preemption"
+    return replace(base, outcome="stopped", why=why, message=f"asked to stop by {signal}; saved.")
 
 
 def _failed(job: JobFolder, base: Attempt, failed: list[dict[str, Any]], dead: list[dict[str, Any]]) -> Attempt:
@@ -150,16 +150,17 @@ def _failed(job: JobFolder, base: Attempt, failed: list[dict[str, Any]], dead: l
     return replace(base, outcome="failed", why="error", message=message, final=bool(first["final"]), own=own)
 
 
-def _never_began(base: Attempt, around: Circumstances) -> Attempt:
+def _never_began(base: Attempt, circumstances: Circumstances) -> Attempt:
     """What becomes of a start of which no process got as far as writing down that it began."""
     base = replace(base, outcome="killed", message="no process of it got as far as running Python.", own=False)
-    if around.cancelled:
+    if circumstances.cancelled:
         return replace(base, why="cancelled")
-    if around.restarted:
+    if circumstances.restarted:
         return replace(base, why="requeued")
-    if around.batch or around.status is None:
+    if circumstances.batch or circumstances.status is None:
         return replace(base, why="batch script killed")
-    own = 0 < around.status < 128 or around.status in _CRASHES or around.status == _SLURM_OOM or around.memory
+    status = circumstances.status
+    own = 0 < status < 128 or status in _CRASHES or status == _SLURM_OOM or circumstances.memory
     return replace(base, why="error" if own else "killed", own=own)
 
 
@@ -169,24 +170,24 @@ def _killed(
     failed: list[dict[str, Any]],
     dead: list[dict[str, Any]],
     missing: int,
-    around: Circumstances,
+    circumstances: Circumstances,
 ) -> Attempt:
     dead, peers = [rank for rank in dead if not _by_peer(rank)], [rank for rank in dead if _by_peer(rank)]
     _write_errors(job, base, failed, dead + peers)
-    if around.cancelled:
+    if circumstances.cancelled:
         return replace(base, outcome="killed", why="cancelled", message="ended before it could save.")
-    if around.limit:
+    if circumstances.limit:
         message = "the time limit came before it had saved: raise slurm.lead."
         return replace(base, outcome="killed", why="time limit", message=message)
     crashed = next((rank for rank in dead if rank["crash"]), None)
     starved = next((rank for rank in dead if _starved(rank, dead + peers + failed)), None)
     if crashed:
-        told = crashed["crash"].strip().splitlines()[0]
-        return replace(base, outcome="killed", why="crashed", message=f"{_place(crashed)} crashed: {told}.")
-    if starved or around.memory or around.status == _SLURM_OOM:
+        first_line = crashed["crash"].strip().splitlines()[0]
+        return replace(base, outcome="killed", why="crashed", message=f"{_place(crashed)} crashed: {first_line}.")
+    if starved or circumstances.memory or circumstances.status == _SLURM_OOM:
         message = f"{_place(starved or dead[0])} was killed because memory ran out." if dead else "memory ran out."
         return replace(base, outcome="killed", why="out of memory", message=message)
-    own = around.status in _CRASHES and not around.restarted and not peers
+    own = circumstances.status in _CRASHES and not circumstances.restarted and not peers
     if dead:
         message = f"{_place(dead[0])} ended without a word: killed by the system, by hand, or with its node."
     elif peers and not missing:
@@ -195,7 +196,7 @@ def _killed(
         )
     else:
         message = f"{missing} process(es) never began."
-    why = "requeued" if around.restarted else "batch script killed" if around.batch else "killed"
+    why = "requeued" if circumstances.restarted else "batch script killed" if circumstances.batch else "killed"
     return replace(base, outcome="killed", why=why, message=message, own=own)
 
 
@@ -212,9 +213,9 @@ def _starved(rank: dict[str, Any], all_ranks: list[dict[str, Any]]) -> bool:
     """Whether the kernel has killed for want of memory, on the machine of a rank that died, since that rank began."""
     if rank.get("oom") is None:
         return False
-    here = os.environ.get("SLURMD_NODENAME") or platform.node()
+    host = os.environ.get("SLURMD_NODENAME") or platform.node()
     later = [each.get("oom_after") for each in all_ranks if each["host"] == rank["host"]]
-    later += [oom_kills()] if rank["host"] == here else []
+    later += [oom_kills()] if rank["host"] == host else []
     return any(count is not None and count > rank["oom"] for count in later)
 
 

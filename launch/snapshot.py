@@ -12,7 +12,7 @@ from detr_container.base.files import write_json
 from detr_container.base.ownership import keep_own
 
 NOTE = "snapshot.json"
-"""The file that says where a copy came from."""
+"""The file that records where a copy came from."""
 
 
 class NoteFile(Schema):

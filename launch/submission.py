@@ -22,9 +22,9 @@ from .resources import Resources, minutes, resources_of
 
 Where = Literal["slurm", "local", "debug"]
 Work = Callable[[StopRequest], int]
-"""What each process of a job calls: it returns 0 when the work is done, anything else when it was told to stop."""
+"""What each process of a job calls: it returns 0 when the work is done, anything else when it was asked to stop."""
 ATTEMPT = "LAUNCH_ATTEMPT"
-"""The variable that tells every process of one start of a job the start's name."""
+"""The variable that holds the name of a start of a job, for every process of it."""
 _FILE = "submission.json"
 
 
@@ -77,13 +77,11 @@ class Submission:
 
     def refuse_foreign(self, run: Path) -> None:
         """Raise ValueError unless what would run on account of this submission of `run` is this person's alone."""
-        remedy = (
-            f"copy the run (cp -r {run} MINE; rm -r MINE/job), and `detr-container resubmit MINE` goes on with the copy"
-        )
+        remedy = f"copy the run (cp -r {run} MINE; rm -r MINE/job), and `detr-container resubmit MINE` resumes the copy"
         job = self.job_folder(run).folder / "job.json"
         refuse_foreign([job, self.folder / _FILE, Path(self.code)], remedy)
 
-    def tell_runs(self) -> None:
+    def write_to_runs(self) -> None:
         """Leave in every run's folder which submission it belongs to."""
         for index, (run, job) in enumerate(zip(self.folders, self.jobs, strict=True)):
             facts = {"submission": str(self.folder), "where": self.where, "index": index, "job": job}
@@ -99,7 +97,7 @@ class Submission:
         return JobFolder(Path(run), self.evidence)
 
     def log(self, index: int, rank: int) -> Path:
-        """Where one process of one of the jobs writes what it says."""
+        """The file that one process of one of the jobs prints to."""
         return self.folder / "jobs" / f"{self.jobs[index]}_{rank}_log.out"
 
     @property

@@ -51,17 +51,17 @@ def submit(submission: Submission, works: Sequence[Work], name: str, at_once: in
             raise ValueError(f"Slurm refused the job: {_last_words(error)}") from error
     submission = replace(submission, jobs=[job.job_id for job in jobs])
     submission.write()
-    submission.tell_runs()
+    submission.write_to_runs()
     if submission.where == "slurm":
         with clean_env(), _slurm_conf(os.environ.get("SLURM_CONF")):
             _watch(submission)
     if submission.where == "debug":
-        _run_here(submission, jobs)
+        _run_in_this_process(submission, jobs)
     return submission
 
 
 def _watch(submission: Submission) -> None:
-    """Have every job watched, or say what that means where the cluster does not let it."""
+    """Have every job watched, or warn what that means where the cluster does not let it."""
     for index, job in enumerate(submission.jobs):
         try:
             arm(submission, index)
@@ -86,25 +86,25 @@ def script(submission: Submission, name: str, jobs: int = 1, at_once: int = 0) -
 
 def slurm_parameters(submission: Submission, name: str, at_once: int) -> dict[str, Any]:
     """A submission's request, and what surrounds it, in submitit's terms."""
-    wanted = submission.resources
+    resources = submission.resources
     _check_script(submission, name)
     code, python = shlex.quote(submission.code), shlex.quote(sys.executable)
     parameters: dict[str, Any] = {
         "job_name": name,
         "time": submission.seconds // 60,
-        "nodes": wanted.nodes,
-        "ntasks_per_node": wanted.tasks,
-        "signal_delay_s": wanted.lead,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.tasks,
+        "signal_delay_s": resources.lead,
         "array_parallelism": at_once,
         "stderr_to_stdout": True,
         # One process that dies takes the others with it, which would wait for it until the time limit.
         "srun_args": ["--kill-on-bad-exit=1"],
         "setup": [
-            *wanted.setup,
+            *resources.setup,
             # The copied code comes before whatever is installed, and before the folder the job runs in.
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1",
             f"export {ATTEMPT}=$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}} LAUNCH_BEGAN=$(date +%s)",
-            "# this shell outlives the signals that end the job, to judge how it ended and to requeue it",
+            "# this shell outlives the signals that end the job, to see how it ended and to requeue it",
             "trap : TERM USR2",
             "# srun ends with this shell, should that be killed",
             "if setpriv --pdeath-signal KILL true 2>/dev/null; then",
@@ -116,15 +116,15 @@ def slurm_parameters(submission: Submission, name: str, at_once: int) -> dict[st
             f"{python} -m {_AFTERWARDS} {shlex.quote(str(submission.folder))} $status",
             "exit $?",
         ],
-        "additional_parameters": {"requeue": True, "chdir": submission.workdir, **wanted.options},
+        "additional_parameters": {"requeue": True, "chdir": submission.workdir, **resources.options},
     }
     for key in ("partition", "account", "qos", "constraint", "mem", "gpus_per_node"):
-        if getattr(wanted, key):
-            parameters[key] = getattr(wanted, key)
-    if wanted.cpus_per_task:
-        parameters["cpus_per_task"] = wanted.cpus_per_task
+        if getattr(resources, key):
+            parameters[key] = getattr(resources, key)
+    if resources.cpus_per_task:
+        parameters["cpus_per_task"] = resources.cpus_per_task
         # srun has not taken this from the job since Slurm 22.05.
-        parameters["srun_args"].append(f"--cpus-per-task={wanted.cpus_per_task}")
+        parameters["srun_args"].append(f"--cpus-per-task={resources.cpus_per_task}")
     return parameters
 
 
@@ -186,7 +186,7 @@ def _slurm_conf(value: str | None) -> Iterator[None]:
     yield
 
 
-def _run_here(submission: Submission, jobs: Sequence[submitit.Job[str]]) -> None:
+def _run_in_this_process(submission: Submission, jobs: Sequence[submitit.Job[str]]) -> None:
     """Do the work of debug jobs, one after the other, in this process; the debugger opens on an error."""
     for job, folder in zip(jobs, submission.folders, strict=True):
         os.environ |= {ATTEMPT: f"{job.job_id}-0", "SUBMITIT_DEBUG_JOB_ID": job.job_id}

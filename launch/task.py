@@ -30,8 +30,8 @@ class Task:
     folder: str
 
     def __call__(self) -> str:
-        """Do the work in this process. Returns how it went; a queued process that was told to stop exits instead."""
-        # It has a handler of its own; through ours it would say everything twice.
+        """Do the work in this process. Returns how it went; a queued process that was asked to stop exits instead."""
+        # It has a handler of its own; through ours it would print everything twice.
         logging.getLogger("submitit").propagate = False
         place = submitit.JobEnvironment()
         name = attempt_name()

@@ -3,7 +3,7 @@
 Every normaliser is a function of the number of objects alone, so that it can be summed over gradient accumulation and
 over processes before the first forward pass: N small steps then give exactly one large step. `normalise="process"` is
 what the published code does instead: see `Criterion.of_step`.
-Shapes: D decoder layers, B pictures, Q queries, K logits, M matched pairs.
+Shapes: D decoder layers, B images, Q queries, K logits, M matched pairs.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Criterion:
     normalise: str = "global"
 
     def normalisers(self, counts: Sequence[int], queries: int) -> tuple[float, float]:
-        """What the class loss and the box losses of pictures with so many objects are divided by, before any minimum.
+        """What the class loss and the box losses of images with so many objects are divided by, before any minimum.
 
-        Sum the pairs over everything that one optimiser step sees. Softmax: the total weight of all targets; focal:
+        Sum the pairs over everything that one optimizer step sees. Softmax: the total weight of all targets; focal:
         the number of objects, as for boxes.
         """
         objects = float(sum(counts))
@@ -84,10 +84,10 @@ class Criterion:
         class_norm, box_norm = normalisers.clamp(min=1 if self.classification == "focal" else 1e-6).unbind()
         box_norm = box_norm.clamp(min=1)
         boxes = output.boxes[matches.layer, matches.image, matches.query]
-        wanted = targets.boxes[matches.target]
+        target_boxes = targets.boxes[matches.target]
         zeros = output.logits.new_zeros(len(output.logits))
-        l1 = zeros.index_add(0, matches.layer, (boxes - wanted).abs().sum(dim=-1)) / box_norm
-        overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(wanted))
+        l1 = zeros.index_add(0, matches.layer, (boxes - target_boxes).abs().sum(dim=-1)) / box_norm
+        overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
         giou = zeros.index_add(0, matches.layer, 1 - overlap) / box_norm
         labels = targets.labels[matches.target]
         classes = self._class_sum(output.logits, labels, matches) / class_norm
@@ -96,12 +96,12 @@ class Criterion:
         return Losses(total, terms)
 
     def _class_sum(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
-        """[D] classification loss summed over pictures and queries."""
+        """[D] classification loss summed over images and queries."""
         at = (matches.layer, matches.image, matches.query)
         if self.classification == "focal":
-            wanted = torch.zeros_like(logits)
-            wanted[(*at, labels)] = 1.0
-            return sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma).sum(dim=(1, 2, 3))
+            one_hot = torch.zeros_like(logits)
+            one_hot[(*at, labels)] = 1.0
+            return sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma).sum(dim=(1, 2, 3))
         no_object = logits.shape[-1] - 1
         index = torch.full(logits.shape[:-1], no_object, device=logits.device)
         index[at] = labels
@@ -117,10 +117,10 @@ def diagnostics(output: Output, targets: Targets, matches: Matches, softmax: boo
     mean absolute difference between the numbers of predicted and true objects (softmax only).
     """
     last = len(output.logits) - 1
-    here = matches.layer == last
+    in_last = matches.layer == last
     top = output.logits[last].argmax(dim=-1)
-    right = (top[matches.image, matches.query] == targets.labels[matches.target]) & here
-    result = {"class_error": 100 - 100 * right.sum() / here.sum().clamp(min=1)}
+    right = (top[matches.image, matches.query] == targets.labels[matches.target]) & in_last
+    result = {"class_error": 100 - 100 * right.sum() / in_last.sum().clamp(min=1)}
     if softmax:
         predicted = (top != output.logits.shape[-1] - 1).sum(dim=1)
         result["cardinality_error"] = (predicted - to_device(targets.counts, top.device)).abs().float().mean()

@@ -1,6 +1,6 @@
-"""What detectors share: pictures to encoded feature levels, and what a detector returns.
+"""What detectors share: images to encoded feature levels, and what a detector returns.
 
-Shapes: B pictures, h x w positions of a level, S of all levels, C width, D decoder layers, Q queries, K logits,
+Shapes: B images, h x w positions of a level, S of all levels, C width, D decoder layers, Q queries, K logits,
 A attention heads.
 """
 
@@ -21,9 +21,9 @@ POSITIONS = {"sine": SinePosition, "learned": LearnedPosition}
 
 @dataclass
 class Output:
-    """What a detector says of a batch, in float32.
+    """What a detector predicts for a batch, in float32.
 
-    logits: [D, B, Q, K]; boxes: [D, B, Q, 4] cxcywh in [0, 1] of the unpadded picture, decoder layers in order.
+    logits: [D, B, Q, K]; boxes: [D, B, Q, 4] cxcywh in [0, 1] of the unpadded image, decoder layers in order.
     On request, for each level under its stride, finest first: attention: [D, B, A, Q, h, w] weights of the decoder's
     cross-attention, which sum to 1 over all levels; gaussians: [D, B, A, Q, h, w] SMCA's prior, with its peaks at 1.
     """
@@ -70,7 +70,7 @@ class Detector(nn.Module):
         super().__init__()
         if len(set(backbone.strides)) < len(backbone.strides):
             raise ValueError(
-                f"feature levels of the strides {backbone.strides}: they are told apart by it, so ask for one "
+                f"feature levels of the strides {backbone.strides}: the stride tells them apart, so ask for one "
                 "of each (backbone.at_strides)"
             )
         self.backbone, self.strides = backbone, backbone.strides
@@ -101,7 +101,7 @@ class Detector(nn.Module):
         return [self.input_proj(features)]
 
     def levels(self, images: Tensor, sizes: Tensor, padded: bool) -> list[Level]:
-        """Pictures as in `forward` to what the encoder reads."""
+        """Images as in `forward` to what the encoder reads."""
         images = self.normalise(images, sizes, padded)
         height, width = images.shape[-2:]
         levels = []
@@ -112,16 +112,17 @@ class Detector(nn.Module):
         return levels
 
     def encode(self, images: Tensor, sizes: Tensor, padded: bool) -> Memory:
-        """Pictures as in `forward` to the encoder's output; positions of all levels attend to each other."""
+        """Images as in `forward` to the encoder's output; positions of all levels attend to each other."""
         levels = self.levels(images, sizes, padded)
         position, bias = positions_of(levels), bias_of(levels)
         return Memory(self.encoder(tokens_of(levels), position, bias), position, bias, levels)
 
-    def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, maps: bool = False) -> Output:
+    def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:
         """Detect objects.
 
         images: [B, 3, H, W] uint8, or float32 already normalised, padded at the bottom and the right; sizes: [B, 2]
-        int64 true (height, width); padded: False promises that no picture is padded; maps: return attention as well.
+        int64 true (height, width); padded: False promises that no image is padded; attention_maps: return
+        attention and Gaussians as well.
         """
         raise NotImplementedError
 

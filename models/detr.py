@@ -13,7 +13,7 @@ from .layers.transformer import Decoder, DecoderLayer, initialise
 
 
 class Detr(Detector):
-    """Learned queries attend to the encoded picture; each becomes one box with class logits, the last: no object."""
+    """Learned queries attend to the encoded image; each becomes one box with class logits, the last: no object."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class Detr(Detector):
         initialise(self.decoder)
         self.input_proj = nn.Conv2d(backbone.channels[-1], width, 1)
 
-    def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, maps: bool = False) -> Output:
+    def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:
         """As `Detector.forward`."""
         memory = self.encode(images, sizes, padded)
-        decoded = self.decoder(self.query_embed.weight, memory.tokens, memory.position, memory.bias, maps)
+        decoded = self.decoder(self.query_embed.weight, memory.tokens, memory.position, memory.bias, attention_maps)
         states = decoded.states if self.auxiliary else decoded.states[-1:]
         # bfloat16 has a spacing of 0.004 near 1: boxes would collapse.
         with torch.autocast(images.device.type, enabled=False):

@@ -1,6 +1,6 @@
 """Hungarian matching of predictions and objects (Carion et al. 2020, section 3.1), all decoder layers at once.
 
-Shapes: D decoder layers, B pictures, Q queries, K logits, N objects of the batch, T the most objects of one picture.
+Shapes: D decoder layers, B images, Q queries, K logits, N objects of the batch, T the most objects of one image.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class NonFiniteOutputError(RuntimeError):
     """A prediction is NaN or infinite. layer: decoder layer from 0; image: its place in the batch."""
 
     def __init__(self, layer: int, image: int) -> None:
-        super().__init__(f"decoder layer {layer} predicts NaN or Inf for picture {image} of the batch")
+        super().__init__(f"decoder layer {layer} predicts NaN or Inf for image {image} of the batch")
         self.layer, self.image = layer, image
 
 
 @dataclass
 class Matches:
-    """Matched pairs of all layers, packed: [M] int64 each, ordered by layer, then picture, then query.
+    """Matched pairs of all layers, packed: [M] int64 each, ordered by layer, then image, then query.
 
     layer, image, query: place of the prediction; target: row of the packed `Targets`.
     """
@@ -40,7 +40,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Matcher:
-    """The cost of a pair, and the assignment with the least total cost of each picture and layer."""
+    """The cost of a pair, and the assignment with the least total cost of each image and layer."""
 
     classification: str = "softmax"
     cost_class: float = 1.0
@@ -51,7 +51,7 @@ class Matcher:
 
     @torch.no_grad()
     def __call__(self, output: Output, targets: Targets) -> Matches:
-        """Match; a picture with more objects than queries has as many pairs as queries.
+        """Match; an image with more objects than queries has as many pairs as queries.
 
         What comes to the host comes in one transfer, the only one of a training step. Raises NonFiniteOutputError.
         """
@@ -59,7 +59,7 @@ class Matcher:
 
         layers, images, queries = output.logits.shape[:3]
         costs = self.costs(output, targets)
-        # A picture without objects has no costs, so what it predicts is tested by itself.
+        # An image without objects has no costs, so what it predicts is tested by itself.
         finite = output.logits.sum(dim=(2, 3)) + output.boxes.sum(dim=(2, 3))
         host = torch.cat((costs.flatten(), finite.flatten())).cpu()
         costs, finite = host.split([costs.numel(), finite.numel()])
@@ -78,7 +78,7 @@ class Matcher:
         return Matches(layer_of, image_of, query, target)
 
     def costs(self, output: Output, targets: Targets) -> Tensor:
-        """[D, B, Q, T] cost of every prediction against its own picture's objects; surplus columns are unspecified."""
+        """[D, B, Q, T] cost of every prediction against its own image's objects; surplus columns are unspecified."""
         slots = max(targets.counts, default=0)
         starts = torch.tensor((0, *targets.counts)).cumsum(0).tolist()
         rows = [

@@ -12,7 +12,7 @@ from .boxes import cxcywh_to_xyxy
 from .detector import Output
 
 LIMIT = 100
-"""Detections of one class in one image that count in COCO's figures, the surest first."""
+"""Detections of one class in one image that count in COCO's metrics, the surest first."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Every query proposes where it looks: a reference point, and per head an offset and the widths of a Gaussian whose
 logarithm is added to the logits of the cross-attention.
-Shapes: B pictures, L queries, C width, A heads, h x w cells of stride s.
+Shapes: B images, L queries, C width, A heads, h x w positions of stride s.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GaussianPrior(nn.Module):
     def forward(self, query: Tensor, centre: Tensor, cover: Extent) -> Tensor:
         """The logarithm of the Gaussians, [B, A, L, h * w] float32, at most 0 and 0 at their centres.
 
-        query: [B, L, C] after the norm; centre: [B, L, 2] reference points (x, y) in cells.
+        query: [B, L, C] after the norm; centre: [B, L, 2] reference points (x, y) in positions of the feature map.
         The scales multiply squared distances: they are inverse variances.
         """
         with torch.autocast(query.device.type, enabled=False):
@@ -122,31 +122,31 @@ class SmcaDetr(Detector):
         nn.init.constant_(self.class_embed.bias, PRIOR_BIAS)
         self.input_proj = nn.Conv2d(backbone.channels[-1], width, 1)
 
-    def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, maps: bool = False) -> Output:
+    def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:
         """As `Detector.forward`."""
         memory = self.encode(images, sizes, padded)
         (level,) = memory.levels
         key, query_position = memory.tokens + memory.position, self.query_embed.weight
         x = torch.zeros_like(query_position, dtype=memory.tokens.dtype).expand(len(sizes), -1, -1)
         # The published code divides by a stride of 32 whatever the backbone; this is the real one.
-        cells = sizes.flip(1)[:, None].float() / self.stride
+        true_size = sizes.flip(1)[:, None].float() / self.stride
         states: list[Tensor] = []
         attention: list[Tensor] = []
         gaussians: list[Tensor] = []
         for layer, prior in self.decoder.pairs():
-            looking = prior.norm(x + query_position)
+            normed = prior.norm(x + query_position)
             if not states:
-                reference = self._reference(looking)
-                centre = reference.sigmoid() * cells
-            gaussian = prior(looking, centre, level.cover)
+                reference = self._reference(normed)
+                centre = reference.sigmoid() * true_size
+            gaussian = prior(normed, centre, level.cover)
             bias = gaussian if memory.bias is None else gaussian + memory.bias
             x, query = layer(x, query_position, memory.tokens, key, bias)
             states.append(self.decoder.norm(x))
-            if maps:
+            if attention_maps:
                 attention.append(layer.cross_attn.weights(query, key, bias))
                 gaussians.append(gaussian.exp())
         output = self._predict(torch.stack(states if self.auxiliary else states[-1:]), reference)
-        if maps:
+        if attention_maps:
             output.attention = by_stride(memory.levels, torch.stack(attention))
             output.gaussians = by_stride(memory.levels, torch.stack(gaussians))
         return output

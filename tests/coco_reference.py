@@ -24,14 +24,14 @@ _STEP = st.integers(0, 3).map(lambda step: 16.0 * step)
 _BOX = st.tuples(_STEP, _STEP, st.sampled_from([0.0, 16.0, 32.0, 48.0, 96.0]), st.sampled_from([0.0, 32.0, 64.0, 96.0]))
 
 
-def ground_of(objects: Sequence[Object], pictures: int = 1, classes: int = 1) -> Ground:
-    """Objects (picture, class, box, crowd) as a data set; ids: 5, 10, ... of pictures and 3, 6, ... of classes."""
+def ground_of(objects: Sequence[Object], images: int = 1, classes: int = 1) -> Ground:
+    """Objects (image, class, box, crowd) as a data set; ids: 5, 10, ... of images and 3, 6, ... of classes."""
     boxes = np.array([box for _, _, box, _ in objects], dtype=np.float64).reshape(-1, 4)
     return Ground(
-        np.arange(1, pictures + 1) * 5,
+        np.arange(1, images + 1) * 5,
         np.arange(1, classes + 1) * 3,
         tuple(f"class {k}" for k in range(classes)),
-        np.array([picture for picture, _, _, _ in objects], dtype=np.int64),
+        np.array([image for image, _, _, _ in objects], dtype=np.int64),
         np.array([label for _, label, _, _ in objects], dtype=np.int64),
         boxes,
         boxes[:, 2] * boxes[:, 3],
@@ -40,9 +40,9 @@ def ground_of(objects: Sequence[Object], pictures: int = 1, classes: int = 1) ->
 
 
 def columns_of(ground: Ground, detections: Sequence[Detection]) -> Columns:
-    """Detections (picture, class, box, score) as arrays."""
+    """Detections (image, class, box, score) as arrays."""
     return Columns(
-        ground.pictures[[picture for picture, _, _, _ in detections]] if detections else np.zeros(0, dtype=np.int64),
+        ground.images[[image for image, _, _, _ in detections]] if detections else np.zeros(0, dtype=np.int64),
         ground.categories[[label for _, label, _, _ in detections]] if detections else np.zeros(0, dtype=np.int64),
         np.array([box for _, _, box, _ in detections], dtype=np.float64).reshape(-1, 4),
         np.array([score for _, _, _, score in detections], dtype=np.float64),
@@ -50,51 +50,49 @@ def columns_of(ground: Ground, detections: Sequence[Detection]) -> Columns:
 
 
 def tiny_objects() -> SearchStrategy[list[Object]]:
-    """A few objects in two pictures, of two classes: many overlap equally, and areas are at the limits of sizes."""
+    """A few objects in two images, of two classes: many overlap equally, and areas are at the limits of sizes."""
     return st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), _BOX, st.booleans()), max_size=6)
 
 
 def tiny_detections() -> SearchStrategy[list[Detection]]:
-    """A few detections there, many of equal scores."""
+    """A few detections in them, many of equal scores."""
     return st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), _BOX, st.sampled_from([0.0, 0.5, 1.0])), max_size=9)
 
 
-def oddities(seed: int, pictures: int = 10, classes: int = 5, many: int = 130) -> tuple[Ground, Columns]:
+def oddities(seed: int, images: int = 10, classes: int = 5, many: int = 130) -> tuple[Ground, Columns]:
     """A data set and detections with everything that is rare.
 
-    Crowds and detections on them, a class without objects and one without detections, pictures without objects and
-    without detections, very many detections of a class in one picture, equal scores, boxes of no size, identical boxes,
+    Crowds and detections on them, a class without objects and one without detections, images without objects and
+    without detections, very many detections of a class in one image, equal scores, boxes of no size, identical boxes,
     and areas that are exactly at a limit.
     """
     rng = np.random.default_rng(seed)
-    whole = simulated.scene(pictures, classes, seed, objects=5, crowds=0.15)
+    whole = simulated.scene(images, classes, seed, objects=5, crowds=0.15)
     old = whole.ground
-    kept = rng.permutation(np.flatnonzero((old.label != classes - 1) & (old.picture != 1)))
+    kept = rng.permutation(np.flatnonzero((old.label != classes - 1) & (old.image != 1)))
     box, area = old.box[kept], old.area[kept]
     box[0, 2] = 0
     box[1], area[1] = box[2], area[2]
     area[3:5] = 32.0**2, 96.0**2
-    ground = Ground(
-        old.pictures, old.categories, old.names, old.picture[kept], old.label[kept], box, area, old.crowd[kept]
-    )
-    parts = [simulated.detect(simulated.Scene(ground, whole.hard), 1.0, seed + 1, per_picture=12)]
+    ground = Ground(old.images, old.categories, old.names, old.image[kept], old.label[kept], box, area, old.crowd[kept])
+    parts = [simulated.detect(simulated.Scene(ground, whole.hard), 1.0, seed + 1, per_image=12)]
 
-    def more(boxes: Sequence[Sequence[float]] | Floats, picture: int, label: int) -> None:
-        count, image, category = len(boxes), ground.pictures[picture], ground.categories[label]
+    def more(boxes: Sequence[Sequence[float]] | Floats, place: int, label: int) -> None:
+        count, image, category = len(boxes), ground.images[place], ground.categories[label]
         parts.append(Columns(np.full(count, image), np.full(count, category), np.array(boxes), rng.random(count)))
 
     for number in np.flatnonzero(ground.crowd).tolist() + rng.integers(0, len(box), 6).tolist():
         x, y, width, height = ground.box[number].tolist()
         inside = [[x + width / 4, y, width / 2, height], [x, y, width, height], [x, y, width, 0.0]]
-        more(inside, ground.picture[number], ground.label[number])
-    one = np.flatnonzero((ground.label == 0) & (ground.picture > 2))[0]
+        more(inside, ground.image[number], ground.label[number])
+    one = np.flatnonzero((ground.label == 0) & (ground.image > 2))[0]
     crowded = np.tile(ground.box[one], (many, 1))
     crowded[:, :2] += rng.normal(0, 4, (many, 2))
     crowded[:3, 2:] = 32, 96
-    more(crowded, ground.picture[one], 0)
+    more(crowded, ground.image[one], 0)
     more([[5.0, 5.0, 32.0, 32.0]], 1, classes - 1)
     found = Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    chosen = np.flatnonzero((found.categories != ground.categories[1]) & (found.images != ground.pictures[2]))
+    chosen = np.flatnonzero((found.categories != ground.categories[1]) & (found.images != ground.images[2]))
     chosen = rng.permutation(chosen)
     return ground, Columns(
         found.images[chosen], found.categories[chosen], found.boxes[chosen], found.scores[chosen].round(1)
@@ -108,17 +106,17 @@ def distinct(found: Columns, seed: int) -> Columns:
 
 
 def repeated(ground: Ground, found: Columns, times: Sequence[int]) -> tuple[Ground, Columns]:
-    """A data set in which each picture really is so many times, each time as a picture of its own."""
-    pictures, objects, detections = [], [], []
+    """A data set in which each image really is so many times, each time as an image of its own."""
+    ids, objects, detections = [], [], []
     for place, count in enumerate(times):
         for copy in range(count):
-            pictures.append(int(ground.pictures[place]) * 1000 + copy)
-            objects += [(number, len(pictures) - 1) for number in np.flatnonzero(ground.picture == place)]
-            detections += [(row, pictures[-1]) for row in np.flatnonzero(found.images == ground.pictures[place])]
+            ids.append(int(ground.images[place]) * 1000 + copy)
+            objects += [(number, len(ids) - 1) for number in np.flatnonzero(ground.image == place)]
+            detections += [(row, ids[-1]) for row in np.flatnonzero(found.images == ground.images[place])]
     of, where = np.array(objects, dtype=np.int64).reshape(-1, 2).T
     rows, images = np.array(detections, dtype=np.int64).reshape(-1, 2).T
     again = Ground(
-        np.array(pictures), ground.categories, ground.names, where,
+        np.array(ids), ground.categories, ground.names, where,
         ground.label[of], ground.box[of], ground.area[of], ground.crowd[of],
     )  # fmt: skip
     return again, Columns(images, found.categories[rows], found.boxes[rows], found.scores[rows])
@@ -147,7 +145,7 @@ def pycocotools_precision(ground: Ground, found: Columns) -> Floats:
     return np.asarray(evaluation.eval["precision"])[..., -1]
 
 
-def pycocotools_figures(ground: Ground, found: Columns) -> tuple[Floats, Floats]:
+def pycocotools_metrics(ground: Ground, found: Columns) -> tuple[Floats, Floats]:
     """AP, AP50, AP75, APs, APm and APl by class [K, 6] and overall [6] as COCO takes means; NaN for COCO's -1."""
     precision = pycocotools_precision(ground, found)
     parts = [precision[..., 0], precision[:1, ..., 0], precision[5:6, ..., 0], *(precision[..., a] for a in (1, 2, 3))]
@@ -175,4 +173,4 @@ def naive_precision(right: Sequence[bool], total: int) -> list[float]:
     for place, one in enumerate(right, start=1):
         hits += one
         points.append((hits / total, hits / place))
-    return [max((p for recall, p in points if recall >= wanted), default=0.0) for wanted in np.linspace(0, 1, 101)]
+    return [max((p for recall, p in points if recall >= least), default=0.0) for least in np.linspace(0, 1, 101)]

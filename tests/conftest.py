@@ -46,13 +46,13 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with the real pictures; the test is skipped where it is absent."""
+    """The folder with the real images; the test is skipped where it is absent."""
     named = os.environ.get("DETR_CONTAINER_DATA")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
     missing = [name for name in DATA_FOLDERS if not (folder / name).is_dir()]
     if missing:
         where = "DETR_CONTAINER_DATA" if named else "../shared/data (set DETR_CONTAINER_DATA to look elsewhere)"
-        pytest.skip(f"the real pictures are not here: no {', '.join(missing)} in {where}")
+        pytest.skip(f"the real images are not here: no {', '.join(missing)} in {where}")
     return folder
 
 
@@ -89,7 +89,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few small pictures of shapes, made once."""
+    """A few small images of shapes, made once."""
     from runs import shapes_folder
 
     return shapes_folder(tmp_path_factory)

@@ -33,9 +33,9 @@ class ManyLevels(Detector):
         levels = [layer(features) for layer, features in zip(self.input_proj, maps, strict=True)]
         return [*levels, *([F.max_pool2d(levels[-1], 2, ceil_mode=True)] if self.more else [])]
 
-    def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, maps: bool = False) -> Output:
+    def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:
         memory = self.encode(images, sizes, padded)
-        decoded = self.decoder(self.query_embed.weight, memory.tokens, memory.position, memory.bias, maps)
+        decoded = self.decoder(self.query_embed.weight, memory.tokens, memory.position, memory.bias, attention_maps)
         with torch.autocast(images.device.type, enabled=False):
             states = decoded.states.float()
             output = Output(self.class_embed(states), self.bbox_embed(states).sigmoid())

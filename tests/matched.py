@@ -31,7 +31,7 @@ def most(weights: Sequence[Sequence[float]], used: frozenset[int] = frozenset())
 
 
 def some(name: str, score: float, box: Sequence[float]) -> Found:
-    """A detection without maps; box: x, y, width, height."""
+    """A detection without attention maps; box: x, y, width, height."""
     x, y, width, height = box
     record = {"category": name, "score": score, "bbox": list(box)}
     return Found(record, torch.tensor([x, y, x + width, y + height]), torch.zeros(1, 2, 2))

@@ -20,7 +20,7 @@ from detr_container.engine import session as distributed
 from detr_container.engine.checkpoint import Checkpoints
 from detr_container.engine.resume import content_hash
 from detr_container.engine.run import Run
-from detr_container.engine.session import Session, session
+from detr_container.engine.session import Session, open_session
 from detr_container.engine.train import task_of
 from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.together import validation_on_all
@@ -34,24 +34,24 @@ def experiment(**changed: Any) -> DetectionExperiment:
     return tiny(Path(GIVEN["root"]), **settings, **changed)
 
 
-def train(here: Session, name: str = "run", **changed: Any) -> list[Any]:
+def train(session: Session, name: str = "run", **changed: Any) -> list[Any]:
     """The step that this process ended at, and its weights; batch statistics are each process's own."""
     settings = experiment(**changed)
     with StopRequest() as stop:
-        trainer = Trainer(task_of(settings, here), settings, Run(FOLDER / name), here, stop)
+        trainer = Trainer(task_of(settings, session), settings, Run(FOLDER / name), session, stop)
         trainer.run_to_end()
     return [trainer.step, content_hash(dict(trainer.model.named_parameters()))]
 
 
-def blind(here: Session) -> list[Any]:
+def blind(session: Session) -> list[Any]:
     """The second process sees an old listing of the folder, in which there is no checkpoint."""
     if RANK:
         Checkpoints.paths = lambda self: []
         Checkpoints.newest = lambda self: None
-    return train(here, train__max_steps=1)
+    return train(session, train__max_steps=1)
 
 
-def other_data(here: Session, split: str, begin: Callable[[Session, DetectionExperiment], Any]) -> Any:
+def other_data(session: Session, split: str, begin: Callable[[Session, DetectionExperiment], Any]) -> Any:
     """Each process has the data in a folder of its own machine; the second one's file has a line more."""
     place = FOLDER / f"{split}-{begin.__name__}-{RANK}"
     shutil.copytree(GIVEN["root"], place / "shapes")
@@ -60,40 +60,40 @@ def other_data(here: Session, split: str, begin: Callable[[Session, DetectionExp
         path.write_text(path.read_text() + "\n")
     os.chdir(place)
     settings = experiment()
-    return begin(here, replace(settings, data=replace(settings.data, root=Path("shapes"))))
+    return begin(session, replace(settings, data=replace(settings.data, root=Path("shapes"))))
 
 
-def begin_training(here: Session, settings: DetectionExperiment) -> None:
+def begin_training(session: Session, settings: DetectionExperiment) -> None:
     with StopRequest() as stop:
-        Trainer(task_of(settings, here), settings, Run(FOLDER / "with-other-data"), here, stop)
+        Trainer(task_of(settings, session), settings, Run(FOLDER / "with-other-data"), session, stop)
 
 
-def fail(here: Session) -> None:
+def fail(session: Session) -> None:
     """The second process fails while the first waits for it."""
     if RANK:
         raise LookupError("something of its own")
-    here.barrier()
+    session.barrier()
 
 
-def stick(here: Session) -> None:
+def stick(session: Session) -> None:
     """The second process has failed, but does not end, and the first waits for it."""
     distributed.GRACE = 0.5
     if RANK:
-        distributed._tell_others(STORES[-1], "rank 1 has a reason")
+        distributed._report_failure(STORES[-1], "rank 1 has a reason")
         time.sleep(5)
         os._exit(0)
-    here.barrier()
+    session.barrier()
 
 
 STORES: list[Any] = []
 SCENES: dict[str, Callable[[Session], Any]] = {
-    "begin": lambda here: train(here, train__max_steps=2),
+    "begin": lambda session: train(session, train__max_steps=2),
     "blind": blind,
-    "hidden": lambda here: train(here, "elsewhere" if RANK else "run"),
-    "settings": lambda here: train(here, "other", seed=RANK),
-    "train": lambda here: other_data(here, "train", begin_training),
-    "val": lambda here: other_data(here, "val", begin_training),
-    "evaluation": lambda here: other_data(here, "val", validation_on_all),
+    "hidden": lambda session: train(session, "elsewhere" if RANK else "run"),
+    "settings": lambda session: train(session, "other", seed=RANK),
+    "train": lambda session: other_data(session, "train", begin_training),
+    "val": lambda session: other_data(session, "val", begin_training),
+    "evaluation": lambda session: other_data(session, "val", validation_on_all),
     "fail": fail,
     "stick": stick,
 }
@@ -114,8 +114,8 @@ def main() -> None:
         os.environ.update(RANK=str(RANK), LOCAL_RANK=str(RANK), WORLD_SIZE="2")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         try:
-            with session("cpu") as here:
-                found[name] = scene(here)
+            with open_session("cpu") as session:
+                found[name] = scene(session)
         except (ValueError, OSError, LookupError) as error:
             found[name] = f"{type(error).__name__}: {error}"
         (FOLDER / f"found-{RANK}.json").write_text(json.dumps(found))

@@ -23,7 +23,7 @@ from detr_container.compare.intervals import Part, reach, seed_parts
 
 Floats = NDArray[np.float64]
 Way = Callable[[float, Floats, Floats, float], Floats]
-"""Half-widths [trials] of a - b, from the images' variance, figures [trials, S] of both sides and p."""
+"""Half-widths [trials] of a - b, from the images' variance, values [trials, S] of both sides and p."""
 IMAGES = 4999
 """Degrees of freedom of what images do, as of 5,000 images. Its variance is taken as known."""
 RATIOS = (1.0, 1.5, 2.0, 4.0, 8.0, np.inf)
@@ -92,16 +92,16 @@ WAYS: dict[str, Way] = {
 
 
 def draw(rng: np.random.Generator, trials: int, spreads: Sequence[float], seeds: int, share: float) -> Floats:
-    """Figures [trials, cells, S] without the images' part.
+    """Values [trials, arms, S] without the images' part.
 
-    Scaled so that images are `share` of the variance of the difference of the first two cells' means.
+    Scaled so that images are `share` of the variance of the difference of the first two arms' means.
     """
     scale = np.asarray(spreads) * np.sqrt((1 - share) * seeds / (spreads[0] ** 2 + spreads[1] ** 2))
     return rng.normal(size=(trials, len(spreads), seeds)) * scale[:, None]
 
 
 def pairs_of(grid: tuple[int, int]) -> list[tuple[int, int]]:
-    """The pairs of cells that a report compares: those of one row or of one column."""
+    """The pairs of arms that a report compares: those of one row or of one column."""
     places = list(product(range(grid[0]), range(grid[1])))
     return [(a, b) for a, b in combinations(range(len(places)), 2) if any(np.equal(places[a], places[b]))]
 
@@ -121,7 +121,7 @@ def misses(
     sides = []
     for count, spread in zip(seeds, (1.0, 0.0) if np.isinf(ratio) else np.array([ratio, 1.0]), strict=True):
         found = 2 * special.gammaincinv((count - 1) / 2, (place + 1) / 2)
-        # Two figures apart make the sum of squares; the others are in the middle.
+        # Two values apart make the sum of squares; the others are in the middle.
         pattern = np.r_[1.0, -1.0, np.zeros(count - 2)] / np.sqrt(2)
         true = spread**2 / (1 if np.isinf(ratio) else ratio**2 + 1)
         sides.append(np.sqrt(found * (1 - share) * true * count)[:, None] * pattern)
@@ -130,22 +130,22 @@ def misses(
     return float((weights * 2 * special.ndtr(-half)).sum()), float((weights * half).sum())
 
 
-def false_tables(way: Way, figures: Floats, share: float, noise: Floats, grid: tuple[int, int]) -> float:
+def false_tables(way: Way, values: Floats, share: float, noise: Floats, grid: tuple[int, int]) -> float:
     """How often Holm calls any difference of a table real when none is: the smallest p decides.
 
-    noise: [trials, cells], what images do to each.
+    noise: [trials, arms], what images do to each.
     """
-    value, wrong, pairs = figures.mean(axis=-1) + noise, np.zeros(len(figures), dtype=bool), pairs_of(grid)
+    value, wrong, pairs = values.mean(axis=-1) + noise, np.zeros(len(values), dtype=bool), pairs_of(grid)
     for a, b in pairs:
-        wrong |= np.abs(value[:, a] - value[:, b]) > way(share, figures[:, a], figures[:, b], 0.05 / len(pairs))
+        wrong |= np.abs(value[:, a] - value[:, b]) > way(share, values[:, a], values[:, b], 0.05 / len(pairs))
     return float(wrong.mean())
 
 
 def layouts(grid: tuple[int, int]) -> list[list[float]]:
-    """Spreads over seeds of a table's cells: all equal; one cell or one row varies alone, one cell 4 times as much."""
-    cells, row = grid[0] * grid[1], grid[1]
-    one, first = [1.0] + [0.0] * (cells - 1), [1.0] * row + [0.0] * (cells - row)
-    return [[1.0] * cells, one, first, [1.0] + [0.25] * (cells - 1)]
+    """Spreads over seeds of a table's arms: all equal; one arm or one row varies alone, one arm 4 times as much."""
+    arms, row = grid[0] * grid[1], grid[1]
+    one, first = [1.0] + [0.0] * (arms - 1), [1.0] * row + [0.0] * (arms - row)
+    return [[1.0] * arms, one, first, [1.0] + [0.25] * (arms - 1)]
 
 
 def rates(seeds: int, trials: int) -> dict[str, list[str]]:
@@ -156,13 +156,13 @@ def rates(seeds: int, trials: int) -> dict[str, list[str]]:
         for place, spreads in enumerate(layouts(grid)):
             wrong: dict[str, list[float]] = {name: [] for name in WAYS}
             for _ in range(max(1, trials // CHUNK)):
-                figures = draw(rng, min(trials, CHUNK), spreads, seeds, share)
-                noise = rng.normal(size=figures.shape[:2]) * np.sqrt(share / 2)
+                values = draw(rng, min(trials, CHUNK), spreads, seeds, share)
+                noise = rng.normal(size=values.shape[:2]) * np.sqrt(share / 2)
                 for name, way in WAYS.items():
-                    wrong[name].append(100 * false_tables(way, figures, share, noise, grid))
+                    wrong[name].append(100 * false_tables(way, values, share, noise, grid))
             for name, shares in wrong.items():
                 false[name, grid][min(place, 1)].append(float(np.mean(shares)))
-    told = {}
+    rows = {}
     for name, way in WAYS.items():
         apart = [
             np.array([misses(way, (seeds, seeds), ratio, share) for ratio in ratios for share in SHARES])
@@ -171,8 +171,8 @@ def rates(seeds: int, trials: int) -> dict[str, list[str]]:
         columns = [[f"{100 - 100 * one[:, 0].max():.1f}" for one in apart]]
         columns += [[f"{max(one):.1f}" for one in false[name, grid]] for grid in GRIDS]
         columns.append([f"{one[:, 1].mean():.1f}" for one in apart])
-        told[name] = [" / ".join(one) for one in columns]
-    return told
+        rows[name] = [" / ".join(one) for one in columns]
+    return rows
 
 
 def main() -> None:
@@ -180,7 +180,7 @@ def main() -> None:
     heads = ["way", "seeds", "least coverage, %", *(f"false tables {a} x {b}, %" for a, b in GRIDS), "half-width"]
     lines = [heads, ["---"] * len(heads)]
     for count in seeds or SEEDS:
-        lines += [[name, str(count), *figures] for name, figures in rates(count, trials).items()]
+        lines += [[name, str(count), *values] for name, values in rates(count, trials).items()]
     sys.stdout.write("".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 

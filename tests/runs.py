@@ -29,7 +29,7 @@ from detr_container.engine.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL, SIDE = 16, 5, 64
-"""Four steps of four pictures an epoch; picture 6 (at index 5) has no object, pictures 4 and 12 have a crowd."""
+"""Four steps of four images an epoch; image 6 (at index 5) has no object, images 4 and 12 have a crowd."""
 
 # Whatever could carry a state from one step to the next: dropout, drop-path, accumulation, averages, batch statistics.
 HARD: dict[str, Any] = {
@@ -84,10 +84,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_in(folder: Path, experiment: DetectionExperiment, pictures: bool = False) -> int:
-    """`train` on one thread; returns its exit status. pictures: also draw, which costs more than all the steps."""
+def train_in(folder: Path, experiment: DetectionExperiment, images: bool = False) -> int:
+    """`train` on one thread; returns its exit status. images: also draw, which costs more than all the steps."""
     with one_thread(), pytest.MonkeyPatch.context() as patch:
-        if not pictures:
+        if not images:
             patch.setattr("detr_container.engine.trainer.plot_curves", lambda *_: None)
             patch.setattr("detr_container.tasks.detection.task.draw_validation", lambda *_: None)
         return train(experiment, folder)
@@ -105,7 +105,7 @@ def assert_same(a: Any, b: Any, where: str = "state") -> None:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Two runs ended with the same weights, optimiser, averages, metrics, evaluations and detections, bit for bit."""
+    """Two runs ended with the same weights, optimizer, averages, metrics, evaluations and detections, bit for bit."""
     found = run_differences(a, b)
     assert not found, "\n".join(found)
 
@@ -167,11 +167,11 @@ def run_command(folder: Path, *arguments: str | Path, **changed: str) -> subproc
             status = main([str(argument) for argument in arguments])
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        told = []
+        outputs = []
         for stream in (out, err):
             stream.seek(0)
-            told.append(stream.read())
-    return subprocess.CompletedProcess(arguments, status, *told)
+            outputs.append(stream.read())
+    return subprocess.CompletedProcess(arguments, status, *outputs)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:

@@ -12,7 +12,7 @@ from detr_container.models.detector import Output
 
 @dataclass(frozen=True)
 class Scene:
-    """What a detector of `classes` classes might say of pictures with these objects."""
+    """What a detector of `classes` classes might predict for images with these objects."""
 
     output: Output
     targets: Targets
@@ -28,7 +28,7 @@ def random_boxes(generator: torch.Generator, *shape: int) -> Tensor:
 def scene(
     counts: tuple[int, ...], seed: int = 0, layers: int = 2, queries: int = 5, classes: int = 3, softmax: bool = True
 ) -> Scene:
-    """A scene with these numbers of objects per picture."""
+    """A scene with these numbers of objects per image."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(layers, len(counts), queries, classes + int(softmax), generator=generator) * 2
     output = Output(logits, random_boxes(generator, layers, len(counts), queries))
@@ -38,7 +38,7 @@ def scene(
 
 @st.composite
 def scenes(draw: st.DrawFn, softmax: bool = True, most_objects: int = 6, most_queries: int = 4) -> Scene:
-    """Any scene, among them pictures and batches without objects, and more objects than queries."""
+    """Any scene, among them images and batches without objects, and more objects than queries."""
     counts = draw(st.lists(st.integers(0, most_objects), min_size=1, max_size=3))
     return scene(
         tuple(counts),
@@ -51,7 +51,7 @@ def scenes(draw: st.DrawFn, softmax: bool = True, most_objects: int = 6, most_qu
 
 
 def sliced(whole: Scene, images: slice) -> Scene:
-    """Some of the pictures of a scene, as a micro batch or another process would see them."""
+    """Some of the images of a scene, as a micro batch or another process would see them."""
     starts = [sum(whole.targets.counts[:image]) for image in range(len(whole.targets.counts) + 1)]
     low, high, _ = images.indices(len(whole.targets.counts))
     rows = slice(starts[low], starts[high])

@@ -1,4 +1,4 @@
-"""Detectors without pictures or networks: boxes with known errors around made objects, as many as wanted."""
+"""Detectors without images or networks: any number of boxes with known errors near simulated objects."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ WIDTH, HEIGHT = 640.0, 480.0
 
 @dataclass(frozen=True)
 class Scene:
-    """A data set; hard: [N] how hard each picture is, for every detector alike."""
+    """A data set; hard: [N] how hard each image is, for every detector alike."""
 
     ground: Ground
     hard: NDArray[np.float64]
 
 
-def scene(pictures: int, classes: int, seed: int, objects: float = 7.0, crowds: float = 0.01) -> Scene:
-    """Pictures with a Poisson number of objects; classes as uneven as COCO's, sizes from 8 to 300 pixels."""
+def scene(images: int, classes: int, seed: int, objects: float = 7.0, crowds: float = 0.01) -> Scene:
+    """Images with a Poisson number of objects; classes as uneven as COCO's, sizes from 8 to 300 pixels."""
     rng = np.random.default_rng(seed)
-    picture = np.repeat(np.arange(pictures), rng.poisson(objects, pictures))
-    count = len(picture)
+    image = np.repeat(np.arange(images), rng.poisson(objects, images))
+    count = len(image)
     share = 1 / np.arange(1, classes + 1) ** 0.8
     side = np.exp(rng.uniform(np.log(8), np.log(300), (count, 2)))
     corner = rng.uniform(0, 1, (count, 2)) * (np.array([WIDTH, HEIGHT]) - side)
     ground = Ground(
-        np.arange(1, pictures + 1) * 3,
+        np.arange(1, images + 1) * 3,
         np.arange(1, classes + 1) * 2,
         tuple(f"class {k}" for k in range(classes)),
-        picture,
+        image,
         rng.choice(classes, count, p=share / share.sum()),
         np.concatenate([corner, side], axis=1),
         side.prod(axis=1) * rng.uniform(0.5, 1, count),
         rng.random(count) < crowds,
     )
-    return Scene(ground, rng.normal(size=pictures))
+    return Scene(ground, rng.normal(size=images))
 
 
-def detect(world: Scene, skill: float, seed: int, per_picture: int = 100) -> Columns:
+def detect(world: Scene, skill: float, seed: int, per_image: int = 100) -> Columns:
     """A detector that finds an object the surer, the closer and the more often the greater its skill.
 
-    Every picture has `per_picture` detections; those that are for no object have random places, classes and sizes.
+    Every image has `per_image` detections; those that are for no object have random places, classes and sizes.
     """
     rng = np.random.default_rng(seed)
-    ground, pictures = world.ground, len(world.ground.pictures)
-    ease = skill - 0.7 * world.hard[ground.picture] + rng.normal(size=len(ground.picture))
+    ground, images = world.ground, len(world.ground.images)
+    ease = skill - 0.7 * world.hard[ground.image] + rng.normal(size=len(ground.image))
     tried = rng.random(len(ease)) < 1 / (1 + np.exp(-1.5 * ease))
     noise = 0.4 / (1 + np.exp(ease[tried, None]))
     box = ground.box[tried].copy()
@@ -60,12 +60,12 @@ def detect(world: Scene, skill: float, seed: int, per_picture: int = 100) -> Col
     mistaken = rng.random(len(label)) < 0.1
     label[mistaken] = rng.integers(0, len(ground.names), mistaken.sum())
     score = 1 / (1 + np.exp(-ease[tried] - rng.normal(size=len(label)) * 0.5))
-    rest = np.maximum(per_picture - np.bincount(ground.picture[tried], minlength=pictures), 0)
-    other = np.repeat(np.arange(pictures), rest)
+    rest = np.maximum(per_image - np.bincount(ground.image[tried], minlength=images), 0)
+    other = np.repeat(np.arange(images), rest)
     side = np.exp(rng.uniform(np.log(8), np.log(300), (len(other), 2)))
     corner = rng.uniform(0, 1, (len(other), 2)) * (np.array([WIDTH, HEIGHT]) - side)
     return Columns(
-        ground.pictures[np.r_[ground.picture[tried], other]],
+        ground.images[np.r_[ground.image[tried], other]],
         ground.categories[np.r_[label, rng.choice(ground.label, len(other))]],
         np.concatenate([box, np.concatenate([corner, side], axis=1)]),
         np.r_[score, rng.beta(1, 12, len(other))],
@@ -77,19 +77,19 @@ def annotation_file(world: Scene) -> dict[str, Any]:
     ground = world.ground
     return {
         "images": [
-            {"id": int(i), "file_name": f"{i}.jpg", "width": int(WIDTH), "height": int(HEIGHT)} for i in ground.pictures
+            {"id": int(i), "file_name": f"{i}.jpg", "width": int(WIDTH), "height": int(HEIGHT)} for i in ground.images
         ],
         "categories": [{"id": int(i), "name": name} for i, name in zip(ground.categories, ground.names, strict=True)],
         "annotations": [
             {
                 "id": number + 1,
-                "image_id": int(ground.pictures[ground.picture[number]]),
+                "image_id": int(ground.images[ground.image[number]]),
                 "category_id": int(ground.categories[ground.label[number]]),
                 "bbox": ground.box[number].tolist(),
                 "area": float(ground.area[number]),
                 "iscrowd": int(ground.crowd[number]),
             }
-            for number in range(len(ground.picture))
+            for number in range(len(ground.image))
         ],
     }
 

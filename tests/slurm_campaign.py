@@ -1,4 +1,4 @@
-"""Interrupt a run on a real Slurm in every way that a cluster knows, and compare it with an undisturbed one.
+"""Interrupt a run on a real Slurm in every way that a cluster knows, and compare it with an uninterrupted one.
 
 python tests/slurm_campaign.py FOLDER --times 40 --draw 1 starts a private cluster (tests/slurm_cluster.py) in FOLDER.
 """
@@ -28,7 +28,7 @@ from detr_container.launch.resources import Resources
 from detr_container.measure import soak
 
 Facts = Mapping[str, Any]
-"""What job.json says."""
+"""What job.json holds."""
 QUIET = 10.0
 """Seconds of training between two interruptions, on average, at most."""
 LEAVING = 60.0
@@ -80,7 +80,7 @@ class Ways:
         return True
 
     def slurmd_killed(self, facts: Facts, draw: random.Random) -> bool:
-        """The node is unreachable: what runs there goes on until its slurmd is back."""
+        """The node is unreachable: what runs there continues until its slurmd is back."""
         node = draw.choice(NODES)
         self.slurm.kill_slurmd(node)
         self.slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=campaign")
@@ -141,7 +141,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _node(step: psutil.Process) -> str:
-    """A step's node: with all nodes on one machine, its processes' environment says it."""
+    """A step's node: with all nodes on one machine, its processes' environment holds it."""
     for child in _children(step):
         with suppress(psutil.Error):
             if name := child.environ().get("SLURMD_NODENAME"):
@@ -201,7 +201,7 @@ def _epoch(folder: Path, experiment: DetectionExperiment) -> float:
 def campaign(
     slurm: Cluster, folder: Path, times: int, draw: int, within: float = 12.0, kinds: Collection[str] = ()
 ) -> int:
-    """Interrupt a run so often; returns 0 when it ended as the undisturbed one, nothing left behind.
+    """Interrupt a run so often; returns 0 when it ended as the uninterrupted one, nothing left behind.
 
     kinds: names of `Ways.all`; default: all of them.
     """

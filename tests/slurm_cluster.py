@@ -108,16 +108,18 @@ class Cluster:
         return done.stdout
 
     def job(self, number: int | str) -> dict[str, str]:
-        """What `scontrol show job` says of a job: {"JobState": "RUNNING", "Restarts": "0", ...}."""
+        """What `scontrol show job` prints of a job: {"JobState": "RUNNING", "Restarts": "0", ...}."""
         return parse(self.run("scontrol", "show", "job", "-o", str(number)).splitlines()[0])
 
     def wait(self, number: int | str, states: str | Collection[str], seconds: float) -> dict[str, str]:
         """The job, once it is in one of the states; TimeoutError with the logs after `seconds`."""
-        wanted = {states} if isinstance(states, str) else set(states)
+        expected = {states} if isinstance(states, str) else set(states)
         end = time.monotonic() + seconds
-        while (job := self.job(number))["JobState"] not in wanted:
+        while (job := self.job(number))["JobState"] not in expected:
             if time.monotonic() > end:
-                raise TimeoutError(f"job {number} is not {' or '.join(wanted)} after {seconds} s: {job}\n{self.log()}")
+                raise TimeoutError(
+                    f"job {number} is not {' or '.join(expected)} after {seconds} s: {job}\n{self.log()}"
+                )
             time.sleep(0.1)
         return job
 
@@ -125,7 +127,7 @@ class Cluster:
         """The last lines of every daemon's log."""
         parts = []
         for output in sorted((self._folder / "log").glob("*.out")):
-            # What a daemon says before it has opened its log, and all of munged's words, are in the output.
+            # What a daemon prints before it has opened its log, and all of munged's words, are in the output.
             log = output.with_suffix(".log")
             path = log if log.exists() and log.stat().st_size else output
             parts += [f"--- {path.name}", *path.read_text(errors="replace").splitlines()[-lines:]]
@@ -281,10 +283,10 @@ def marked() -> list[psutil.Process]:
 
 def _processes() -> Iterator[psutil.Process]:
     """All of this machine's, or of this container's: a machine sees those of its containers, whose /etc is another."""
-    here = os.stat("/proc/self/ns/pid").st_ino
+    own = os.stat("/proc/self/ns/pid").st_ino
     for process in psutil.process_iter():
         with suppress(*_GONE):
-            if os.stat(f"/proc/{process.pid}/ns/pid").st_ino == here:
+            if os.stat(f"/proc/{process.pid}/ns/pid").st_ino == own:
                 yield process
 
 

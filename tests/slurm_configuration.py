@@ -1,4 +1,4 @@
-"""What the Slurm of the tests is told of itself: two nodes, three partitions, pretended GPUs."""
+"""What the Slurm of the tests is configured as: two nodes, three partitions, pretended GPUs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def configure(folder: Path, grace: int, settings: dict[str, object]) -> None:
             (folder / f"gpu{number}").symlink_to(os.devnull)
     gpus = "".join(f"NodeName={node} Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n" for node in NODES)
     (folder / CONFIGURATION / "gres.conf").write_text(gpus)
-    # slurmd looks for cgroups although nothing uses them, and gives up where there are none, unless told their version.
+    # slurmd looks for cgroups although nothing uses them, and gives up where there are none, but for their version.
     (folder / CONFIGURATION / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     key = folder / "munge.key"
     key.touch(mode=0o600)
@@ -61,7 +61,7 @@ def _ports(count: int) -> list[int]:
 
 
 def _settings(folder: Path, port: int) -> dict[str, object]:
-    """What slurm.conf says besides nodes and partitions. port: of slurmctld."""
+    """What slurm.conf holds besides nodes and partitions. port: of slurmctld."""
     return {
         "ClusterName": "test",
         "SlurmctldHost": f"{host()}(127.0.0.1)",
@@ -91,7 +91,7 @@ def _settings(folder: Path, port: int) -> dict[str, object]:
         "ReturnToService": 2,
         # What can never be had is refused; by default it would be waited for.
         "EnforcePartLimits": "ALL",
-        # The nodes have what the configuration says, not what the machine has.
+        # The nodes have what the configuration states, not what the machine has.
         "SlurmdParameters": "config_overrides",
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_Core_Memory",

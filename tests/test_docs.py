@@ -30,7 +30,7 @@ FILE = re.compile(r"(?:tests|detr_container|models|datasets|launch|docs|\.ci)/[\
 
 
 class ParsedError(Exception):
-    """The options that a command has read; raised where it would go on to its work."""
+    """The options that a command has read; raised where it would begin its work."""
 
 
 def pages(repository: Path) -> list[Path]:
@@ -64,11 +64,11 @@ def test_every_link_leads_somewhere(repository: Path) -> None:
     assert seen > 20
 
 
-def test_the_picture_of_the_floors_is_that_of_the_imports(repository: Path) -> None:
-    picture = (repository / "docs" / "floors.svg").read_text(encoding="utf-8")
+def test_the_image_of_the_floors_is_that_of_the_imports(repository: Path) -> None:
+    image = (repository / "docs" / "floors.svg").read_text(encoding="utf-8")
     drawn = {
         name: int(number)
-        for number, floor in re.findall(r'data-floor="(\d+)">(.*?)</g>', picture)
+        for number, floor in re.findall(r'data-floor="(\d+)">(.*?)</g>', image)
         for name in re.findall(r'class="name"[^>]*>(\w+)<', floor)
     }
     assert drawn == FLOORS
@@ -161,6 +161,6 @@ def parse_only(*given: Any) -> None:
 def check_grid(options: Any) -> None:
     """Raise ValueError where a setting of all runs, or of the grid, does not fit."""
     if isinstance(options, CompareOptions):
-        grid.members_of(Path(), options.heads, options.backbones, options.seeds, options.base, options.setting)
+        grid.runs_of(Path(), options.heads, options.backbones, options.seeds, options.base, options.setting)
     elif isinstance(options, jobs.SweepOptions):
-        sweep.members_of(Path(), options.experiments, options.grid, options.seeds, options.set)
+        sweep.planned_runs(Path(), options.experiments, options.grid, options.seeds, options.set)

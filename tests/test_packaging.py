@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 CONDA_NAMES = {"torch": "pytorch"}
 CONDA_ONLY = {"python", "pip", "detectron2"}
-# The wheels that torch brings for NVIDIA's libraries; torch itself says which versions (see constraints.txt).
+# The wheels that torch brings for NVIDIA's libraries; torch itself states which versions (see constraints.txt).
 TORCHS_OWN = re.compile(r"(nvidia|cuda)-.*|triton")
 LINKED = ("models", "datasets", "launch")
 

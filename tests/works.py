@@ -10,7 +10,7 @@ TICKS = 100
 
 
 def count(folder: str, stop: StopRequest, seconds: float = 0.02) -> int:
-    """Count to TICKS in steps of `seconds`, going on from the newest file; stops when it is told to."""
+    """Count to TICKS in steps of `seconds`, resuming from the newest file; stops when it is asked to."""
     place = Path(folder)
     place.mkdir(exist_ok=True)
     done = max((int(path.name[5:]) for path in place.glob("tick-*")), default=0)
@@ -25,7 +25,7 @@ def count(folder: str, stop: StopRequest, seconds: float = 0.02) -> int:
 
 
 def crash(folder: str, stop: StopRequest) -> int:
-    """Fail in a way that another attempt might mend."""
+    """Fail in a way that another attempt might fix."""
     raise RuntimeError(f"crashed on rank {os.environ['RANK']}")
 
 
@@ -50,11 +50,11 @@ def show_gpus(folder: str, stop: StopRequest, crash: bool = False) -> int:
     return 0
 
 
-def tell(folder: str, stop: StopRequest) -> int:
+def show_place(folder: str, stop: StopRequest) -> int:
     """Write down what this process knows of the others."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     place = Path(folder)
     place.mkdir(exist_ok=True)
     text = "\n".join(f"{name}={os.environ.get(name, '')}" for name in names)
-    (place / f"told-{os.environ['LAUNCH_ATTEMPT']}-{os.environ['RANK']}").write_text(text)
+    (place / f"place-{os.environ['LAUNCH_ATTEMPT']}-{os.environ['RANK']}").write_text(text)
     return 0

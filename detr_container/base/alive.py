@@ -13,7 +13,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def mark(pid: int) -> str:
-    """What tells a living process from any other that has had, or will have, its number; empty when there is none.
+    """What sets a living process apart from any other that has had, or will have, its number; empty when there is none.
 
     On Linux the machine's boot and the clock tick of the start, which no change of the clock moves. One that has ended
     and waits for its parent is none. A program that takes the place of another (exec) keeps it.
@@ -33,7 +33,7 @@ def mark(pid: int) -> str:
     return ""
 
 
-def tell(pid: int, marked: str, number: signal.Signals) -> bool:
+def send_signal(pid: int, marked: str, number: signal.Signals) -> bool:
     """Send a signal to the process with this mark; False, and nothing is sent, when there is no such process."""
     if not marked:
         return False

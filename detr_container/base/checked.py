@@ -96,14 +96,14 @@ def mistakes(value: Any, schema: type[Schema]) -> str:
         schema.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
-        told = []
+        messages = []
         for one in found[:_MOST]:
             name = _short(".".join(map(str, one["loc"])), 100).strip("'") or "the whole"
             if one["type"] == "missing":
-                told.append(f"{name} is missing")
+                messages.append(f"{name} is missing")
             else:
-                told.append(f"{name}={_short(one['input'])}: {one['msg'][:1].lower()}{one['msg'][1:]}")
-        return "; ".join(told) + (f"; and {len(found) - _MOST} more" if len(found) > _MOST else "")
+                messages.append(f"{name}={_short(one['input'])}: {one['msg'][:1].lower()}{one['msg'][1:]}")
+        return "; ".join(messages) + (f"; and {len(found) - _MOST} more" if len(found) > _MOST else "")
     return ""
 
 

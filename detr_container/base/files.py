@@ -225,7 +225,7 @@ def _fill(sink: _Sink, writer: Callable[[BinaryIO], object]) -> None:
         buffered.flush()
         os.fsync(sink.fileno())
     finally:
-        # Closing flushes what is left; after a failed write that fails again, and the first reason is the one to tell.
+        # Closing flushes what is left; after a failed write that fails again, and the first reason is to be reported.
         with contextlib.suppress(OSError):
             buffered.close()
 

@@ -7,7 +7,7 @@ import sys
 
 # Of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# A feature map of a large picture at stride 4 fits; glibc by itself goes to 32 MiB at most.
+# A feature map of a large image at stride 4 fits; glibc by itself goes to 32 MiB at most.
 _LARGEST_KEPT = 256 << 20
 
 

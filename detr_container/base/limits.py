@@ -50,7 +50,7 @@ def between(least: float, most: float) -> AfterValidator:
 Share = Annotated[float, _rule("at least 0 and less than 1", lambda value: 0 <= value < 1)]
 """A probability or a decay."""
 Side = Annotated[int, positive(16_384)]
-"""Pixels: larger pictures than this no detector is trained on, and one of them takes 3 GB."""
+"""Pixels: larger images than this no detector is trained on, and one of them takes 3 GB."""
 Weight = Annotated[float, natural(1e6)]
 """Of a loss or a cost."""
 Rate = Annotated[float, natural(1000.0)]
@@ -59,10 +59,10 @@ Workers = Annotated[int, natural(512)]
 """Processes on one machine."""
 Seed = Annotated[int, natural(2**32 - 1)]
 """What the generators of numpy and torch use: on a CPU, torch.manual_seed drops all bits above, without a word."""
-Pictures = Annotated[int, natural(10_000_000)]
-"""A number of pictures: ten times what the largest public sets of boxes have."""
+Images = Annotated[int, natural(10_000_000)]
+"""A number of images: ten times what the largest public sets of boxes have."""
 AtOnce = Annotated[int, natural(10_000)]
-"""How many runs go on at a time."""
+"""How many runs train at a time."""
 Many = Annotated[int, natural(2**31 - 1)]
 """A number of things that costs nothing by itself."""
 
@@ -85,7 +85,7 @@ def broken(options: Any) -> Iterator[str]:
             yield f"{name}={_short(fault['input'])}: {fault['msg'].removeprefix('Value error, ')}"
 
 
-def told(error: ValidationError) -> str:
+def message_of(error: ValidationError) -> str:
     """What is wrong with what was read from a file, each fault with its place."""
     return "; ".join(
         f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()

@@ -1,4 +1,4 @@
-"""One writer for a folder: a second job is told who has it."""
+"""One writer for a folder: a second job learns who has it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class FolderLock:
         self._descriptor, self._lockless = -1, False
 
     def __enter__(self) -> Self:
-        self._made = not self.path.parent.exists()
+        self._created = not self.path.parent.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         while not self._taken():
@@ -86,7 +86,7 @@ class FolderLock:
     ) -> None:
         self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
-        if self._made:
+        if self._created:
             # Nothing was written, because something was wrong: leave no trace.
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()
@@ -96,14 +96,14 @@ class FolderLock:
         refuse_link(self.path)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._descriptor, made = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+            self._descriptor, created = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
         except FileExistsError:
             try:
-                self._descriptor, made = os.open(self.path, flags), False
+                self._descriptor, created = os.open(self.path, flags), False
             except FileNotFoundError:
                 return False
         try:
-            mine = self._locked(made) and os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
+            mine = self._locked(created) and os.path.samestat(os.fstat(self._descriptor), os.lstat(self.path))
         except FileNotFoundError:
             mine = False
         except BaseException:
@@ -114,13 +114,13 @@ class FolderLock:
             return False
         # Whoever left its name in the file is dead, or it would hold the lock.
         sweep(self.path.parent, _content(self.path).get("pid"))
-        here = {"host": platform.node(), "pid": os.getpid(), "process": mark(os.getpid()), "job": self.job}
+        own = {"host": platform.node(), "pid": os.getpid(), "process": mark(os.getpid()), "job": self.job}
         os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps({**here, "since": time.time()}).encode(), 0)
+        os.pwrite(self._descriptor, json.dumps({**own, "since": time.time()}).encode(), 0)
         return True
 
-    def _locked(self, made: bool) -> bool:
-        """Whether this process has the file. made: it is new, which is what decides where nothing can be locked."""
+    def _locked(self, created: bool) -> bool:
+        """Whether this process has the file. created: it is new, which is what decides where nothing can be locked."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -130,24 +130,24 @@ class FolderLock:
                 raise
             self._lockless = True
             other = _content(self.path)
-            if not made and _gone(other, self.job):
+            if not created and _gone(other, self.job):
                 sweep(self.path.parent, other.get("pid"))
                 self._remove(other)
-            return made
+            return created
         return True
 
-    def _remove(self, judged: dict[str, Any]) -> None:
+    def _remove(self, ended: dict[str, Any]) -> None:
         """Remove the file of a holder that has ended, unless another process has put its own in the place."""
         aside = self.path.with_name(f"{NAME}.{platform.node()}-{os.getpid()}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.path, aside)
-            if _content(aside) != judged:
+            if _content(aside) != ended:
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()
 
     def _aside(self) -> str:
-        """What to add where only the file tells."""
+        """What to add where only the file shows it."""
         if not self._lockless:
             return ""
         return f". This file system cannot lock, so that the file counts: if that process has ended, remove {self.path}"

@@ -1,7 +1,7 @@
-"""Memory or open files that run out: told in one line, with the settings that ask for them and what to do.
+"""Memory or open files that run out: reported in one line, with the settings that ask for them and what to do.
 
 Torch, numpy and the system have an error each for it, some of them no more than a RuntimeError with a text. Whoever
-does what may take much says by `asking` which settings decide how much; the innermost of nested ones is who tells.
+does what may take much states by `asking` which settings decide how much; the innermost of nested ones reports it.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def asking(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, or that a size is beyond any memory."""
+    """Whether an error means that memory ran out, or that a size is beyond any memory."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    told = isinstance(error, (RuntimeError, ImportError, ValueError)) and any(text in str(error) for text in _TEXTS)
-    return isinstance(error, MemoryError) or told
+    by_text = isinstance(error, (RuntimeError, ImportError, ValueError)) and any(text in str(error) for text in _TEXTS)
+    return isinstance(error, MemoryError) or by_text
 
 
 def out_of_files(error: BaseException) -> bool:
-    """Whether an error says that no more files may be open."""
+    """Whether an error means that no more files may be open."""
     if isinstance(error, OSError) and error.errno:
         return error.errno in _FILES
     return isinstance(error, (OSError, RuntimeError)) and os.strerror(errno.EMFILE) in str(error)

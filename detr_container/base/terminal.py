@@ -1,4 +1,4 @@
-"""What a person is told, as text: names of classes, files and runs are shown as they are, and command nothing."""
+"""What is shown to a person, as text: names of classes, files and runs are shown as they are, and command nothing."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ TRACEBACK = "DETR_CONTAINER_TRACEBACK"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns its exit status: 0 done, 1 the run failed, 2 something to mend, 128 + n signal n."""
+    """Run one command. Returns its exit status: 0 done, 1 the run failed, 2 something to fix, 128 + n signal n."""
     # Read when torch is imported, which is later: OpenMP threads that spin for long while they wait take the cores from
     # loader processes and everybody else, and a step on a shared machine then takes up to ten times as long. Threads
     # that never spin make the short steps of small models almost twice as long. A short spin does neither.
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK) or not isinstance(error, (ValueError, OSError, FloatingPointError)):
             raise
-        return _fail(_told(error), 1 if isinstance(error, FloatingPointError) else 2)
+        return _fail(_message(error), 1 if isinstance(error, FloatingPointError) else 2)
 
 
 def _fail(message: str, status: int) -> int:
@@ -68,7 +68,7 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """An error's message; that of the system without its number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -82,7 +82,7 @@ def _overview() -> None:
     for name, command in COMMANDS.items():
         table.add_row(f"  {name}", (command.__doc__ or "").split("\n")[0])
     screen.print(table)
-    screen.print(f"\n`detr-container COMMAND --help` tells all options. {TRACEBACK}=1 adds the traceback to an error.")
+    screen.print(f"\n`detr-container COMMAND --help` lists all options. {TRACEBACK}=1 adds the traceback to an error.")
 
 
 def experiments(arguments: Sequence[str]) -> int:
@@ -114,7 +114,7 @@ class TrainOptions:
 
     settings: Annotated[Experiment, tyro.conf.arg(name="")]
     run: str = ""
-    """Name of the run and its folder; default: the experiment's. A folder that holds a checkpoint is continued."""
+    """Name of the run and its folder; default: the experiment's. A run resumes from the checkpoint in its folder."""
     runs: Path = Path("runs")
     """The folder that holds the runs."""
 
@@ -173,7 +173,7 @@ def preflight(arguments: Sequence[str]) -> int:
 
 
 def soak(arguments: Sequence[str]) -> int:
-    """Interrupt a run at random, twenty times, and compare it with an undisturbed one: `soak [EXPERIMENT]`."""
+    """Interrupt a run at random, twenty times, and compare it with an uninterrupted one: `soak [EXPERIMENT]`."""
     from detr_container.jobs.submit import usual_resources
     from detr_container.measure.soak import SoakOptions, default, run
 

@@ -1,4 +1,4 @@
-"""The commands that compare, and that say what can be compared: compare, report, backbones."""
+"""The commands that compare, and that list what can be compared: compare, report, backbones."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def compare(arguments: Sequence[str]) -> int:
 
     default = replace(CompareOptions(), slurm=jobs.usual_resources())
     options = parse(CompareOptions, arguments, "compare", compare.__doc__, default)
-    from detr_container.compare.campaign import Campaign
+    from detr_container.compare.comparison import Comparison
 
-    campaign = Campaign.of(options, shlex.join(["detr-container", "compare", *arguments]))
-    console().print(*campaign.plan(), sep="\n", soft_wrap=True)
+    comparison = Comparison.of(options, shlex.join(["detr-container", "compare", *arguments]))
+    console().print(*comparison.plan(), sep="\n", soft_wrap=True)
     if options.dry_run:
-        return campaign.status
-    return campaign.submit() if options.submit else campaign.run()
+        return comparison.exit_status
+    return comparison.submit() if options.submit else comparison.train()
 
 
 def report(arguments: Sequence[str]) -> int:
     """One page on finished or running runs: tables, intervals, plots, what differs: `report RUN ...`."""
     options = parse(ReportOptions, arguments, "report", report.__doc__)
-    from detr_container.compare.report import judging, write_report
+    from detr_container.compare.report import evaluation_progress, write_report
 
-    with asking("the report", {"resamples": options.resamples}), judging() as tell:
-        page = write_report(options, tell)
+    with asking("the report", {"resamples": options.resamples}), evaluation_progress() as on_progress:
+        page = write_report(options, on_progress)
     sys.stdout.write(f"{page}\n{page.resolve().as_uri()}\n")
     return 0
 
 
 FEW = 12
-"""Backbones that are tried unless told otherwise: a minute or two."""
+"""Backbones that are tried by default: a minute or two."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class BackbonesOptions:
     """Options of `backbones`."""
 
     pattern: tyro.conf.Positional[str] = ""
-    """Part of a name, or a pattern such as 'convnext*'; without it all are looked at, which takes many minutes."""
+    """Part of a name, or a pattern such as 'convnext*'; without it all are checked, which takes many minutes."""
     tried: Annotated[Literal["few", "yes", "no"], tyro.conf.arg(name="try")] = "few"
     """Also take training steps (forward and backward, at two sizes, on the CPU): `few` where at most 12 names fit."""
     processes: Annotated[int, natural(512)] = 0
-    """How many are looked at together, each in a process of about 0.5 GB; 0: one for each core, 8 at most."""
+    """How many are checked together, each in a process of about 0.5 GB; 0: one for each core, 8 at most."""
     output: Path | None = None
     """Also write the table to this JSON file."""
 
@@ -67,20 +67,20 @@ def backbones(arguments: Sequence[str]) -> int:
     """Which backbones work: parameters, image sizes, strides, channels, or why not: `backbones [PATTERN]`."""
     options = parse(BackbonesOptions, arguments, "backbones", backbones.__doc__)
     from detr_container.base.processes import cores
-    from detr_container.datasets.progress import track
+    from detr_container.datasets.progress_bar import track
     from detr_container.measure.backbones import entries, names_of, table_row
 
     names = names_of(options.pattern)
     tried = options.tried == "yes" or (options.tried == "few" and len(names) <= FEW)
     found, width = [], max(map(len, names))
     console().print(table_row(None, width), soft_wrap=True)
-    looked = entries(names, tried, min(options.processes or min(cores(), 8), len(names)))
-    for entry in track(looked, len(names), "looking at backbones", show=True):
+    checked = entries(names, tried, min(options.processes or min(cores(), 8), len(names)))
+    for entry in track(checked, len(names), "checking backbones", show=True):
         found.append(entry)
         console().print(table_row(entry, width), soft_wrap=True)
     working = sum(not entry.refused for entry in found)
-    told = "" if tried else "; shapes alone were looked at: --try yes takes training steps, too"
-    console().print(f"{working} of {len(names)} work{told}", soft_wrap=True)
+    hint = "" if tried else "; only shapes were checked: --try yes takes training steps, too"
+    console().print(f"{working} of {len(names)} work{hint}", soft_wrap=True)
     if options.output is not None:
         write_json(options.output, {"tried": tried, "backbones": [asdict(entry) for entry in found]}, follow=True)
     return 0

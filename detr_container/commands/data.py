@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from detr_container.base.limits import Many, Pictures, Seed, Workers, positive
+from detr_container.base.limits import Images, Many, Seed, Workers, positive
 from detr_container.base.shortage import asking
 from detr_container.base.terminal import console
 from detr_container.config.arguments import parse
@@ -23,14 +23,14 @@ class ShapesOptions:
 
     root: tyro.conf.Positional[Path]
     """The folder to make."""
-    train: Pictures = 2000
-    """Training pictures."""
-    val: Pictures = 200
-    """Validation pictures."""
+    train: Images = 2000
+    """Training images."""
+    val: Images = 200
+    """Validation images."""
     size: Annotated[int, positive(4096)] = 128
-    """Side of the square pictures in pixels."""
+    """Side of the square images in pixels."""
     seed: Seed = 0
-    """Another seed makes other pictures."""
+    """Another seed makes other images."""
     workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that draw."""
 
@@ -40,16 +40,16 @@ def data_make_shapes(arguments: Sequence[str]) -> int:
     options = parse(ShapesOptions, arguments, "data make-shapes", data_make_shapes.__doc__)
     from detr_container.datasets.shapes import make_shapes
 
-    with asking("the pictures", {"size": options.size, "workers": options.workers}):
-        made = make_shapes(
+    with asking("the images", {"size": options.size, "workers": options.workers}):
+        created = make_shapes(
             options.root, options.train, options.val, options.size, options.seed, options.workers, progress=True
         )
-    said = (
-        f"made {options.train} training and {options.val} validation pictures in"
-        if made
+    result = (
+        f"made {options.train} training and {options.val} validation images in"
+        if created
         else "already there, unchanged:"
     )
-    console().print(f"{said} {options.root}", soft_wrap=True)
+    console().print(f"{result} {options.root}", soft_wrap=True)
     return 0
 
 
@@ -60,17 +60,17 @@ class CheckOptions:
     root: tyro.conf.Positional[Path | None] = None
     """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
     train_images: Path | None = None
-    """Training pictures, where they are not in the root."""
+    """Training images, where they are not in the root."""
     train_annotations: Path | None = None
     """Training annotations in COCO's format, where they are not in the root."""
     val_images: Path | None = None
-    """Validation pictures, where they are not in the root."""
+    """Validation images, where they are not in the root."""
     val_annotations: Path | None = None
     """Validation annotations in COCO's format, where they are not in the root."""
     workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that read pictures."""
+    """Processes that read images."""
     apply_orientation: bool = False
-    """Read pictures as training with data.apply_orientation does."""
+    """Read images as training with data.apply_orientation does."""
     examples: Many = 5
     """How many findings of one kind to list."""
 

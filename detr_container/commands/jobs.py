@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.table import Table
 
-from detr_container.base.alive import tell
+from detr_container.base.alive import send_signal
 from detr_container.base.files import open_regular
 from detr_container.base.limits import AtOnce, Many, Seed
 from detr_container.base.terminal import console
@@ -27,7 +27,7 @@ from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources
 
 if TYPE_CHECKING:
-    from detr_container.jobs.status import Standing
+    from detr_container.jobs.status import RunStatus
 
 Where = Literal["slurm", "local", "debug"]
 
@@ -39,7 +39,7 @@ class SubmitOptions:
     settings: Annotated[Experiment, tyro.conf.arg(name="")]
     slurm: Resources = field(default_factory=Resources)
     run: str = ""
-    """Name of the run and its folder; default: the experiment's. A folder that holds a checkpoint is continued."""
+    """Name of the run and its folder; default: the experiment's. A run resumes from the checkpoint in its folder."""
     runs: Path = Path("runs")
     """The folder that holds the runs."""
     cluster: Where = "slurm"
@@ -55,31 +55,31 @@ def submit(arguments: Sequence[str]) -> int:
     experiment, rest = experiment_first(arguments, "submit")
     default = SubmitOptions(experiment, jobs.usual_resources())
     options = parse(SubmitOptions, rest, "submit", submit.__doc__, default)
-    member = jobs.Member(place(options.runs, options.run or options.settings.name), options.settings)
-    home = member.folder / "job" / "submissions"
+    run = jobs.PlannedRun(place(options.runs, options.run or options.settings.name), options.settings)
+    home = run.folder / "job" / "submissions"
     if options.dry_run:
-        sys.stdout.write(jobs.dry_run([member], home, options.slurm) + "\n")
+        sys.stdout.write(jobs.dry_run([run], home, options.slurm) + "\n")
         return 0
-    submission = jobs.submit([member], home, options.slurm, options.cluster)
-    _say_submitted(submission.jobs[0], member.folder, options.slurm, options.cluster)
+    submission = jobs.submit([run], home, options.slurm, options.cluster)
+    _print_submitted(submission.jobs[0], run.folder, options.slurm, options.cluster)
     return 0
 
 
-def _say_submitted(job: str, folder: Path, resources: Resources, where: Where) -> None:
+def _print_submitted(job: str, folder: Path, resources: Resources, where: Where) -> None:
     if where == "debug":
         return
     size = f"{resources.nodes} node(s) x {resources.tasks} process(es), {resources.time}"
     kind = f"job {job}{f' in {resources.partition}' if resources.partition else ''}"
     kind = kind if where == "slurm" else f"local job {job}"
-    _say(
+    _print(
         f"submitted {kind}, {size}: {folder}",
         f"  detr-container status {folder}          how it is getting on",
-        f"  detr-container logs {folder} --follow   what it says",
-        f"  detr-container cancel {folder}          end it, saved; resubmit goes on from there",
+        f"  detr-container logs {folder} --follow   what it prints",
+        f"  detr-container cancel {folder}          end it, saved; resubmit resumes from there",
     )
 
 
-def _say(*lines: str) -> None:
+def _print(*lines: str) -> None:
     console().print(*lines, sep="\n", soft_wrap=True)
 
 
@@ -92,17 +92,17 @@ class StatusOptions:
 
 
 def status(arguments: Sequence[str]) -> int:
-    """How runs stand: state, node, steps, metric, restarts and why, time left: `status [RUN ...]`."""
+    """The status of runs: state, node, steps, metric, restarts and why, time left: `status [RUN ...]`."""
     from detr_container.base.clock import clock, when
-    from detr_container.jobs.status import runs_in, standings
+    from detr_container.jobs.status import runs_in, statuses_of
 
     options = parse(StatusOptions, arguments, "status", status.__doc__)
     folders = list(runs_in(options.run or (Path("runs"),)))
     if not folders:
-        _say(f"no runs in {', '.join(map(str, options.run)) or 'runs'}")
+        _print(f"no runs in {', '.join(map(str, options.run)) or 'runs'}")
         return 0
-    rows = standings(folders)
-    cells: list[dict[str, str]] = [
+    rows = statuses_of(folders)
+    lines: list[dict[str, str]] = [
         {
             "run": str(row.folder),
             "job": row.job,
@@ -118,31 +118,31 @@ def status(arguments: Sequence[str]) -> int:
         for row in rows
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = [name for name in _in_order(cells) if any(cell.get(name) for cell in cells)]
+    columns = [name for name in _in_order(lines) if any(line.get(name) for line in lines)]
     metrics = {row.metric.label for row in rows if row.metric}
     for name in columns:
         right = name in {"step", "epoch", *metrics}
         wraps = name in ("run", "restarts", "ready")
         table.add_column(name, no_wrap=not wraps, overflow="fold", justify="right" if right else "left")
-    for cell in cells:
-        table.add_row(*(cell.get(name, "") for name in columns))
+    for line in lines:
+        table.add_row(*(line.get(name, "") for name in columns))
     # Into a file or a pipe, a run is a line.
     console(width=None if sys.stdout.isatty() else 500).print(table)
     for row in rows:
         if row.message and row.message not in row.faults:
-            _say(f"{row.folder}: {row.message}")
+            _print(f"{row.folder}: {row.message}")
         for fault in row.faults:
-            _say(f"{row.folder}: {fault}")
+            _print(f"{row.folder}: {fault}")
     if len(rows) == 1 and rows[0].state == "failed":
         errors = folders[0] / "job" / "errors.txt"
         if errors.is_file():
             with open_regular(errors) as file:
-                _say(f"\n{errors}:", file.read().decode(errors="replace"))
+                _print(f"\n{errors}:", file.read().decode(errors="replace"))
     return 1 if any(row.faults for row in rows) else 0
 
 
 def _in_order(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The names of all columns; those that only some rows have stand behind what they follow there."""
+    """The names of all columns; those that only some rows have come after what they follow there."""
     names: list[str] = []
     for row in rows:
         for before, name in zip(("", *row), row, strict=False):
@@ -160,12 +160,12 @@ class LogsOptions:
     rank: Many = 0
     """Which process's."""
     follow: bool = False
-    """Go on printing until the job has ended; Ctrl-C leaves the job alone."""
+    """Keep printing until the job has ended; Ctrl-C leaves the job alone."""
 
 
 def logs(arguments: Sequence[str]) -> int:
-    """What a job's process says, over all its starts: `logs RUN [--rank R] [--follow]`."""
-    from detr_container.jobs.status import ACTIVE, standing, started
+    """What a job's process prints, over all its starts: `logs RUN [--rank R] [--follow]`."""
+    from detr_container.jobs.status import ACTIVE, started, status_of
 
     options = parse(LogsOptions, arguments, "logs", logs.__doc__)
     submission, index = started(options.run)
@@ -175,7 +175,7 @@ def logs(arguments: Sequence[str]) -> int:
         raise ValueError(f"--rank {options.rank}: the job has {ranks} process(es), 0 to {ranks - 1}")
     seen = 0
     while True:
-        active = options.follow and standing(options.run).state in ACTIVE
+        active = options.follow and status_of(options.run).state in ACTIVE
         if path.exists():
             with open_regular(path) as file:
                 file.seek(seen)
@@ -187,8 +187,8 @@ def logs(arguments: Sequence[str]) -> int:
             break
         time.sleep(1.0)
     if not seen:
-        now = standing(options.run)
-        _say(f"{options.run} has said nothing yet: it is {now.state}{f' ({now.message})' if now.message else ''}")
+        now = status_of(options.run)
+        _print(f"{options.run} has printed nothing yet: it is {now.state}{f' ({now.message})' if now.message else ''}")
     return 0
 
 
@@ -202,15 +202,15 @@ class CancelOptions:
 
 def cancel(arguments: Sequence[str]) -> int:
     """End runs' jobs; a running one saves first and can be resubmitted: `cancel RUN ...`."""
-    from detr_container.jobs.status import runs_in, standings
+    from detr_container.jobs.status import runs_in, statuses_of
 
     options = parse(CancelOptions, arguments, "cancel", cancel.__doc__)
     if not options.run:
         raise ValueError("name what to cancel: detr-container cancel RUN ..., runs' folders or folders of runs")
     failed = []
-    for row in standings(list(runs_in(options.run))):
+    for row in statuses_of(list(runs_in(options.run))):
         try:
-            _say(_cancel(row))
+            _print(_cancel(row))
         except (ValueError, OSError) as error:
             # The others are cancelled all the same.
             failed.append(f"{row.folder} was not cancelled: {error}")
@@ -219,7 +219,7 @@ def cancel(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _cancel(row: Standing) -> str:
+def _cancel(row: RunStatus) -> str:
     """Cancel one run's job; returns what became of it. Raises ValueError or OSError when that cannot be done."""
     from detr_container.base.files import refuse_links
     from detr_container.engine.run import WRITTEN
@@ -247,7 +247,7 @@ def _cancel(row: Standing) -> str:
     except ValueError:
         job.cancelled_path.unlink(missing_ok=True)
         raise
-    return f"{row.folder}: cancelled job {row.job}. `detr-container resubmit {row.folder}` goes on from there"
+    return f"{row.folder}: cancelled job {row.job}. `detr-container resubmit {row.folder}` resumes from there"
 
 
 def _end_controller(job: JobFolder, process: int) -> None:
@@ -255,7 +255,7 @@ def _end_controller(job: JobFolder, process: int) -> None:
     facts = job.submission() or {}
     if facts.get("host") != platform.node():
         raise ValueError(f"{job.run} runs on {facts.get('host')}: cancel it there")
-    if not tell(process, str(facts.get("process", "")), signal.SIGTERM):
+    if not send_signal(process, str(facts.get("process", "")), signal.SIGTERM):
         raise ValueError(f"{job.run}: process {process} is not, or no longer, that of its job; nothing was signalled")
 
 
@@ -272,7 +272,7 @@ class ResubmitOptions:
 
 
 def resubmit(arguments: Sequence[str]) -> int:
-    """Go on with a run, with a longer schedule or other resources: `resubmit RUN [--train.epochs N] [--slurm...]`."""
+    """Resume a run, with a longer schedule or other resources: `resubmit RUN [--train.epochs N] [--slurm...]`."""
     from detr_container.engine.run import Run
     from detr_container.jobs import submit as jobs
     from detr_container.jobs.status import started
@@ -300,15 +300,15 @@ def resubmit(arguments: Sequence[str]) -> int:
         default, code, workdir = ResubmitOptions(experiment, jobs.usual_resources(), "slurm"), None, None
     options = parse(ResubmitOptions, arguments[1:], "resubmit", resubmit.__doc__, default)
     if code is not None and not options.update_code and not code.is_dir():
-        _say(f"{code}, the copy of the code that it ran, is gone: it goes on with the code as it is now")
+        _print(f"{code}, the copy of the code that it ran, is gone: it resumes with the code as it is now")
         code = None
     if options.update_code:
         code = None
-    member = jobs.Member(folder, options.settings)
+    resumed = jobs.PlannedRun(folder, options.settings)
     where = options.cluster or "slurm"
     home = folder / "job" / "submissions"
-    submission = jobs.submit([member], home, options.slurm, where, code=code, workdir=workdir)
-    _say_submitted(submission.jobs[0], folder, options.slurm, where)
+    submission = jobs.submit([resumed], home, options.slurm, where, code=code, workdir=workdir)
+    _print_submitted(submission.jobs[0], folder, options.slurm, where)
     return 0
 
 
@@ -340,41 +340,41 @@ class SweepOptions:
 def sweep(arguments: Sequence[str]) -> int:
     """Submit a grid of runs as one array; again: what is missing or has failed: `sweep NAME --experiments ...`."""
     from detr_container.jobs import submit as jobs
-    from detr_container.jobs.status import ACTIVE, standings
-    from detr_container.jobs.sweep import members_of
+    from detr_container.jobs.status import ACTIVE, statuses_of
+    from detr_container.jobs.sweep import planned_runs
 
     default = replace(SweepOptions("", ()), slurm=jobs.usual_resources())
     options = parse(SweepOptions, arguments, "sweep", sweep.__doc__, default)
     if not options.name:
         raise ValueError("name the sweep: detr-container sweep NAME --experiments EXPERIMENT ...")
     home = place_of_many(options.runs, options.name, "the sweep's name")
-    members = members_of(home, options.experiments, options.grid, options.seeds, options.set)
-    rows = standings([member.folder for member in members])
+    runs = planned_runs(home, options.experiments, options.grid, options.seeds, options.set)
+    rows = statuses_of([run.folder for run in runs])
     todo, damaged = [], False
-    for member, row in zip(members, rows, strict=True):
+    for run, row in zip(runs, rows, strict=True):
         state = row.state if row.state != "no run" else "new"
         if row.state in (*ACTIVE, "finished"):
-            _say(f"{member.folder}: {state}, left alone")
+            _print(f"{run.folder}: {state}, left alone")
             continue
         try:
-            jobs.check_folder(member, row)
+            jobs.check_folder(run, row)
         except (ValueError, OSError) as error:
             # The others are submitted all the same.
             damaged = True
-            _say(f"{member.folder}: {state}, left out: {error}")
+            _print(f"{run.folder}: {state}, left out: {error}")
         else:
-            todo.append(member)
-            _say(f"{member.folder}: {state}, to submit")
+            todo.append(run)
+            _print(f"{run.folder}: {state}, to submit")
     if not todo:
-        _say("nothing to submit")
+        _print("nothing to submit")
         return int(damaged)
     at_once = options.at_once or (1 if options.cluster == "local" else 0)
     if options.dry_run:
         sys.stdout.write(jobs.dry_run(todo, home / "submissions", options.slurm, at_once) + "\n")
         return int(damaged)
     submission = jobs.submit(todo, home / "submissions", options.slurm, options.cluster, at_once=at_once)
-    _say(
-        f"submitted {len(todo)} of {len(members)} runs: job {', '.join(submission.jobs)}",
+    _print(
+        f"submitted {len(todo)} of {len(runs)} runs: job {', '.join(submission.jobs)}",
         f"  detr-container status {home}",
         f"  detr-container cancel {home}",
         "  the same command again submits what has failed, and nothing else",

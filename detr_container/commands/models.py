@@ -47,7 +47,7 @@ class EvaluateOptions(ModelOptions):
     data_root: Path | None = None
     """Evaluate on this data set's validation split instead of the run's."""
     images: Path | None = None
-    """Evaluate on these pictures (with --annotations)."""
+    """Evaluate on these images (with --annotations)."""
     annotations: Path | None = None
     """Their annotations in COCO's format."""
     output: Path | None = None
@@ -55,9 +55,9 @@ class EvaluateOptions(ModelOptions):
     coco_json: Path | None = None
     """Also write the detections to this file in COCO's result format, as other programs and COCO's server read them."""
     evaluator: Literal["faster", "pycocotools"] = "faster"
-    """faster-coco-eval or pycocotools; they give the same figures."""
+    """faster-coco-eval or pycocotools; they give the same metrics."""
     eval_batch: Annotated[int, natural(65_536)] = 0
-    """Pictures per forward pass; 0: as in training."""
+    """Images per forward pass; 0: as in training."""
     workers: Annotated[int, between(-1, 512)] = -1
     """Loader processes; -1: as in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -69,15 +69,15 @@ def evaluate(arguments: Sequence[str]) -> int:
     options = parse(EvaluateOptions, arguments, "evaluate", evaluate.__doc__)
     from detr_container.base.files import refuse_links
     from detr_container.engine.run import WRITTEN
-    from detr_container.engine.session import session
+    from detr_container.engine.session import open_session
     from detr_container.tasks.detection.coco_results import write_results
     from detr_container.tasks.detection.detections import NAME, Detections
     from detr_container.tasks.detection.evaluate import evaluate_to, with_data
     from detr_container.tasks.detection.scores import table
     from detr_container.tasks.detection.together import trained_on_all, validation_on_all
 
-    with session(options.device) as here:
-        trained = trained_on_all(here, options.model, lambda path: options.opened(path, here.device))
+    with open_session(options.device) as session:
+        trained = trained_on_all(session, options.model, lambda path: options.opened(path, session.device))
         experiment = with_data(trained.experiment, options.data_root, options.images, options.annotations)
         data = experiment.data
         changed = replace(
@@ -89,9 +89,9 @@ def evaluate(arguments: Sequence[str]) -> int:
         if options.output is None and options.model.is_dir():
             refuse_links(options.model, WRITTEN)
         folder = options.output or (options.model if options.model.is_dir() else options.model.parent) / "evaluation"
-        dataset = validation_on_all(here, experiment)
-        scores = evaluate_to(folder, trained.model, dataset, trained.classes, experiment, here, options.evaluator)
-        if not here.main:
+        dataset = validation_on_all(session, experiment)
+        scores = evaluate_to(folder, trained.model, dataset, trained.classes, experiment, session, options.evaluator)
+        if not session.main:
             return 0
         written = [f"{folder}/{NAME}"]
         if options.coco_json is not None:
@@ -100,10 +100,10 @@ def evaluate(arguments: Sequence[str]) -> int:
         screen = console()
         if scores is not None:
             screen.print(table(scores))
-            told = f"{trained.source} (step {trained.step}); wrote {', '.join(written)} and scores.json"
+            summary = f"{trained.source} (step {trained.step}); wrote {', '.join(written)} and scores.json"
         else:
-            told = f"{dataset.annotations.path} has no annotations, so there is no AP; wrote {' and '.join(written)}"
-        screen.print(told, soft_wrap=True)
+            summary = f"{dataset.annotations.path} has no annotations, so there is no AP; wrote {' and '.join(written)}"
+        screen.print(summary, soft_wrap=True)
     return 0
 
 
@@ -138,36 +138,36 @@ class PredictOptions(ModelOptions):
     model: tyro.conf.Positional[Path]
     """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Pictures, or folders of pictures."""
+    """Images, or folders of images."""
     output: Path = Path("predictions")
-    """Where predictions.json and the pictures go."""
+    """Where predictions.json and the images go."""
     threshold: Annotated[float, between(0.0, 1.0)] = 0.5
     """Leave out detections with a lower score."""
     maps: bool = False
-    """Also draw the decoder's attention, and SMCA's Gaussians, over each picture."""
+    """Also draw the decoder's attention, and SMCA's Gaussians, over each image."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
 
 
 def predict(arguments: Sequence[str]) -> int:
-    """Detections on pictures, as JSON and as pictures: `predict RUN|CHECKPOINT IMAGES...`."""
+    """Detections on images, as JSON and as images: `predict RUN|CHECKPOINT IMAGES...`."""
     options = parse(PredictOptions, arguments, "predict", predict.__doc__)
     from detr_container.engine.session import choose_device
-    from detr_container.tasks.detection.predict import find_pictures, write_predictions
+    from detr_container.tasks.detection.predict import find_images, write_predictions
 
-    paths = find_pictures(options.images)
+    paths = find_images(options.images)
     trained = options.opened(options.model, choose_device(options.device))
     records, refused = write_predictions(trained, paths, options.output, options.threshold, options.maps)
     screen = console()
     for record in records:
         found = record["detections"]
         screen.print(f"{record['file']}: {len(found)} detections", soft_wrap=True)
-    screen.print(f"wrote {options.output}/predictions.json and a picture of each", soft_wrap=True)
-    return _tell_refused(refused)
+    screen.print(f"wrote {options.output}/predictions.json and an image of each", soft_wrap=True)
+    return _report_refused(refused)
 
 
-def _tell_refused(refused: Sequence[str]) -> int:
-    """Say what is wrong with files that were left out. Returns the exit status."""
+def _report_refused(refused: Sequence[str]) -> int:
+    """Print what is wrong with files that were left out. Returns the exit status."""
     sys.stderr.write("".join(f"error: {shown(message)}\n" for message in refused))
     return int(bool(refused))
 
@@ -179,13 +179,13 @@ class InspectOptions:
     models: tyro.conf.Positional[tuple[Path, ...]]
     """Two or more run folders or checkpoint files, as `predict` takes them. One that is given twice is numbered."""
     image: Annotated[tuple[Path, ...], tyro.conf.arg(aliases=["--images"])]
-    """Pictures, or folders of pictures; those of a run's validation set are shown with their ground truth."""
+    """Images, or folders of images; those of a run's validation set are shown with their ground truth."""
     output: Path = Path("inspection")
     """Where inspection.json and the sheets go."""
     threshold: Annotated[float, between(0.0, 1.0)] = 0.5
     """Leave out detections with a lower score."""
     objects: Annotated[int, positive(1000)] = 6
-    """How many objects of a picture get a line of maps, the surest first; inspection.json has all of them."""
+    """How many objects of an image get a line of maps, the surest first; inspection.json has all of them."""
     experiment: tuple[str, ...] = ()
     """The named experiments of published checkpoints: one per model in their order, "" where it is known or guessed."""
     weights: tuple[Literal["auto", "ema", "model"], ...] = ()
@@ -197,23 +197,23 @@ class InspectOptions:
 
 
 def inspect(arguments: Sequence[str]) -> int:
-    """Models side by side on a picture: what each found, and where it looked: `inspect RUN RUN --image IMAGES...`."""
+    """Models side by side on an image: what each found, and where it looked: `inspect RUN RUN --image IMAGES...`."""
     options = parse(InspectOptions, arguments, "inspect", inspect.__doc__)
     from detr_container.engine.session import choose_device
     from detr_container.tasks.detection.inspection import open_models, tally, write_inspection
-    from detr_container.tasks.detection.predict import find_pictures
+    from detr_container.tasks.detection.predict import find_images
 
-    # The models first: what is missing there has most likely been taken for pictures.
+    # The models first: what is missing there has most likely been taken for images.
     device = choose_device(options.device)
     models = open_models(options.models, device, options.experiment, options.weights, options.classes)
-    paths = find_pictures(options.image)
+    paths = find_images(options.image)
     report = write_inspection(models, paths, options.output, options.threshold, options.objects)
     screen = console()
-    for picture in report["pictures"]:
-        told = tally(picture, [model.label for model in models])
-        screen.print(f"{picture['file']}: {told}; {options.output}/{picture['sheet']}", soft_wrap=True)
+    for image in report["images"]:
+        summary = tally(image, [model.label for model in models])
+        screen.print(f"{image['file']}: {summary}; {options.output}/{image['sheet']}", soft_wrap=True)
     screen.print(f"wrote {options.output}/inspection.json and a sheet of each", soft_wrap=True)
-    return _tell_refused(report["refused"])
+    return _report_refused(report["refused"])
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""From runs to what can be said of them: every run judged on the same resamples of the same pictures."""
+"""From runs to their statistics: every run evaluated on the same resamples of the same images."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,16 @@ from detr_container.tasks.detection.coco_results import is_kept
 from detr_container.tasks.detection.detections import Columns
 from detr_container.tasks.detection.scoring import Truth, read_truth, usable
 
-from .cells import Cell, cells_of
+from .arms import Arm, arms_of
 from .errors import Errors, breakdown
 from .fairness import Difference, differences, refuse_other_data
 from .intervals import Floats, Sample, resamples
 from .matching import Ground, match
 from .measured import Measured, measured
 from .options import RESAMPLES
-from .precision import FIGURES, figures, precision_at_recall
-from .quality import Calibration, calibration, picture_quality
-from .reading import Judged, RunRecord, judge, read_runs
+from .precision import METRICS, metrics_of, precision_at_recall
+from .quality import Calibration, calibration, image_quality
+from .reading import Evaluation, RunRecord, read_evaluation, read_runs
 
 DRIFT = 1e-6
 """By how much the AP that a run logged may differ from that of its detections before something is wrong."""
@@ -33,10 +33,10 @@ DRIFT = 1e-6
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run, judged at one epoch.
+    """One run, evaluated at one epoch.
 
-    plain: [6] FIGURES, resampled: [B, 6]; by_class: [K] AP, by_class_resampled: [B, K]; precision: for IoU 0.5 and 0.75
-    [2, 101], means over classes; quality: [N] AP of each picture alone; found: its detections.
+    plain: [6] METRICS, resampled: [B, 6]; by_class: [K] AP, by_class_resampled: [B, K]; precision: for IoU 0.5 and 0.75
+    [2, 101], means over classes; quality: [N] AP of each image alone; found: its detections.
     """
 
     record: RunRecord
@@ -54,47 +54,46 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """A cell with the results of those of its runs that could be judged."""
+class ArmResult(Arm):
+    """An arm with the results of those of its runs that could be evaluated; images: how many there are."""
 
-    cell: Cell
     results: tuple[RunResult, ...]
-    pictures: int
+    images: int
 
-    def sample(self, figure: str) -> Sample:
-        """One of FIGURES over its seeds."""
-        place = FIGURES.index(figure)
+    def sample(self, metric: str) -> Sample:
+        """One of METRICS over its seeds."""
+        place = METRICS.index(metric)
         plain = np.array([result.plain[place] for result in self.results])
-        return Sample(plain, np.stack([result.resampled[:, place] for result in self.results]), self.pictures)
+        return Sample(plain, np.stack([result.resampled[:, place] for result in self.results]), self.images)
 
     def class_sample(self, label: int) -> Sample:
         """The AP of one class over its seeds."""
         plain = np.array([result.by_class[label] for result in self.results])
-        return Sample(plain, np.stack([result.by_class_resampled[:, label] for result in self.results]), self.pictures)
+        return Sample(plain, np.stack([result.by_class_resampled[:, label] for result in self.results]), self.images)
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything that a report says.
+    """Everything that a report contains.
 
-    cells: all of them, also those of which no run could be judged; unjudged: why a run was left out of means;
+    arms: all of them, also those of which no run could be evaluated; left_out: why a run was left out of means;
     notes: what is odd about runs that were not.
     """
 
     ground: Ground
     annotations: Path
     records: tuple[RunRecord, ...]
-    cells: tuple[CellResult, ...]
-    unjudged: dict[Path, str]
+    arms: tuple[ArmResult, ...]
+    left_out: dict[Path, str]
     notes: dict[Path, tuple[str, ...]]
     differences: tuple[Difference, ...]
     resamples: int
     level_epoch: int | None
 
     @property
-    def judged(self) -> list[CellResult]:
-        """Cells of which at least one run could be judged."""
-        return [cell for cell in self.cells if cell.results]
+    def evaluated(self) -> list[ArmResult]:
+        """Arms of which at least one run could be evaluated."""
+        return [arm for arm in self.arms if arm.results]
 
 
 def analyse(
@@ -102,84 +101,81 @@ def analyse(
     annotations: Path | None = None,
     epoch: int | None = None,
     count: int = RESAMPLES,
-    tell: Callable[[int, int, str], None] = lambda done, total, what: None,
+    on_progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Analysis:
-    """Judge runs on the same data.
+    """Evaluate runs on the same data.
 
-    epoch: judge all after this epoch; default: after their last, and if none is finished after the latest that all
-    have reached. count: resamples; tell: what has been done, of how much. Raises ValueError when nothing can be judged
-    and when the runs are of different data.
+    epoch: evaluate all after this epoch; default: after their last, and if none is finished after the latest that all
+    have reached. count: resamples; on_progress: takes runs done, of how many, and the next one. Raises ValueError when
+    nothing can be evaluated and when the runs are of different data.
     """
     records = read_runs(folders)
-    cells, unjudged = cells_of(records)
+    arms, left_out = arms_of(records)
     refuse_other_data(records)
-    level = epoch or _level(cells)
-    judged = _judge_all(cells, level, annotations, unjudged)
-    path = _one_file([one.annotations for one in judged.values()])
+    level = epoch or _level(arms)
+    evaluated = _read_evaluations(arms, level, annotations, left_out)
+    path = _one_file([one.annotations for one in evaluated.values()])
     truth = read_truth(path)
     ground = Ground.of(truth)
-    weights = np.concatenate([np.ones((1, len(ground.pictures))), resamples(len(ground.pictures), count)])
+    weights = np.concatenate([np.ones((1, len(ground.images))), resamples(len(ground.images), count)])
     notes: dict[Path, tuple[str, ...]] = {}
     results: dict[Path, RunResult] = {}
     for record in records:
-        if record.folder not in judged:
+        if record.folder not in evaluated:
             continue
-        tell(len(results), len(judged), str(record.folder))
+        on_progress(len(results), len(evaluated), str(record.folder))
         try:
-            found, remarks = _usable(judged[record.folder].found, truth, path)
+            found, remarks = _usable(evaluated[record.folder].found, truth, path)
         except ValueError as error:
-            unjudged[record.folder] = f"its detections after epoch {judged[record.folder].epoch}: {error}"
+            left_out[record.folder] = f"its detections after epoch {evaluated[record.folder].epoch}: {error}"
             continue
-        result = _result(record, judged[record.folder].epoch, ground, found, weights)
+        result = _result(record, evaluated[record.folder].epoch, ground, found, weights)
         results[record.folder] = result
         notes[record.folder] = (*record.faults, *remarks, *_oddities(result))
-    tell(len(judged), len(judged), "")
+    on_progress(len(evaluated), len(evaluated), "")
     if not results:
-        raise _nothing(unjudged)
-    of_cells = [
-        CellResult(cell, tuple(results[run.folder] for run in cell.runs if run.folder in results), len(ground.pictures))
-        for cell in cells
-    ]
-    pinned = {folder: judged[folder].pinned for folder in results}
+        raise _nothing(left_out)
+    arm_results = [_arm_result(arm, results, len(ground.images)) for arm in arms]
+    eval_settings = {folder: evaluated[folder].eval_settings for folder in results}
     return Analysis(
         ground,
         path,
         tuple(records),
-        tuple(of_cells),
-        unjudged,
+        tuple(arm_results),
+        left_out,
         notes,
-        tuple(differences([cell.cell for cell in of_cells if cell.results], pinned)),
+        tuple(differences([arm for arm in arm_results if arm.results], eval_settings)),
         count,
         level,
     )
 
 
-def _judge_all(
-    cells: Sequence[Cell], level: int | None, annotations: Path | None, unjudged: dict[Path, str]
-) -> dict[Path, Judged]:
-    """The evaluations by which runs are judged; why there is none goes to `unjudged`. ValueError when all are there."""
-    judged = {}
-    for record in (record for cell in cells for record in cell.runs):
+def _read_evaluations(
+    arms: Sequence[Arm], level: int | None, annotations: Path | None, left_out: dict[Path, str]
+) -> dict[Path, Evaluation]:
+    """The evaluations that count for each run; why there is none goes to `left_out`. ValueError when none has any."""
+    evaluated = {}
+    for record in (record for arm in arms for record in arm.runs):
         reason = _not_yet(record, level)
         if reason:
-            unjudged[record.folder] = reason
+            left_out[record.folder] = reason
             continue
         try:
-            judged[record.folder] = judge(record, level or record.last, annotations)
+            evaluated[record.folder] = read_evaluation(record, level or record.last, annotations)
         except (ValueError, OSError) as error:
-            unjudged[record.folder] = str(error)
-    if not judged:
-        raise _nothing(unjudged)
-    return judged
+            left_out[record.folder] = str(error)
+    if not evaluated:
+        raise _nothing(left_out)
+    return evaluated
 
 
-def _nothing(unjudged: dict[Path, str]) -> ValueError:
+def _nothing(left_out: dict[Path, str]) -> ValueError:
     reasons: dict[str, list[str]] = {}
-    for folder, why in unjudged.items():
+    for folder, why in left_out.items():
         reasons.setdefault(why, []).append(str(folder))
-    # Often all have the same one, which is said once.
-    told = "; ".join(f"{', '.join(folders)}: {why}" for why, folders in reasons.items())
-    return ValueError(f"none of {len(unjudged)} runs can be judged: {told}")
+    # Often all have the same one, which is named once.
+    listed = "; ".join(f"{', '.join(folders)}: {why}" for why, folders in reasons.items())
+    return ValueError(f"none of {len(left_out)} runs can be evaluated: {listed}")
 
 
 def _usable(found: Columns, truth: Truth, path: Path) -> tuple[Columns, list[str]]:
@@ -190,13 +186,13 @@ def _usable(found: Columns, truth: Truth, path: Path) -> tuple[Columns, list[str
     return kept, [str(one.message) for one in caught]
 
 
-def _level(cells: Sequence[Cell]) -> int | None:
+def _level(arms: Sequence[Arm]) -> int | None:
     """The latest epoch that all runs have reached and have detections of, when none is finished."""
-    records = [record for cell in cells for record in cell.runs if record.evaluations]
+    records = [record for arm in arms for record in arm.runs if record.evaluations]
     if any(record.finished for record in records) or not records:
         return None
     common = set.intersection(*({row["epoch"] for row in record.evaluations} for record in records))
-    # Without one of which all have kept the detections, it is said of each run that it has not.
+    # Without one of which all have kept the detections, each run is reported as lacking them.
     kept = [epoch for epoch in common if all(is_kept(record.evaluated(epoch)) for record in records)]
     return max(kept or common, default=None)
 
@@ -218,14 +214,19 @@ def _one_file(paths: Sequence[Path]) -> Path:
     if len(versions) > 1:
         raise ValueError(
             f"these runs were evaluated on different data: {', '.join(map(str, versions.values()))}. "
-            "Their figures cannot be compared: report each group by itself"
+            "Their metrics cannot be compared: report each group by itself"
         )
     return next(iter(versions.values()))
 
 
+def _arm_result(arm: Arm, results: Mapping[Path, RunResult], images: int) -> ArmResult:
+    used = tuple(results[run.folder] for run in arm.runs if run.folder in results)
+    return ArmResult(arm.label, arm.experiment, arm.runs, used, images)
+
+
 def _result(record: RunRecord, epoch: int, ground: Ground, found: Columns, weights: Floats) -> RunResult:
     matches = match(ground, found)
-    rated = figures(matches, weights)
+    rated = metrics_of(matches, weights)
     overall = rated.overall
     curves = [[precision_at_recall(one, threshold) for one in matches] for threshold in (0, 5)]
     return RunResult(
@@ -236,7 +237,7 @@ def _result(record: RunRecord, epoch: int, ground: Ground, found: Columns, weigh
         rated.by_class[0, :, 0],
         rated.by_class[1:, :, 0],
         np.stack([_mean_curve([curve for curve in group if curve is not None]) for group in curves]),
-        picture_quality(matches, len(ground.pictures)),
+        image_quality(matches, len(ground.images)),
         breakdown(ground, found, matches),
         calibration(matches),
         measured(record),
@@ -249,15 +250,15 @@ def _mean_curve(curves: Sequence[NDArray[np.float64]]) -> Floats:
 
 
 def _oddities(result: RunResult) -> list[str]:
-    """What a reader should know of a run whose figures are used nevertheless."""
-    told, logged = [], result.record.ap(result.epoch)
+    """What a reader should know of a run whose metrics are used nevertheless."""
+    oddities, logged = [], result.record.ap(result.epoch)
     if not len(result.found.scores):
-        told.append("it has detected nothing at all")
+        oddities.append("it has detected nothing at all")
     elif not result.plain[0] > 0:
-        told.append("none of its detections is right at any IoU that counts")
+        oddities.append("none of its detections is right at any IoU that counts")
     if logged is not None and not math.isclose(logged, float(result.plain[0]), abs_tol=DRIFT):
-        told.append(
+        oddities.append(
             f"its detections give AP {100 * result.plain[0]:.2f}, but it logged {100 * logged:.2f} after that epoch: "
             "were files changed since?"
         )
-    return told
+    return oddities

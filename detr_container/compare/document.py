@@ -14,7 +14,7 @@ from .intervals import Interval, Sample
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over seeds: its mean, the sample standard deviation (None of one seed), and of how many."""
+    """A metric over seeds: its mean, the sample standard deviation (None of one seed), and of how many."""
 
     mean: float
     deviation: float | None
@@ -23,7 +23,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Range:
-    """A figure with its interval."""
+    """A metric with its interval."""
 
     value: float
     low: float
@@ -99,14 +99,14 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Value]]
 
-    def records(self) -> list[dict[str, Any]]:
+    def as_data(self) -> list[dict[str, Any]]:
         """Rows as data."""
         found = []
         for row in self.rows:
-            record: dict[str, Any] = {}
+            entries: dict[str, Any] = {}
             for column, value in zip(self.columns, row, strict=True):
-                record |= column.plain(value)
-            found.append(record)
+                entries |= column.plain(value)
+            found.append(entries)
         return found
 
     def texts(self) -> list[list[str]]:
@@ -115,12 +115,12 @@ class Table:
 
     def csv(self) -> str:
         """Comma-separated values, numbers not rounded."""
-        records = self.records()
-        names = list(dict.fromkeys(name for record in records for name in record)) or [c.key for c in self.columns]
+        rows = self.as_data()
+        names = list(dict.fromkeys(name for row in rows for name in row)) or [c.key for c in self.columns]
         file = io.StringIO()
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows(rows)
         return file.getvalue()
 
     def markdown(self) -> str:
@@ -136,7 +136,7 @@ class Table:
 class Figure:
     """A drawing. content: SVG text, or the bytes of a JPEG; alt: what it shows, for who cannot see it.
 
-    panels: the parts of a row of pictures, each with its title, to be set as the reader's screen allows.
+    panels: the parts of a row of images, each with its title, to be set as the reader's screen allows.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report. data: figures that no table holds, for report.json."""
+    """A whole report. data: metrics that no table holds, for report.json."""
 
     title: str
     summary: Sequence[str]
@@ -203,7 +203,7 @@ class Document:
                     "title": section.title,
                     "text": list(section.text),
                     "warnings": list(section.warnings),
-                    "tables": {table.name: table.records() for table in section.tables},
+                    "tables": {table.name: table.as_data() for table in section.tables},
                     "figures": {figure.name: figure.alt for figure in section.figures},
                     "code": section.code,
                 }

@@ -4,7 +4,7 @@ At IoU 0.5 each detection that is wrong has one kind. With f = 0.5, b = 0.1 and 
 other classes: `localisation` when that with its own class is between b and f; `classification` when that with another
 class is f or more; `duplicate` when that with its own class is f or more and the object was found by a surer one;
 `background` when none reaches b; `both` otherwise. An object that is neither found nor the aim of a localisation or
-classification error is `missed`. The cost of a kind is how much AP50 rises when an oracle mends only that: a mended
+classification error is `missed`. The cost of a kind is how much AP50 rises when an oracle fixes only that: a fixed
 detection finds its object unless a surer one does, and is taken away then; other wrong ones are taken away; a missed
 object is not asked for.
 """
@@ -38,7 +38,7 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Counted:
     """Detections that count, surest first: label, score, right: [n]; totals: [K] objects of each class."""
 
     label: NDArray[np.int64]
@@ -54,7 +54,7 @@ class _Judged:
     def _of_class(self, k: int) -> float:
         return float(interpolated(self.right[self.label == k], int(self.totals[k])).mean())
 
-    def without(self, removed: NDArray[np.bool_]) -> _Judged:
+    def without(self, removed: NDArray[np.bool_]) -> _Counted:
         """The same with some detections taken away."""
         kept = ~removed
         return replace(self, label=self.label[kept], score=self.score[kept], right=self.right[kept])
@@ -63,33 +63,33 @@ class _Judged:
 def breakdown(ground: Ground, found: Columns, matches: Sequence[ClassMatches]) -> Errors:
     """The errors of one run's detections, matched by `matching.match`."""
     label = np.concatenate([np.full(len(one.row), k) for k, one in enumerate(matches)])
-    row, score, hit, outcome, picture = (
+    row, score, hit, outcome, image = (
         np.concatenate(parts)
         for parts in zip(
-            *((one.row, one.score, one.found, one.outcome[0, 0], one.picture) for one in matches), strict=True
+            *((one.row, one.score, one.found, one.outcome[0, 0], one.image) for one in matches), strict=True
         )
     )
     order = np.argsort(-score, kind="stable")
     order = order[outcome[order] != UNCOUNTED]
-    label, row, score, hit, outcome, picture = (x[order] for x in (label, row, score, hit, outcome, picture))
-    used = np.zeros(len(ground.picture), dtype=bool)
+    label, row, score, hit, outcome, image = (x[order] for x in (label, row, score, hit, outcome, image))
+    used = np.zeros(len(ground.image), dtype=bool)
     used[hit[outcome == TRUE]] = True
-    kind, aim = _kinds(ground, found.boxes[row], label, picture, outcome == FALSE, used)
+    kind, aim = _kinds(ground, found.boxes[row], label, image, outcome == FALSE, used)
     real = ~ground.crowd
     totals = np.bincount(ground.label[real], minlength=len(ground.names))
-    judged = _Judged(label, score, outcome == TRUE, totals)
+    counted = _Counted(label, score, outcome == TRUE, totals)
     aimed = np.zeros_like(used)
     aimed[aim[(kind == _CLS) | (kind == _LOC)]] = True
     missed = real & ~used & ~aimed
-    base = judged.ap50()
+    base = counted.ap50()
     count = {name: int((kind == number).sum()) for number, name in enumerate(KINDS)} | {"missed": int(missed.sum())}
     cost = {}
     for number, name in enumerate(KINDS[:_MISSED]):
-        mended = _mended(judged, ground, kind == number, aim, used, moved=number in (_CLS, _LOC))
-        cost[name] = mended.ap50() - base
+        fixed = _fixed(counted, ground, kind == number, aim, used, moved=number in (_CLS, _LOC))
+        cost[name] = fixed.ap50() - base
     fewer = totals - np.bincount(ground.label[missed], minlength=len(totals))
     # A class of which all objects were missed stays in the mean, with nothing left to find: as good as it can be.
-    cost["missed"] = _with_fewer(judged, fewer) - base
+    cost["missed"] = _with_fewer(counted, fewer) - base
     return Errors(base, count, cost)
 
 
@@ -97,34 +97,34 @@ def _kinds(
     ground: Ground,
     boxes: NDArray[np.float64],
     label: NDArray[np.int64],
-    picture: NDArray[np.int64],
+    image: NDArray[np.int64],
     wrong: NDArray[np.bool_],
     used: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The kind [n] of each wrong detection, _RIGHT of others, and the object [n] it is about, or -1."""
     kind, aim = np.full(len(label), _RIGHT), np.full(len(label), -1)
-    by_picture = np.argsort(picture, kind="stable")
-    ends = np.searchsorted(picture[by_picture], np.arange(len(ground.pictures) + 1))
+    by_image = np.argsort(image, kind="stable")
+    ends = np.searchsorted(image[by_image], np.arange(len(ground.images) + 1))
     objects = np.flatnonzero(~ground.crowd)
-    objects = objects[np.argsort(ground.picture[objects], kind="stable")]
-    object_ends = np.searchsorted(ground.picture[objects], np.arange(len(ground.pictures) + 1))
-    for number in range(len(ground.pictures)):
-        here = by_picture[ends[number] : ends[number + 1]]
-        here = here[wrong[here]]
-        there = objects[object_ends[number] : object_ends[number + 1]]
-        if len(here) and not len(there):
-            kind[here] = _BACK
-        elif len(here):
-            overlap = iou(boxes[here], ground.box[there], np.zeros(len(there), dtype=bool))
-            own = label[here][:, None] == ground.label[there]
-            kind[here], aim[here] = _judge(overlap, own, there, used[there])
+    objects = objects[np.argsort(ground.image[objects], kind="stable")]
+    object_ends = np.searchsorted(ground.image[objects], np.arange(len(ground.images) + 1))
+    for number in range(len(ground.images)):
+        detections = by_image[ends[number] : ends[number + 1]]
+        detections = detections[wrong[detections]]
+        targets = objects[object_ends[number] : object_ends[number + 1]]
+        if len(detections) and not len(targets):
+            kind[detections] = _BACK
+        elif len(detections):
+            overlap = iou(boxes[detections], ground.box[targets], np.zeros(len(targets), dtype=bool))
+            own = label[detections][:, None] == ground.label[targets]
+            kind[detections], aim[detections] = _kinds_in_image(overlap, own, targets, used[targets])
     return kind, aim
 
 
-def _judge(
-    overlap: NDArray[np.float64], own: NDArray[np.bool_], there: NDArray[np.int64], used: NDArray[np.bool_]
+def _kinds_in_image(
+    overlap: NDArray[np.float64], own: NDArray[np.bool_], targets: NDArray[np.int64], used: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Kinds [n] and aims [n] in one picture: overlap: [n, g], own: [n, g] of the same class, there and used: [g]."""
+    """Kinds [n] and aims [n] in one image: overlap: [n, g], own: [n, g] of the same class, targets and used: [g]."""
     same, other = np.where(own, overlap, 0.0), np.where(own, 0.0, overlap)
     mine, theirs = same.max(axis=1), other.max(axis=1)
     again = np.where(used, same, 0.0).max(axis=1)
@@ -133,36 +133,36 @@ def _judge(
     kind = np.select(
         [local, classed, again >= FOREGROUND, overlap.max(axis=1) <= BACKGROUND], [_LOC, _CLS, _DUPE, _BACK], _BOTH
     )
-    aim = np.where(local, there[same.argmax(axis=1)], there[other.argmax(axis=1)])
+    aim = np.where(local, targets[same.argmax(axis=1)], targets[other.argmax(axis=1)])
     return kind, np.where((kind == _LOC) | (kind == _CLS), aim, -1)
 
 
-def _mended(
-    judged: _Judged,
+def _fixed(
+    counted: _Counted,
     ground: Ground,
     chosen: NDArray[np.bool_],
     aim: NDArray[np.int64],
     used: NDArray[np.bool_],
     moved: bool,
-) -> _Judged:
-    """The detections once an oracle has mended the chosen ones: the surest of each object, or taken away."""
+) -> _Counted:
+    """The detections once an oracle has fixed the chosen ones: the surest of each object, or taken away."""
     if not moved:
-        return judged.without(chosen)
+        return counted.without(chosen)
     places = np.flatnonzero(chosen)
     _, first = np.unique(aim[places], return_index=True)
     best = places[first]
     best = best[~used[aim[best]]]
-    right, label = judged.right.copy(), judged.label.copy()
+    right, label = counted.right.copy(), counted.label.copy()
     right[best], label[best] = True, ground.label[aim[best]]
     removed = chosen.copy()
     removed[best] = False
-    return replace(judged, right=right, label=label).without(removed)
+    return replace(counted, right=right, label=label).without(removed)
 
 
-def _with_fewer(judged: _Judged, totals: NDArray[np.int64]) -> float:
+def _with_fewer(counted: _Counted, totals: NDArray[np.int64]) -> float:
     """AP50 when only so many objects of each class are asked for."""
-    present = np.flatnonzero(judged.totals > 0).tolist()
+    present = np.flatnonzero(counted.totals > 0).tolist()
     if not present:
         return float("nan")
-    kept = replace(judged, totals=totals)
+    kept = replace(counted, totals=totals)
     return float(np.mean([kept._of_class(k) if totals[k] else 1.0 for k in present]))

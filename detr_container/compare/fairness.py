@@ -12,15 +12,15 @@ from detr_container.config.detection import DetectionExperiment
 from detr_container.config.traits import traits_of
 from detr_container.models.weights.backbones import origin
 
-from .cells import Cell
+from .arms import Arm
 from .reading import RunRecord, settings_of
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that differs: what it is about, its name, and the value of each of the cells, by label.
+    """Something that differs: what it is about, its name, and its value in each of the arms, by label.
 
-    expected: it belongs to what is compared (a head and its loss), so it is told but is no warning.
+    expected: it belongs to what is compared (a head and its loss), so it is listed but is no warning.
     """
 
     topic: str
@@ -33,19 +33,19 @@ class Difference:
         groups: dict[str, list[str]] = {}
         for label, value in self.values.items():
             groups.setdefault(value, []).append(label)
-        told = "; ".join(f"{value} ({' and '.join(labels)})" for value, labels in groups.items())
-        return f"{self.topic}: {self.name} differs: {told}"
+        values = "; ".join(f"{value} ({' and '.join(labels)})" for value, labels in groups.items())
+        return f"{self.topic}: {self.name} differs: {values}"
 
 
-def differences(cells: Sequence[Cell], pinned: Mapping[Path, Mapping[str, Any]]) -> list[Difference]:
-    """Everything that differs between the cells, warnings first; pinned: how each run's evaluation was made."""
-    found = [*_settings(cells), *_facts(cells)]
-    found += _evaluations(cells, pinned, {difference.name for difference in found})
+def differences(arms: Sequence[Arm], eval_settings: Mapping[Path, Mapping[str, Any]]) -> list[Difference]:
+    """Everything that differs between the arms, warnings first; eval_settings: how each run's evaluation was made."""
+    found = [*_settings(arms), *_facts(arms)]
+    found += _evaluations(arms, eval_settings, {difference.name for difference in found})
     return sorted(found, key=lambda difference: difference.expected)
 
 
 def of_strides(strides: Mapping[str, tuple[int, ...] | None]) -> list[Difference]:
-    """Whether heads read maps of another stride, by cell's label: half of it is four times the cells to look at."""
+    """Whether heads read feature maps of another stride, by arm's label: half of it is four times the positions."""
     known = {stride for stride in strides.values() if stride is not None}
     values = {
         label: "unknown" if each is None else f"{', '.join(map(str, each))} pixels" for label, each in strides.items()
@@ -65,21 +65,21 @@ def refuse_other_data(records: Sequence[RunRecord]) -> None:
             listed = "; ".join(f"{version[:12]}: {', '.join(folders)}" for version, folders in groups.items())
             raise ValueError(
                 f"these runs were {word} on different data (SHA-256 of the annotation file, and the runs: {listed}), "
-                "so their figures cannot be compared: report each group by itself"
+                "so their metrics cannot be compared: report each group by itself"
             )
 
 
-def _settings(cells: Sequence[Cell]) -> list[Difference]:
+def _settings(arms: Sequence[Arm]) -> list[Difference]:
     found = []
-    settings = {cell.label: _settings_of(cell.experiment) for cell in cells}
-    for name in settings_of(cells[0].experiment) if cells else ():
+    settings = {arm.label: _settings_of(arm.experiment) for arm in arms}
+    for name in settings_of(arms[0].experiment) if arms else ():
         values = {label: _text(mine[name]) for label, mine in settings.items()}
         if name == "backbone.name" or len(set(values.values())) == 1:
             continue
-        topic = traits_of(type(cells[0].experiment))[name].topic
+        topic = traits_of(type(arms[0].experiment))[name].topic
         by_head: dict[str, set[str]] = {}
-        for cell in cells:
-            by_head.setdefault(cell.head, set()).add(values[cell.label])
+        for arm in arms:
+            by_head.setdefault(arm.head, set()).add(values[arm.label])
         same_within_heads = all(len(group) == 1 for group in by_head.values())
         found.append(Difference(topic.name, name, values, expected=topic.compared and same_within_heads))
     return found
@@ -91,7 +91,7 @@ def _settings_of(experiment: DetectionExperiment) -> dict[str, Any]:
     return {**settings_of(experiment), "backbone.weights": origin(backbone.name, backbone.weights)}
 
 
-def _facts(cells: Sequence[Cell]) -> list[Difference]:
+def _facts(arms: Sequence[Arm]) -> list[Difference]:
     """What provenance says: code, versions, machine."""
     facts: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
         ("code version", "commit", _commit),
@@ -105,25 +105,28 @@ def _facts(cells: Sequence[Cell]) -> list[Difference]:
     )
     found = []
     for topic, name, read in facts:
-        told = {cell.label: {read(line) for run in cell.runs for line in run.provenance} for cell in cells}
-        # Runs of one cell may share machines of two kinds, as those of the others do.
-        mixed = name != "device" and any(len(values) > 1 for values in told.values())
-        values = {label: ", ".join(sorted(values)) or "unknown" for label, values in told.items()}
+        noted = {arm.label: {read(line) for run in arm.runs for line in run.provenance} for arm in arms}
+        # Runs of one arm may share machines of two kinds, as those of the others do.
+        mixed = name != "device" and any(len(values) > 1 for values in noted.values())
+        values = {label: ", ".join(sorted(values)) or "unknown" for label, values in noted.items()}
         if mixed or len(set(values.values())) > 1:
             found.append(Difference(topic, name, values))
     return found
 
 
 def _evaluations(
-    cells: Sequence[Cell], pinned: Mapping[Path, Mapping[str, Any]], told: set[str]
+    arms: Sequence[Arm], eval_settings: Mapping[Path, Mapping[str, Any]], listed: set[str]
 ) -> Iterator[Difference]:
-    """What the evaluations themselves noted, where the settings do not say it already."""
-    names = dict.fromkeys(name for one in pinned.values() for name in one if name != "annotations")
+    """What the evaluations themselves noted; listed: names of what differs and is reported already."""
+    names = dict.fromkeys(name for one in eval_settings.values() for name in one if name != "annotations")
     for name in names:
-        noted = {c.label: {_text(pinned[r.folder].get(name)) for r in c.runs if r.folder in pinned} for c in cells}
+        noted = {
+            arm.label: {_text(eval_settings[run.folder].get(name)) for run in arm.runs if run.folder in eval_settings}
+            for arm in arms
+        }
         mixed = any(len(values) > 1 for values in noted.values())
         values = {label: ", ".join(sorted(values)) for label, values in noted.items()}
-        if (mixed or len(set(values.values())) > 1) and not {f"data.{name}", f"train.{name}"} & told:
+        if (mixed or len(set(values.values())) > 1) and not {f"data.{name}", f"train.{name}"} & listed:
             yield Difference("evaluation", name, values)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from detr_container.config.detection import DetectionExperiment, LossConfig, detection
 from detr_container.config.experiments import FOCAL, detection_named
 from detr_container.config.settings import validate
-from detr_container.jobs.submit import Member
+from detr_container.jobs.submit import PlannedRun
 from detr_container.jobs.sweep import limit_runs, pair, with_settings
 from detr_container.models.backbones.container import SIZES
 
@@ -19,15 +19,15 @@ Head = Literal["detr", "smca"]
 PUBLISHED = {"detr": "detr_r50_50e", "smca": "smca_r50_50e"}
 
 
-def members_of(
+def runs_of(
     home: Path,
     heads: Sequence[Head],
     backbones: Sequence[str],
     seeds: Sequence[int],
     base: str = "",
     settings: Sequence[str] = (),
-) -> list[Member]:
-    """Every combination in a folder of its own within `home`, seeds outermost, so that all cells get on together.
+) -> list[PlannedRun]:
+    """Every combination in a folder of its own within `home`, seeds outermost, so that all arms advance together.
 
     backbones: names, each with =WEIGHTS where its weights are a file; base: a named experiment, default: each head's
     published one; settings: `setting=value` for all. Unless settings say otherwise, every stage of every backbone is
@@ -44,19 +44,19 @@ def members_of(
     for name, _ in pairs:
         if name.replace("-", "_") in ("backbone.name", "head.kind", "seed"):
             raise ValueError(f"--setting {name}: the comparison sets it; use --heads, --backbones or --seeds")
-    members = []
+    runs = []
     for seed in seeds:
         for head in heads:
             for backbone in backbones:
                 name, _, weights = backbone.partition("=")
                 experiment = on_backbone(with_head(base, head), name, weights)
-                # While none is finished, runs are judged after an epoch that all have reached, which is no longer the
-                # newest of most of them.
+                # While none is finished, runs are evaluated after an epoch that all have reached, which is no longer
+                # the newest of most of them.
                 experiment = replace(experiment, train=replace(experiment.train, keep_detections="all"))
                 experiment = replace(detection(with_settings(experiment, pairs)), seed=seed)
                 folder = home / re.sub(r"[^\w.=+-]", "_", f"{head}-{name}-seed{seed}")
-                members.append(Member(folder, experiment))
-    return members
+                runs.append(PlannedRun(folder, experiment))
+    return runs
 
 
 def with_head(base: str, head: Head) -> DetectionExperiment:
@@ -74,7 +74,7 @@ def on_backbone(base: DetectionExperiment, name: str, weights: str = "") -> Dete
     return replace(base, backbone=backbone)
 
 
-def check_cell(experiment: DetectionExperiment) -> None:
+def check_arm(experiment: DetectionExperiment) -> None:
     """Raise ValueError for settings that do not go together, and for weights that a person has to fetch."""
     validate(experiment)
     backbone = experiment.backbone

@@ -1,15 +1,15 @@
-"""How sure a figure is: resampled pictures, repeated seeds, and what both say of a difference.
+"""How sure a metric is: resampled images, repeated seeds, and what both mean for a difference.
 
-Two things make a result other than it would be next time: which pictures are in the validation set, and the seed of
-the training. The first is told by a paired bootstrap over pictures: the same resamples for all runs, so that what makes
-a picture hard for all of them cancels from a difference. The second is told by runs with other seeds. Their variances
-add, with the degrees of freedom of Welch (1947) and Satterthwaite (1946), and the interval is Student's. It is centred
-on the plain figure: resampled AP is a little too high on average, since repeated pictures agree with themselves.
+Two things make a result another one next time: which images are in the validation set, and the seed of the training.
+The first is measured by a paired bootstrap over images: the same resamples for all runs, so that what makes an image
+hard for all of them cancels from a difference. The second is measured by runs with other seeds. Their variances add,
+with the degrees of freedom of Welch (1947) and Satterthwaite (1946), and the interval is Student's. It is centred on
+the plain metric: resampled AP is a little too high on average, since repeated images agree with themselves.
 
 The spread over seeds was measured on one validation set, so a part of the first is in it too, which makes intervals
-wider rather than narrower. With one seed a side, nothing is known of the second, and an interval says so.
+wider rather than narrower. With one seed a side, nothing is known of the second, and an interval states that.
 
-Shapes: S seeds, B resamples, N pictures.
+Shapes: S seeds, B resamples, N images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scipy import special
 Floats = NDArray[np.float64]
 LEVEL = 0.95
 _TINY = 1e-150
-"""The least p that is told from 0."""
+"""The least p that is distinguished from 0."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure of what was run with several seeds: plain: [S], resampled: [S, B] for the same resamples as others."""
+    """One metric of one arm over its seeds: plain: [S], resampled: [S, B] for the same resamples as others."""
 
     plain: Floats
     resampled: Floats
-    pictures: int
+    images: int
 
     @property
     def mean(self) -> float:
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure or a difference. seeds: whether the interval covers training again with another seed, too.
+    """A metric or a difference of two. seeds: whether the interval covers training again with another seed, too.
 
     p: two-sided, of there being no difference from 0.
     """
@@ -75,39 +75,39 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def resamples(pictures: int, count: int, seed: int = 0) -> Floats:
-    """How often each picture is drawn [B, N] when as many are drawn with replacement as there are."""
+def resamples(images: int, count: int, seed: int = 0) -> Floats:
+    """How often each image is drawn [B, N] when N are drawn with replacement."""
     rng = np.random.default_rng(seed)
-    drawn = np.empty((count, pictures))
+    drawn = np.empty((count, images))
     for row in drawn:
-        row[:] = np.bincount(rng.integers(0, pictures, pictures), minlength=pictures)
+        row[:] = np.bincount(rng.integers(0, images, images), minlength=images)
     return drawn
 
 
-def of_figure(sample: Sample) -> Interval:
-    """The interval of a figure itself, which is a share: it ends at 0 and at 1."""
-    images = image_part(sample.resampled.mean(axis=0), sample.pictures)
+def of_metric(sample: Sample) -> Interval:
+    """The interval of a metric itself, which is a share: it ends at 0 and at 1."""
+    images = image_part(sample.resampled.mean(axis=0), sample.images)
     whole = _interval(sample.mean, images, seed_parts(sample.plain))
     low, high = np.clip([whole.low, whole.high], 0.0, 1.0).tolist()
     return replace(whole, low=low, high=high)
 
 
 def of_difference(a: Sample, b: Sample) -> Interval:
-    """The interval of a's figure less b's. Where both have as many seeds, they are in the same order."""
-    images = image_part(a.resampled.mean(axis=0) - b.resampled.mean(axis=0), a.pictures)
+    """The interval of a's metric less b's. Where both have as many seeds, they are in the same order."""
+    images = image_part(a.resampled.mean(axis=0) - b.resampled.mean(axis=0), a.images)
     return _interval(a.mean - b.mean, images, seed_parts(a.plain, b.plain))
 
 
-def image_part(resampled: Floats, pictures: int) -> Part:
-    """What other pictures do, from a figure in each resample [B]; those in which it does not exist are left out."""
+def image_part(resampled: Floats, images: int) -> Part:
+    """What other images do, from a metric in each resample [B]; those in which it does not exist are left out."""
     present = resampled[~np.isnan(resampled)]
     variance = present.var(ddof=1) if len(present) > 1 else np.nan
-    # n / (n - 1): resampled pictures vary as the sample does, which is a little less than what it was drawn from.
-    return Part(np.asarray(variance * pictures / max(1, pictures - 1)), max(1, pictures - 1))
+    # n / (n - 1): resampled images vary as the sample does, which is a little less than what it was drawn from.
+    return Part(np.asarray(variance * images / max(1, images - 1)), max(1, images - 1))
 
 
 def seed_parts(*sides: Floats) -> list[Part]:
-    """What other seeds do to a mean or a difference of two, from figures [..., S]; nothing where a side has one seed.
+    """What other seeds do to a mean or a difference of two, from values [..., S]; nothing where a side has one seed.
 
     Runs that share a seed stand in the same place of both sides. Where some seeds are in one side only, the parts are
     right on average or too large as long as runs of the same seed are not less alike than others.
@@ -126,7 +126,7 @@ def reach(parts: Sequence[Part], p: float) -> Floats:
 
 
 def holm(p: Sequence[float], level: float = LEVEL) -> list[bool]:
-    """Which of several differences are real when all are looked at: Holm (1979), wrong in any with 1 - level at most.
+    """Which of several differences are real when all are considered: Holm (1979), wrong in any with 1 - level at most.
 
     A p that is not a number (nothing could be compared) is never one of them.
     """

@@ -1,9 +1,9 @@
-"""Which detection found which object, for every class, size and IoU: COCO's matching, kept per picture.
+"""Which detection found which object, for every class, size and IoU: COCO's matching, kept per image.
 
-Average precision needs nothing else, so that it can be computed again for any weighting of the pictures without
-looking at a box. The rules are those of pycocotools' COCOeval.evaluateImg, and the figures that follow are the same.
+Average precision needs nothing else, so that it can be computed again for any weighting of the images without
+reading a box. The rules are those of pycocotools' COCOeval.evaluateImg, and the metrics that follow are the same.
 
-Shapes: N pictures, G objects, A = 4 areas, T = 10 thresholds; of one class: n detections, g objects.
+Shapes: N images, G objects, A = 4 areas, T = 10 thresholds; of one class: n detections, g objects.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from detr_container.tasks.detection.detections import Columns
 from detr_container.tasks.detection.scoring import Truth
 
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-"""Areas in pixels of the picture on disk, both ends included."""
+"""Areas in pixels of the image on disk, both ends included."""
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 LIMIT = 100
-"""Detections of one class in one picture that count, the surest first."""
+"""Detections of one class in one image that count, the surest first."""
 FALSE, TRUE, UNCOUNTED = 0, 1, 2
 
 _LOW = np.array([low for low, _ in AREAS.values()])[:, None]
@@ -32,14 +32,14 @@ _HIGH = np.array([high for _, high in AREAS.values()])[:, None]
 class Ground:
     """The objects of a data set.
 
-    pictures: [N] ids, rising; categories: ids, rising; names: theirs; of each object picture: [G] and label: [G]
+    images: [N] ids, rising; categories: ids, rising; names: theirs; of each object image: [G] and label: [G]
     (indices into those), box: [G, 4] x, y, width, height in pixels, area: [G] and crowd: [G].
     """
 
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
     categories: NDArray[np.int64]
     names: tuple[str, ...]
-    picture: NDArray[np.int64]
+    image: NDArray[np.int64]
     label: NDArray[np.int64]
     box: NDArray[np.float64]
     area: NDArray[np.float64]
@@ -63,38 +63,38 @@ class Ground:
 
 @dataclass(frozen=True)
 class ClassMatches:
-    """One class. Detections come surest first; of equal scores, those of earlier pictures.
+    """One class. Detections come surest first; of equal scores, those of earlier images.
 
-    picture: [n]; score: [n]; outcome: [A, T, n] FALSE, TRUE or UNCOUNTED (on a crowd, or unmatched and of another
+    image: [n]; score: [n]; outcome: [A, T, n] FALSE, TRUE or UNCOUNTED (on a crowd, or unmatched and of another
     size); found: [n] which object was found at IoU 0.5, all sizes, as an index into the data set's, or -1;
     row: [n] where the detection stands in the run's file;
-    object_picture: [g]; counted: [A, g] whether an object of this size is to be found.
+    object_image: [g]; counted: [A, g] whether an object of this size is to be found.
     """
 
-    picture: NDArray[np.int64]
+    image: NDArray[np.int64]
     score: NDArray[np.float64]
     outcome: NDArray[np.uint8]
     found: NDArray[np.int64]
     row: NDArray[np.int64]
-    object_picture: NDArray[np.int64]
+    object_image: NDArray[np.int64]
     counted: NDArray[np.bool_]
 
 
 def match(ground: Ground, found: Columns) -> list[ClassMatches]:
     """Match a run's detections to the objects, class by class."""
     label = np.searchsorted(ground.categories, found.categories)
-    picture = np.searchsorted(ground.pictures, found.images)
-    order = np.lexsort((-found.scores, picture, label))
-    order = order[_rank_within(label[order], picture[order]) < LIMIT]
+    image = np.searchsorted(ground.images, found.images)
+    order = np.lexsort((-found.scores, image, label))
+    order = order[_rank_within(label[order], image[order]) < LIMIT]
     ends = np.searchsorted(label[order], np.arange(len(ground.names) + 1))
-    objects = np.lexsort((ground.picture, ground.label))
+    objects = np.lexsort((ground.image, ground.label))
     object_ends = np.searchsorted(ground.label[objects], np.arange(len(ground.names) + 1))
     return [
         _match_class(
             ground,
             objects[object_ends[k] : object_ends[k + 1]],
             order[ends[k] : ends[k + 1]],
-            picture,
+            image,
             found,
         )
         for k in range(len(ground.names))
@@ -112,11 +112,11 @@ def iou(boxes: NDArray[np.float64], objects: NDArray[np.float64], crowd: NDArray
     return np.divide(common, union, out=np.zeros_like(common), where=common > 0)
 
 
-def _rank_within(label: NDArray[np.int64], picture: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place of each detection among those of its class and picture, which stand together."""
+def _rank_within(label: NDArray[np.int64], image: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each detection among those of its class and image, which stand together."""
     if not len(label):
         return np.zeros(0, dtype=np.int64)
-    first = np.r_[True, (np.diff(label) != 0) | (np.diff(picture) != 0)]
+    first = np.r_[True, (np.diff(label) != 0) | (np.diff(image) != 0)]
     starts = np.flatnonzero(first)
     return np.arange(len(label)) - starts[np.cumsum(first) - 1]
 
@@ -125,47 +125,47 @@ def _match_class(
     ground: Ground,
     objects: NDArray[np.int64],
     rows: NDArray[np.int64],
-    picture: NDArray[np.int64],
+    image: NDArray[np.int64],
     found: Columns,
 ) -> ClassMatches:
-    """objects: [g] of this class, by picture; rows: [n] of this class, by picture, surest first."""
+    """objects: [g] of this class, by image; rows: [n] of this class, by image, surest first."""
     area = ground.area[objects]
     ignored = ground.crowd[objects] | (area < _LOW) | (area > _HIGH)
     size = found.boxes[rows, 2] * found.boxes[rows, 3]
     outcome = np.where((size < _LOW) | (size > _HIGH), UNCOUNTED, FALSE).astype(np.uint8)[:, None].repeat(10, axis=1)
     hit = np.full(len(rows), -1)
-    for here, there in _together(picture[rows], ground.picture[objects]):
-        overlap = iou(found.boxes[rows[here]], ground.box[objects[there]], ground.crowd[objects[there]])
-        state = _State(ignored[:, there], ground.crowd[objects[there]])
+    for mine, theirs in _together(image[rows], ground.image[objects]):
+        overlap = iou(found.boxes[rows[mine]], ground.box[objects[theirs]], ground.crowd[objects[theirs]])
+        state = _State(ignored[:, theirs], ground.crowd[objects[theirs]])
         for place in np.flatnonzero(overlap.max(axis=1) >= THRESHOLDS[0]):
-            index = here.start + place
+            index = mine.start + place
             which = state.take(overlap[place])
             matched = which >= 0
-            state_of = np.where(np.take_along_axis(ignored[:, there], which, axis=1), UNCOUNTED, TRUE)
+            state_of = np.where(np.take_along_axis(ignored[:, theirs], which, axis=1), UNCOUNTED, TRUE)
             outcome[:, :, index] = np.where(matched, state_of, outcome[:, :, index])
             if which[0, 0] >= 0:
-                hit[index] = objects[there.start + which[0, 0]]
+                hit[index] = objects[theirs.start + which[0, 0]]
     order = np.argsort(-found.scores[rows], kind="stable")
     return ClassMatches(
-        picture[rows][order],
+        image[rows][order],
         found.scores[rows][order],
         outcome[:, :, order],
         hit[order],
         rows[order],
-        ground.picture[objects],
+        ground.image[objects],
         ~ignored,
     )
 
 
 def _together(a: NDArray[np.int64], b: NDArray[np.int64]) -> list[tuple[slice, slice]]:
-    """Where the same picture stands in two rising lists."""
+    """Where the same image stands in two rising lists."""
     common = np.intersect1d(a, b)
     sides = [zip(np.searchsorted(x, common, "left"), np.searchsorted(x, common, "right"), strict=True) for x in (a, b)]
     return [(slice(*one), slice(*other)) for one, other in zip(*sides, strict=True)]
 
 
 class _State:
-    """The objects of one class in one picture that are still free, for every area and threshold at once.
+    """The objects of one class in one image that are still free, for every area and threshold at once.
 
     ignored: [A, g]; crowd: [g]: a crowd can be found again and again.
     """

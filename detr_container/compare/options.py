@@ -25,7 +25,7 @@ class CompareOptions:
     backbones: tuple[str, ...] = ("resnet50", "container_light")
     """Backbones, as backbone.name has them; with =FILE where the pretrained weights are a file."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
-    """Seeds: every head on every backbone is trained with each. The same seed shows the same pictures to all."""
+    """Seeds: every head on every backbone is trained with each. The same seed shows the same images to all."""
     base: str = ""
     """The experiment that all derive from; default: each head's published one on ResNet-50."""
     setting: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class CompareOptions:
     runs: Path = Path("runs")
     """The folder that holds the comparison."""
     at_once: AtOnce = 0
-    """How many runs at a time; 0: one here, as many as the cluster lets with --submit."""
+    """How many runs at a time; 0: one on this machine, as many as the cluster lets with --submit."""
     submit: bool = False
     """Submit the runs as a Slurm job array; the run that finishes last writes the report."""
     slurm: Resources = field(default_factory=Resources)
@@ -44,7 +44,7 @@ class CompareOptions:
     dry_run: bool = False
     """Show the plan and its cost, and train nothing."""
     measure: bool = True
-    """Measure the models' latency, in turns, for the report; not with --submit."""
+    """Measure the models' latency, interleaved, for the report; not with --submit."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class ReportOptions:
     annotations: Path | None = None
     """The annotation file of the evaluations, where it is not where they name it; it must be the same file."""
     epoch: Many = 0
-    """Judge all runs after this epoch; 0: after their last, and if none is finished after the latest they share."""
+    """Evaluate all runs after this epoch; 0: after their last, and if none is finished after the latest they share."""
     resamples: Annotated[int, positive(100_000)] = RESAMPLES
-    """How often the validation pictures are drawn again for the intervals."""
+    """How often the validation images are drawn again for the intervals."""
     title: str = ""
     """The page's title."""
     measure: bool = False
-    """Measure the models' speed on this machine, too, in turns; some minutes."""
+    """Measure the models' speed on this machine, too, interleaved; some minutes."""

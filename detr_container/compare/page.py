@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from detr_container.base.files import atomic_write, write_json
 
 from .document import Document, Table, file_name
-from .drawing import standalone
+from .svg import standalone
 
 PAGE = "index.html"
 
@@ -51,8 +51,8 @@ def _bytes(path: Path, content: bytes) -> Path:
     return atomic_write(path, lambda file: file.write(content), len(content))
 
 
-def _inline(picture: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+def _inline(image: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
 
 
 def _breakable(text: str) -> Markup:

@@ -1,15 +1,15 @@
-"""COCO's average precision for any weights of the pictures, from matches alone.
+"""COCO's average precision for any weights of the images, from matches alone.
 
-A resample of the pictures is a weight for each, how often it was drawn. Every detection and object then counts that
+A resample of the images is a weight for each, how often it was drawn. Every detection and object then counts that
 often, and precision and recall follow from cumulated weights. It is the AP of the resampled data set itself, not an
 approximation: precision needs to be known only where an object is found, since it falls everywhere else.
 
-Among equal scores COCO's order is that of the pictures, and in a picture that of its detections. A picture drawn
-several times stands in the resampled data set as so many pictures beside each other, where the picture itself stood.
+Among equal scores COCO's order is that of the images, and in an image that of its detections. An image drawn
+several times stands in the resampled data set as so many images beside each other, where the image itself stood.
 Where one of its detections finds an object and another of the same score does not, its copies therefore alternate, and
 are weighed one by one.
 
-Shapes: B weightings, N pictures, K classes, A = 4 areas, T = 10 thresholds, R = 101 recalls; of one class n detections.
+Shapes: B weightings, N images, K classes, A = 4 areas, T = 10 thresholds, R = 101 recalls; of one class n detections.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 from .matching import AREAS, THRESHOLDS, TRUE, UNCOUNTED, ClassMatches
 
 RECALLS = np.linspace(0.0, 1.0, 101)
-FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-_CELLS = 4_000_000
+METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+_CHUNK = 4_000_000
 """How many weighted detections to hold at once: 32 MB an array."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Figures:
-    """by_class: [B, K, 6] in the order of FIGURES, NaN where a class has no objects; overall: [B, 6], their means."""
+class Metrics:
+    """by_class: [B, K, 6] in the order of METRICS, NaN where a class has no objects; overall: [B, 6], their means."""
 
     by_class: Floats
 
@@ -46,11 +46,11 @@ class Figures:
         return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
 
 
-def figures(matches: Sequence[ClassMatches], weights: Floats, threads: int = 2) -> Figures:
+def metrics_of(matches: Sequence[ClassMatches], weights: Floats, threads: int = 2) -> Metrics:
     """AP, AP50, AP75 and AP by size of every class for weights [B, N]."""
     with ThreadPoolExecutor(threads) as pool:
-        rows = list(pool.map(lambda one: _class_figures(one, weights), matches))
-    return Figures(np.stack(rows, axis=1) if rows else np.zeros((len(weights), 0, len(FIGURES))))
+        rows = list(pool.map(lambda one: _class_metrics(one, weights), matches))
+    return Metrics(np.stack(rows, axis=1) if rows else np.zeros((len(weights), 0, len(METRICS))))
 
 
 def precision_at_recall(one: ClassMatches, threshold: int) -> Floats | None:
@@ -69,23 +69,23 @@ def interpolated(right: NDArray[np.bool_], total: int) -> Floats:
     return np.append(best, 0.0)[reached]
 
 
-def _class_figures(one: ClassMatches, weights: Floats) -> Floats:
+def _class_metrics(one: ClassMatches, weights: Floats) -> Floats:
     """[B, 6] of one class."""
     most = weights.max(axis=0, initial=0.0)
     one, copies = _copies_apart(one, np.ceil(most).astype(np.int64))
-    rows = max(1, _CELLS // max(1, len(one.score)))
+    rows = max(1, _CHUNK // max(1, len(one.score)))
     starts = range(0, len(weights), rows)
     return np.concatenate([_few(one, _with_copies(weights[start : start + rows], copies)) for start in starts])
 
 
 def _copies_apart(one: ClassMatches, most: NDArray[np.int64]) -> tuple[ClassMatches, NDArray[np.int64]]:
-    """Detections as they stand when every picture is there `most` [N] times, where their order matters.
+    """Detections as they stand when every image is repeated `most` [N] times, where their order matters.
 
-    That is where detections of one picture have one score, some of them find an object and not all do the same. Returns
-    the matches, of which a picture N + i is copy i of those returned [c, 2], as picture and number of the copy.
+    That is where detections of one image have one score, some of them find an object and not all do the same. Returns
+    the matches, of which an image N + i is copy i of those returned [c, 2], as image and number of the copy.
     """
     count = len(one.score)
-    begins = np.r_[True, (np.diff(one.score) != 0) | (np.diff(one.picture) != 0)][:count]
+    begins = np.r_[True, (np.diff(one.score) != 0) | (np.diff(one.image) != 0)][:count]
     starts = np.flatnonzero(begins)
     outcome = one.outcome.reshape(len(AREAS) * len(THRESHOLDS), count)
     unlike = np.r_[False, (outcome[:, 1:] != outcome[:, :-1]).any(axis=0)][:count] & ~begins
@@ -94,16 +94,16 @@ def _copies_apart(one: ClassMatches, most: NDArray[np.int64]) -> tuple[ClassMatc
         split = np.logical_or.reduceat(unlike, starts) & np.logical_or.reduceat((outcome == TRUE).any(axis=0), starts)
     if not split.any():
         return one, np.zeros((0, 2), dtype=np.int64)
-    order, picture, copies = list[int](), list[int](), list[tuple[int, int]]()
+    order, image, copies = list[int](), list[int](), list[tuple[int, int]]()
     for start, end, apart in zip(starts.tolist(), [*starts[1:].tolist(), count], split.tolist(), strict=True):
-        here = int(one.picture[start])
-        for copy in range(int(most[here]) if apart else 1):
+        drawn = int(one.image[start])
+        for copy in range(int(most[drawn]) if apart else 1):
             order += range(start, end)
-            picture += [len(most) + len(copies) if apart else here] * (end - start)
-            copies += [(here, copy)] * apart
+            image += [len(most) + len(copies) if apart else drawn] * (end - start)
+            copies += [(drawn, copy)] * apart
     placed = replace(
         one,
-        picture=np.array(picture, dtype=np.int64),
+        image=np.array(image, dtype=np.int64),
         score=one.score[order],
         outcome=np.take(one.outcome, order, axis=2),
         found=one.found[order],
@@ -113,23 +113,23 @@ def _copies_apart(one: ClassMatches, most: NDArray[np.int64]) -> tuple[ClassMatc
 
 
 def _with_copies(weights: Floats, copies: NDArray[np.int64]) -> Floats:
-    """Weights [b, N + c] of the pictures and of single copies of them, which add up to the picture's."""
-    picture, copy = copies.T
-    return np.concatenate([weights, np.clip(weights[:, picture] - copy, 0.0, 1.0)], axis=1) if len(copies) else weights
+    """Weights [b, N + c] of the images and of single copies of them, which add up to the image's."""
+    image, copy = copies.T
+    return np.concatenate([weights, np.clip(weights[:, image] - copy, 0.0, 1.0)], axis=1) if len(copies) else weights
 
 
 def _few(one: ClassMatches, weights: Floats) -> Floats:
     """[b, 6] of one class for few enough weightings."""
-    result = np.full((len(weights), len(FIGURES)), np.nan)
-    drawn = weights[:, one.picture]
+    result = np.full((len(weights), len(METRICS)), np.nan)
+    drawn = weights[:, one.image]
     for area in range(len(AREAS)):
-        total = weights[:, one.object_picture[one.counted[area]]].sum(axis=1)
+        total = weights[:, one.object_image[one.counted[area]]].sum(axis=1)
         precision = _average_precisions(one.outcome[area], drawn, total)
-        there = total > 0
+        present = total > 0
         if area == 0:
-            result[there, :3] = np.stack([precision.mean(axis=1), precision[:, 0], precision[:, 5]], axis=1)[there]
+            result[present, :3] = np.stack([precision.mean(axis=1), precision[:, 0], precision[:, 5]], axis=1)[present]
         else:
-            result[there, 2 + area] = precision.mean(axis=1)[there]
+            result[present, 2 + area] = precision.mean(axis=1)[present]
     return result
 
 
@@ -161,7 +161,7 @@ def _area_under(hits: Floats, count: Floats, total: Floats) -> Floats:
     best = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1]
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = np.nan_to_num(hits / total[:, None], posinf=0.0)
-    # How many of the recalls are reached at each hit: rounding says which is the nearest, and comparing whether it is.
+    # How many of the recalls are reached at each hit: rounding finds the nearest, and comparing whether it is reached.
     nearest = np.rint(recall * 100).astype(np.int64)
     reached = nearest + (RECALLS[nearest] <= recall)
     steps = np.diff(reached, axis=1, prepend=0)

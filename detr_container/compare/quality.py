@@ -1,4 +1,4 @@
-"""What else matches tell of a run: whether its scores can be believed, and how well it does on each picture."""
+"""What else matches show of a run: whether its scores can be trusted, and how well it does on each image."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def calibration(matches: Sequence[ClassMatches]) -> Calibration:
     return Calibration(mean, share, count, error)
 
 
-def picture_quality(matches: Sequence[ClassMatches], pictures: int) -> NDArray[np.float64]:
-    """The AP of each picture alone [N], its classes pooled, mean over IoU 0.5 to 0.95; NaN without objects.
+def image_quality(matches: Sequence[ClassMatches], images: int) -> NDArray[np.float64]:
+    """The AP of each image alone [N], its classes pooled, mean over IoU 0.5 to 0.95; NaN without objects.
 
     The area under precision against recall, not sampled at 101 recalls.
     """
-    total = np.zeros(pictures)
+    total = np.zeros(images)
     for one in matches:
-        np.add.at(total, one.object_picture[one.counted[0]], 1)
-    picture = np.concatenate([one.picture for one in matches]) if matches else np.zeros(0, dtype=np.int64)
+        np.add.at(total, one.object_image[one.counted[0]], 1)
+    image = np.concatenate([one.image for one in matches]) if matches else np.zeros(0, dtype=np.int64)
     score = np.concatenate([one.score for one in matches]) if matches else np.zeros(0)
     outcome = np.concatenate([one.outcome[0] for one in matches], axis=1) if matches else np.zeros((10, 0))
-    order = np.lexsort((-score, picture))
-    ends = np.searchsorted(picture[order], np.arange(pictures + 1))
-    quality = np.full(pictures, np.nan)
+    order = np.lexsort((-score, image))
+    ends = np.searchsorted(image[order], np.arange(images + 1))
+    quality = np.full(images, np.nan)
     for number in np.flatnonzero(total):
         rows = outcome[:, order[ends[number] : ends[number + 1]]]
         quality[number] = np.mean([_area(row, total[number]) for row in rows]) if rows.size else 0.0

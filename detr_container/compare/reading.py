@@ -1,6 +1,6 @@
-"""Runs as they are found: finished, going on, crashed, half-written. What is wrong with one is named, never raised.
+"""Runs as they are found: finished, in progress, crashed, half-written. What is wrong with one is named, never raised.
 
-A run is judged by the detections of one of its evaluations, which are on disk, and not by the figures it logged.
+A run is evaluated by the detections of one of its evaluations, which are on disk, and not by the metrics it logged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.config.traits import NO_MATTER, traits_of
 from detr_container.engine.run import Run
 from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
-from detr_container.jobs.status import ACTIVE, Standing, standings
+from detr_container.jobs.status import ACTIVE, RunStatus, statuses_of
 from detr_container.tasks.detection.coco_results import is_kept, read_kept
 from detr_container.tasks.detection.detections import NAME, Columns
 
@@ -28,7 +28,7 @@ HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
 class RunRecord:
     """What is known of one run.
 
-    experiment: None where its configuration cannot be read; state: as `status` says; evaluations, metrics,
+    experiment: None where its configuration cannot be read; state: as `status` shows it; evaluations, metrics,
     provenance: the lines that can be read; faults: what is wrong, a sentence each.
     """
 
@@ -79,10 +79,10 @@ def _has_data(line: Mapping[str, Any], split: str) -> bool:
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Read runs, the queue asked once for all of them."""
-    return [_read(folder, now) for folder, now in zip(folders, standings(folders), strict=True)]
+    return [_read(folder, status) for folder, status in zip(folders, statuses_of(folders), strict=True)]
 
 
-def _read(folder: Path, now: Standing) -> RunRecord:
+def _read(folder: Path, status: RunStatus) -> RunRecord:
     faults: list[str] = []
     run, experiment = Run(folder), None
     try:
@@ -96,16 +96,16 @@ def _read(folder: Path, now: Standing) -> RunRecord:
         faults.append("its loss was not a number at some step")
     if any(row.get("ap", 0.0) is None for row in evaluations):
         faults.append("an evaluation has no AP: there was no object to find")
-    record = RunRecord(folder, experiment, now.state, evaluations, metrics, provenance, tuple(faults))
+    record = RunRecord(folder, experiment, status.state, evaluations, metrics, provenance, tuple(faults))
     if experiment is not None and not record.finished:
-        faults.append(_unfinished(record, experiment, now))
-    return RunRecord(folder, experiment, now.state, evaluations, metrics, provenance, tuple(faults))
+        faults.append(_unfinished(record, experiment, status))
+    return RunRecord(folder, experiment, status.state, evaluations, metrics, provenance, tuple(faults))
 
 
-def _unfinished(record: RunRecord, experiment: DetectionExperiment, now: Standing) -> str:
+def _unfinished(record: RunRecord, experiment: DetectionExperiment, status: RunStatus) -> str:
     last = f"last evaluated after epoch {record.last}" if record.last else "not evaluated yet"
-    verb = "still going" if now.state in ACTIVE else now.state
-    why = f" ({now.message})" if now.message else ""
+    verb = "still in progress" if status.state in ACTIVE else status.state
+    why = f" ({status.message})" if status.message else ""
     return f"{verb}{why}: {last} of {experiment.train.epochs}"
 
 
@@ -122,20 +122,20 @@ def _lines(path: Path, faults: list[str], schema: type[Schema]) -> list[dict[str
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The evaluation by which a run is judged; annotations: the file it was made with; pinned: how it was made."""
+class Evaluation:
+    """One evaluation of a run; annotations: the file it was made with; eval_settings: how it was made."""
 
     epoch: int
     found: Columns
     annotations: Path
-    pinned: dict[str, Any]
+    eval_settings: dict[str, Any]
 
 
-def judge(record: RunRecord, epoch: int, annotations: Path | None = None) -> Judged:
+def read_evaluation(record: RunRecord, epoch: int, annotations: Path | None = None) -> Evaluation:
     """Read the detections of an epoch.
 
-    annotations: use this file rather than the one that the evaluation names. Raises ValueError when they are not
-    there, cannot be read, or the annotation file is not the one that the run was started with.
+    annotations: use this file rather than the one that the evaluation names. Raises ValueError when they are
+    missing, cannot be read, or the annotation file is not the one that the run was started with.
     """
     folder = record.evaluated(epoch)
     if not is_kept(folder):
@@ -143,11 +143,11 @@ def judge(record: RunRecord, epoch: int, annotations: Path | None = None) -> Jud
             f"{folder / NAME} is missing, so nothing is left of its evaluation after epoch {epoch}: runs keep "
             "detections of their newest and their best epoch, and with train.keep_detections=all of every one"
         )
-    pinned = _pinned(folder / "scores.json")
-    path = annotations or Path(pinned.get("annotations", ""))
+    eval_settings = _eval_settings(folder / "scores.json")
+    path = annotations or Path(eval_settings.get("annotations", ""))
     if not path.is_file():
         raise ValueError(
-            f"the annotation file of its evaluation, {path}, is not there: name it with --annotations, or run this "
+            f"the annotation file of its evaluation, {path}, does not exist: name it with --annotations, or run this "
             "where the training was run"
         )
     noted = record.version("val")
@@ -156,14 +156,14 @@ def judge(record: RunRecord, epoch: int, annotations: Path | None = None) -> Jud
             f"{path} is not the annotation file that it was evaluated with (SHA-256 {sha256(path)[:12]}, then "
             f"{noted[:12]}): put that one back, or name it with --annotations"
         )
-    return Judged(epoch, read_kept(folder), path, pinned)
+    return Evaluation(epoch, read_kept(folder), path, eval_settings)
 
 
-def _pinned(path: Path) -> dict[str, Any]:
+def _eval_settings(path: Path) -> dict[str, Any]:
     try:
         return dict(read_json(path, ScoresFile)["evaluated_with"])
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): it says how the detections were made") from error
+        raise ValueError(f"{path} cannot be read ({error}): it holds how the detections were made") from error
 
 
 def settings_of(experiment: DetectionExperiment) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from .document import Document, Section
 from .fairness import of_strides
 from .options import PLAN, ReportOptions
 from .page import write
-from .precision import FIGURES
+from .precision import METRICS
 
 _log = logging.getLogger(__name__)
 BENCHMARK = "benchmark.json"
@@ -36,31 +36,31 @@ BENCHMARK = "benchmark.json"
 
 
 @contextmanager
-def judging() -> Iterator[Callable[[int, int, str], None]]:
-    """A display of how many runs have been judged."""
+def evaluation_progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A display of how many runs have been evaluated."""
     screen = console(stderr=True)
-    columns = (column("judging"), BarColumn(24), MofNCompleteColumn(), column("{task.description}"))
+    columns = (column("evaluating"), BarColumn(24), MofNCompleteColumn(), column("{task.description}"))
     with Progress(*columns, console=screen, disable=not screen.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
 def write_report(
-    options: ReportOptions, tell: Callable[[int, int, str], None] = lambda done, total, what: None
+    options: ReportOptions, on_progress: Callable[[int, int, str], None] = lambda done, total, what: None
 ) -> Path:
     """Write the report of some runs; returns the page's path.
 
-    Raises ValueError when nothing can be judged, or when the runs are of different data.
+    Raises ValueError when nothing can be evaluated, or when the runs are of different data.
     """
     if options.resamples < 2 or options.epoch < 0:
         raise ValueError(f"resamples={options.resamples}, epoch={options.epoch}: give at least 2, and 0 or more")
     folders = folders_of(options.runs)
-    analysis = analyse(folders, options.annotations, options.epoch or None, options.resamples, tell)
+    analysis = analyse(folders, options.annotations, options.epoch or None, options.resamples, on_progress)
     known, trouble = _costs(analysis)
     path = options.output / BENCHMARK
     if options.measure:
         write_json(path, measure(analysis))
-    latencies = _latencies(path, [cell.cell.label for cell in analysis.cells])
+    latencies = _latencies(path, [arm.label for arm in analysis.arms])
     plans = _plans(options.runs, trouble)
     trouble += [f"{label} was left out: {why}" for plan in plans for label, why in (plan.get("refused") or {}).items()]
     document = make_document(analysis, known, latencies, options, trouble)
@@ -70,8 +70,8 @@ def write_report(
 def folders_of(names: Sequence[str]) -> list[Path]:
     """The runs that folders, folders of runs and patterns name, each once.
 
-    A folder that is no run, and holds none, is kept: that it cannot be read is for the report to say, as it is for a
-    member of a comparison that is not there. Raises ValueError for what does not exist.
+    A folder that is no run, and holds none, is kept: that it cannot be read is for the report to name, as it is for a
+    run of a comparison that does not exist. Raises ValueError for what does not exist.
     """
     if not names:
         raise ValueError("name runs, folders of runs, or patterns: detr-container report RUN ...")
@@ -82,7 +82,7 @@ def folders_of(names: Sequence[str]) -> list[Path]:
             raise ValueError(f"{name} is neither a folder nor a pattern that fits any: name runs' folders")
         for path in paths:
             if path.is_dir():
-                found |= dict.fromkeys([*_members_in(path), *runs_in([path])] or [path])
+                found |= dict.fromkeys([*_planned_or_none(path), *runs_in([path])] or [path])
     return list(found)
 
 
@@ -92,17 +92,17 @@ def plan_of(home: Path) -> dict[str, Any]:
     return read_json(path, PlanFile) if path.exists() else {}
 
 
-def members_in(home: Path) -> list[Path]:
-    """The members of a comparison, as they were planned; of any other folder none. Raises as `plan_of`."""
+def planned_runs(home: Path) -> list[Path]:
+    """The folders of a comparison's runs, as they were planned; of any other folder none. Raises as `plan_of`."""
     return [home / name for name in plan_of(home).get("members") or ()]
 
 
-def _members_in(home: Path) -> list[Path]:
-    """The same, none where the plan is damaged: the runs that are there are found without it."""
+def _planned_or_none(home: Path) -> list[Path]:
+    """The same, none where the plan is damaged: the runs that exist are found without it."""
     try:
-        return members_in(home)
+        return planned_runs(home)
     except (ValueError, OSError) as error:
-        _log.warning("%s. Planned runs that are not there are not named", error)
+        _log.warning("%s. Planned runs that do not exist are not named", error)
         return []
 
 
@@ -124,26 +124,21 @@ def make_document(
     options: ReportOptions,
     trouble: Sequence[str] = (),
 ) -> Document:
-    """All that the page says."""
-    strides = {
-        cell.cell.label: known[cell.cell.label].strides if cell.cell.label in known else None
-        for cell in analysis.judged
-    }
+    """All that the page contains."""
+    strides = {arm.label: known[arm.label].strides if arm.label in known else None for arm in analysis.evaluated}
     analysis = replace(analysis, differences=(*of_strides(strides), *analysis.differences))
     pairs = results.pairs_of(analysis)
     warnings = [*results.warnings(analysis), *trouble]
     summary = results.findings(analysis, pairs) or [results.NO_PAIR]
-    if _made_shapes(analysis):
+    if _synthetic(analysis):
         summary.append(
-            "These runs are on made pictures of coloured shapes: the figures show that the machinery works, and say "
-            "nothing about photographs."
+            "These runs are on synthetic images of coloured shapes: the metrics show that the machinery works, "
+            "and nothing about photographs."
         )
-    pictures = len(analysis.ground.pictures)
+    images = len(analysis.ground.images)
     parts = [
         results.headline(analysis, known),
-        replace(
-            results.differences(pairs, pictures, analysis.resamples), figures=[plots.forest(pairs)] if pairs else []
-        ),
+        replace(results.differences(pairs, images, analysis.resamples), figures=[plots.forest(pairs)] if pairs else []),
         sections.curves(analysis),
         sections.costs(analysis, known, latencies),
         Section("sizes", "By object size", tables=results.by_size(analysis, pairs), figures=[plots.sizes(analysis)]),
@@ -151,14 +146,14 @@ def make_document(
         sections.error_kinds(analysis),
         Section("precision", "Precision and recall", figures=plots.precision_recall(analysis)),
         sections.calibration(analysis),
-        sections.pictures(analysis),
+        sections.images(analysis),
         sections.fairness(analysis.differences),
         results.runs(analysis),
         sections.again(analysis, _commands(options)),
     ]
-    count = len(analysis.cells)
+    count = len(analysis.arms)
     compared = f"{count} detectors compared" if count > 1 else "One detector"
-    title = options.title or f"{compared} on {pictures} pictures"
+    title = options.title or f"{compared} on {images} images"
     return Document(title, summary, warnings, parts, _data(analysis, known))
 
 
@@ -179,11 +174,11 @@ def _command(options: ReportOptions) -> str:
 
 
 def measure(analysis: Analysis) -> dict[str, Any]:
-    """Latencies of all cells' models at their evaluation size, in turns on this machine."""
+    """Latencies of all arms' models at their evaluation size, interleaved on this machine."""
     from detr_container.measure.options import MeasureOptions
     from detr_container.measure.side_by_side import side_by_side
 
-    experiments = {cell.cell.label: cell.cell.experiment for cell in analysis.judged}
+    experiments = {arm.label: arm.experiment for arm in analysis.evaluated}
     first = next(iter(experiments.values()))
     sizes = validation_sizes(first, _annotations(analysis))
     largest = max(sizes, key=lambda size: size[0] * size[1])
@@ -192,26 +187,26 @@ def measure(analysis: Analysis) -> dict[str, Any]:
 
 
 def _annotations(analysis: Analysis) -> Annotations:
-    """The validation pictures' sizes; no picture is opened, so that their folder does not matter."""
+    """The validation images' sizes; no image is opened, so that their folder does not matter."""
     return read_annotations(analysis.annotations, analysis.annotations.parent)
 
 
 def _costs(analysis: Analysis) -> tuple[dict[str, Costs], list[str]]:
-    """What the cells' models cost, and which could not be built."""
+    """What the arms' models cost, and which could not be built."""
     known, trouble = dict[str, Costs](), []
     annotations = _annotations(analysis)
-    for cell in analysis.cells:
-        experiment = cell.cell.experiment
+    for arm in analysis.arms:
+        experiment = arm.experiment
         try:
             sizes = validation_sizes(experiment, annotations)
-            known[cell.cell.label] = costs(experiment, len(analysis.ground.names), sizes)
+            known[arm.label] = costs(experiment, len(analysis.ground.names), sizes)
         except (ValueError, RuntimeError, OSError) as error:
-            trouble.append(f"{cell.cell.label}: parameters and FLOPs are unknown, its model cannot be built ({error})")
+            trouble.append(f"{arm.label}: parameters and FLOPs are unknown, its model cannot be built ({error})")
     return known, trouble
 
 
 def _latencies(path: Path, labels: Sequence[str]) -> dict[str, Any]:
-    """What was measured of these cells; a file of another time may be of others, too."""
+    """What was measured of these arms; a file of another time may be of others, too."""
     if not path.is_file():
         return {}
     try:
@@ -222,19 +217,19 @@ def _latencies(path: Path, labels: Sequence[str]) -> dict[str, Any]:
         return {}
 
 
-def _made_shapes(analysis: Analysis) -> bool:
-    return any(any(cell.cell.experiment.data.make_shapes) for cell in analysis.judged)
+def _synthetic(analysis: Analysis) -> bool:
+    return any(any(arm.experiment.data.make_shapes) for arm in analysis.evaluated)
 
 
 def _data(analysis: Analysis, known: Mapping[str, Costs]) -> dict[str, Any]:
-    """Figures as fractions, run by run."""
+    """Metrics as fractions, run by run."""
     runs = {}
-    for cell in analysis.judged:
-        for one in cell.results:
+    for arm in analysis.evaluated:
+        for one in arm.results:
             runs[str(one.record.folder)] = {
-                "cell": cell.cell.label,
+                "cell": arm.label,
                 "epoch": one.epoch,
-                **dict(zip(FIGURES, one.plain.tolist(), strict=True)),
+                **dict(zip(METRICS, one.plain.tolist(), strict=True)),
                 "ap_by_class": dict(zip(analysis.ground.names, one.by_class.tolist(), strict=True)),
                 "errors": asdict(one.errors),
             }

@@ -9,10 +9,10 @@ from detr_container.measure.costs import Costs
 
 from . import plots, results
 from .analysis import Analysis
+from .disagreement import sheets
 from .document import Column, Section, Table, Value
 from .errors import KINDS
 from .fairness import Difference
-from .gallery import draw
 from .results import Pair
 
 
@@ -27,8 +27,8 @@ def curves(analysis: Analysis) -> Section:
 
 def costs(analysis: Analysis, known: Mapping[str, Costs], latencies: Mapping[str, Any]) -> Section:
     """What the accuracy costs: AP against GFLOPs, and against latency where it was measured."""
-    told = "AP against GFLOPs of a forward pass, with 95 % intervals."
-    drawings = [plots.against(analysis, "gflops", plots.gflops(known), "GFLOPs", told)]
+    caption = "AP against GFLOPs of a forward pass, with 95 % intervals."
+    drawings = [plots.against(analysis, "gflops", plots.gflops(known), "GFLOPs", caption)]
     shown = {label: _latency(one) for label, one in latencies.items()}
     times = {label: 1000 * found[1] for label, found in shown.items() if found is not None}
     text = ["No latency was measured: `report --measure` does, on the machine where it is called."]
@@ -36,10 +36,10 @@ def costs(analysis: Analysis, known: Mapping[str, Costs], latencies: Mapping[str
     if times:
         device = next(iter({one.get("device", "") for one in latencies.values()}))
         size = next(found[0] for found in shown.values() if found is not None)
-        told = f"AP against latency, one picture of {size} pixels, {device}."
-        drawings.append(plots.against(analysis, "latency", times, "ms a picture", told))
+        caption = f"AP against latency, one image of {size} pixels, {device}."
+        drawings.append(plots.against(analysis, "latency", times, "ms an image", caption))
         text = [
-            f"Latency is that of a forward pass with post-processing on one picture of {size}, measured in turns on "
+            f"Latency is that of a forward pass with post-processing on one image of {size}, measured interleaved on "
             f"{device}: the ratios are what to compare."
         ]
         tables.append(_latency_table(latencies, shown))
@@ -47,12 +47,12 @@ def costs(analysis: Analysis, known: Mapping[str, Costs], latencies: Mapping[str
 
 
 def _latency(one: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Size and seconds of one picture."""
-    for key, figure in one.get("figures", {}).items():
+    """Size and seconds of one image."""
+    for key, measured in one.get("figures", {}).items():
         parts = key.split("/")
         # Backbone and total are measured together.
         if parts[0] == "forward" and parts[2:] == ["1", "total"] and f"forward/{parts[1]}/1/backbone" in one["figures"]:
-            return parts[1], figure["value"]
+            return parts[1], measured["value"]
     return None
 
 
@@ -64,19 +64,19 @@ def _latency_table(latencies: Mapping[str, Any], shown: Mapping[str, tuple[str, 
         if found is None:
             rows.append([label, None, None, None, str(one.get("failure") or "")])
             continue
-        figures = one["figures"]
-        total, backbone = figures[f"forward/{found[0]}/1/total"], figures[f"forward/{found[0]}/1/backbone"]
+        measured = one["figures"]
+        total, backbone = measured[f"forward/{found[0]}/1/total"], measured[f"forward/{found[0]}/1/backbone"]
         ratio = total.get("ratio")
         spread = (
             f"{ratio['least']:.2f} to {ratio['most']:.2f}" if ratio else "the first, by which the others are divided"
         )
         rows.append([label, 1000 * total["value"], 1000 * backbone["value"], ratio["median"] if ratio else 1.0, spread])
-    return Table("latency", "Latency of one picture, and its ratio to the first row's", columns, rows)
+    return Table("latency", "Latency of one image, and its ratio to the first row's", columns, rows)
 
 
 def classes(analysis: Analysis, pairs: Sequence[Pair]) -> Section:
     """For each pair under one head, the classes that gain and lose most."""
-    within = [pair for pair in pairs if pair.a.cell.head == pair.b.cell.head] or list(pairs)
+    within = [pair for pair in pairs if pair.a.head == pair.b.head] or list(pairs)
     tables = list(results.by_class(analysis, within))
     drawings = [
         plots.class_differences(table, pair, table.name)
@@ -85,7 +85,7 @@ def classes(analysis: Analysis, pairs: Sequence[Pair]) -> Section:
     ]
     text = [
         "AP by class with 95 % intervals of the difference. Among many classes some differ by chance alone; the last "
-        "column says which do not, looking at all classes of the pair (Holm)."
+        "column names those that do not, considering all classes of the pair (Holm)."
     ]
     return Section("classes", "By class", text if tables else [results.NO_PAIR], tables=tables, figures=drawings)
 
@@ -94,11 +94,11 @@ def error_kinds(analysis: Analysis) -> Section:
     """What is lost to each kind of error."""
     columns = [Column("backbone"), Column("head"), *(Column(kind, ".2f") for kind in KINDS)]
     rows: list[list[Value]] = []
-    for cell in analysis.judged:
-        lost = [100 * sum(one.errors.cost[kind] for one in cell.results) / len(cell.results) for kind in KINDS]
-        rows.append([cell.cell.backbone, cell.cell.head, *lost])
+    for arm in analysis.evaluated:
+        lost = [100 * sum(one.errors.cost[kind] for one in arm.results) / len(arm.results) for kind in KINDS]
+        rows.append([arm.backbone, arm.head, *lost])
     text = [
-        "By how many points AP50 would rise if only errors of one kind were mended (TIDE, Bolya et al. 2020; IoU 0.5, "
+        "By how many points AP50 would rise if only errors of one kind were fixed (TIDE, Bolya et al. 2020; IoU 0.5, "
         "background below 0.1), mean over seeds."
     ]
     table = Table("errors", "Points of AP50 lost to each kind of error", columns, rows)
@@ -109,10 +109,10 @@ def calibration(analysis: Analysis) -> Section:
     """Whether scores mean what they say."""
     columns = [Column("backbone"), Column("head"), Column("calibration error", ".3f"), Column("detections", ",d")]
     rows: list[list[Value]] = []
-    for cell in analysis.judged:
-        each = [one.calibration for one in cell.results]
+    for arm in analysis.evaluated:
+        each = [one.calibration for one in arm.results]
         count = sum(int(one.count.sum()) for one in each)
-        rows.append([cell.cell.backbone, cell.cell.head, sum(one.error for one in each) / len(each), count])
+        rows.append([arm.backbone, arm.head, sum(one.error for one in each) / len(each), count])
     text = [
         "Whether a score means what it says: the mean distance between score and share of right detections, over ten "
         "bins of score weighted by their detections. Most detections have low scores, and weigh accordingly."
@@ -121,14 +121,14 @@ def calibration(analysis: Analysis) -> Section:
     return Section("calibration", "Calibration", text, tables=[table], figures=plots.reliability(analysis))
 
 
-def pictures(analysis: Analysis) -> Section:
-    """The pictures on which the models are furthest apart."""
-    drawings, trouble = draw(analysis)
+def images(analysis: Analysis) -> Section:
+    """The images on which the models are furthest apart."""
+    drawings, trouble = sheets(analysis)
     text = [
-        "Pictures of the largest range of the picture's own AP between the models (mean over seeds; classes pooled). "
-        "Boxes are the surest of each model's first seed, as many as the picture has objects."
+        "Images of the largest range of the image's own AP between the models (mean over seeds; classes pooled). "
+        "Boxes are the surest of each model's first seed, as many as the image has objects."
     ]
-    return Section("pictures", "Where the models disagree", [*text, trouble] if trouble else text, figures=drawings)
+    return Section("images", "Where the models disagree", [*text, trouble] if trouble else text, figures=drawings)
 
 
 def fairness(found: Sequence[Difference]) -> Section:

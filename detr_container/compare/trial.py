@@ -26,9 +26,9 @@ LIMIT = 3600.0
 def training_seconds(
     experiments: Mapping[str, DetectionExperiment], environment: Mapping[str, str]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Seconds that each experiment's training will take here, evaluation not counted; why others cannot be trained.
+    """Seconds that each experiment trains on this machine, evaluation not counted; why others cannot be trained.
 
-    environment: of the processes that will train, which says how many threads they will have.
+    environment: of the processes that will train, which sets how many threads they will have.
     """
     items = {name: config.to_dict(experiment) for name, experiment in experiments.items()}
     seconds, failed = dict[str, float](), dict[str, str]()
@@ -42,16 +42,16 @@ def training_seconds(
 
 def _tried(experiment: DetectionExperiment) -> float:
     from detr_container.base.shortage import asking
-    from detr_container.engine.session import session
+    from detr_container.engine.session import open_session
     from detr_container.engine.trials import trials_of
     from detr_container.measure.probe import Probe
 
     with (
         tempfile.TemporaryDirectory(prefix="compare-") as folder,
-        session(experiment.device) as here,
+        open_session(experiment.device) as session,
         asking("a training step", experiment.memory),
     ):
-        probe = Probe(trials_of(experiment).opened(), experiment, Path(folder) / "probe", here)
+        probe = Probe(trials_of(experiment).opened(), experiment, Path(folder) / "probe", session)
         steps, taken = probe.timed_steps(), list[float]()
         # The first pays for what is set up once.
         next(steps)

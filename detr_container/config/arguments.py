@@ -20,7 +20,7 @@ _REGISTRY = ConstructorRegistry()
 
 @_REGISTRY.primitive_rule
 def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-    """A path, of which an empty one is told from the current folder."""
+    """A path, of which an empty one is not taken for the current folder."""
     if info.type is not Path:
         return None
     return PrimitiveConstructorSpec(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 from pydantic import with_config
 
-from detr_container.base.limits import Pictures, Rate, Share, Side, Weight, Workers, natural, positive
+from detr_container.base.limits import Images, Rate, Share, Side, Weight, Workers, natural, positive
 
 from .backbones import BackboneConfig
 from .memory import for_step
@@ -29,7 +29,7 @@ class HeadConfig:
     kind: Literal["detr", "smca"] = "detr"
     """DETR (Carion et al. 2020) or single-scale SMCA-DETR (Gao et al. 2021)."""
     queries: Annotated[int, positive(10_000)] = 100
-    """Detections per picture: more than any picture has objects."""
+    """Detections per image: more than any image has objects."""
     width: Annotated[int, positive(8192)] = 256
     """Features per query and position, a multiple of `heads`."""
     heads: Annotated[int, positive(1024)] = 8
@@ -89,28 +89,28 @@ class LossConfig:
 @with_config(STRICT)
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are, and what is done to them."""
+    """Where the images are, and what is done to them."""
 
     root: Annotated[Path | None, NO_MATTER] = None
     """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
     train_images: Annotated[Path | None, NO_MATTER] = None
-    """Training pictures, where they are not in `root`."""
+    """Training images, where they are not in `root`."""
     train_annotations: Annotated[Path | None, NO_MATTER] = None
     """Training annotations in COCO's format, where they are not in `root`."""
     val_images: Annotated[Path | None, NO_MATTER] = None
-    """Validation pictures, where they are not in `root`."""
+    """Validation images, where they are not in `root`."""
     val_annotations: Annotated[Path | None, NO_MATTER] = None
     """Validation annotations in COCO's format, where they are not in `root`."""
-    make_shapes: Annotated[tuple[Pictures, Pictures, Annotated[int, natural(4096)]], NO_MATTER] = (0, 0, 0)
-    """Make the shapes data set in `root` when nothing is there: training and validation pictures, and their side."""
+    make_shapes: Annotated[tuple[Images, Images, Annotated[int, natural(4096)]], NO_MATTER] = (0, 0, 0)
+    """Make the shapes data set in `root` when nothing is there: training and validation images, and their side."""
     apply_orientation: Annotated[bool, Topic("orientation of images")] = False
     """Turn images as their orientation tags (EXIF) say, everywhere; default: as stored, as COCO's tools take them."""
     augment: Literal["detr", "flip", "none"] = "detr"
     """`detr`: flip, resize, and half the time a random crop; `flip`: flip and resize; `none`: resize."""
     resize: Annotated[Literal["shortest", "square"], _INPUT_SIZE] = "shortest"
-    """Scale the shorter side to the drawn size, or make every picture a square of that size."""
+    """Scale the shorter side to the drawn size, or make every image a square of that size."""
     scales: Annotated[tuple[Side, ...], _INPUT_SIZE] = COCO_SCALES
-    """Sizes in pixels of which one is drawn for every training picture."""
+    """Sizes in pixels of which one is drawn for every training image."""
     max_size: Annotated[Side, _INPUT_SIZE] = 1333
     """The longer side's limit in pixels."""
     crop_resize: tuple[Side, ...] = (400, 500, 600)
@@ -120,9 +120,9 @@ class DataConfig:
     eval_size: Annotated[Side, _INPUT_SIZE] = 800
     """The shorter side (or the square's) in pixels at evaluation and prediction."""
     canvas: Annotated[int, natural(16_384), Topic("padding")] = 0
-    """Pad every batch to a square of so many pixels, so that no output depends on a picture's neighbours; 0: do not."""
+    """Pad every batch to a square of so many pixels, so that no output depends on an image's neighbours; 0: do not."""
     eval_batch: Annotated[int, positive(65_536), Topic("evaluation batch")] = 2
-    """Pictures per process and forward at evaluation; recorded with the result, since outputs depend on padding."""
+    """Images per process and forward at evaluation; recorded with the result, since outputs depend on padding."""
     workers: Annotated[Workers, NO_MATTER] = 2
     """Loader processes per training process; 0 loads in the training process."""
 
@@ -130,7 +130,7 @@ class DataConfig:
 @with_config(STRICT)
 @dataclass(frozen=True)
 class DetectionTrainConfig(TrainConfig):
-    """The schedule, the optimiser and what is kept."""
+    """The schedule, the optimizer and what is kept."""
 
     lr_backbone: Rate = 1e-5
     """Learning rate of the backbone's stages that are trained; `lr` is that of everything else."""
@@ -235,7 +235,7 @@ def _idle(experiment: DetectionExperiment) -> Iterator[tuple[str, bool, str]]:
     yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
     yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
     yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"
-    yield "data.max_size", data.resize == "square", "on square pictures"
+    yield "data.max_size", data.resize == "square", "on square images"
 
 
 def _check_together(experiment: DetectionExperiment) -> None:

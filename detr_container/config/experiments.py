@@ -72,7 +72,7 @@ def detr_r50_50e() -> DetectionExperiment:
 
 @experiment()
 def detr_r50_dc5_50e() -> DetectionExperiment:
-    """DETR, ResNet-50 with a dilated last stage (stride 16), 50 epochs; one picture per process and forward pass."""
+    """DETR, ResNet-50 with a dilated last stage (stride 16), 50 epochs; one image per process and forward pass."""
     base = detr_r50_50e()
     return replace(
         base,
@@ -121,7 +121,7 @@ def smca_container_light_50e() -> DetectionExperiment:
 
 @experiment()
 def demo() -> DetectionExperiment:
-    """SMCA-DETR on a small CONTAINER-LIGHT from random weights, for the made shapes: minutes on two CPU cores."""
+    """SMCA-DETR on a small CONTAINER-LIGHT from random weights, for the synthetic shapes: minutes on two CPU cores."""
     return DetectionExperiment(
         name="demo",
         backbone=BackboneConfig(name="container_light_small", weights="none", frozen_stages=0, norm="batch"),
@@ -163,17 +163,17 @@ def demo() -> DetectionExperiment:
 
 @experiment()
 def compare_demo() -> DetectionExperiment:
-    """What `make compare-demo` compares backbones and heads with: the demo made shorter, so that eight runs fit.
+    """What `make compare-demo` compares backbones and heads with: the demo shortened, so that eight runs fit.
 
-    Pictures of 96 pixels, two decoder layers and no encoder: of seven recipes that were tried, what the small
-    CONTAINER-LIGHT under SMCA-DETR learns most with from 7,500 pictures, which favours it. None of the models has
+    Images of 96 pixels, two decoder layers and no encoder: of seven recipes that were tried, what the small
+    CONTAINER-LIGHT under SMCA-DETR learns most with from 7,500 images, which favours it. None of the models has
     learnt what it could by then.
     """
     base = demo()
     return replace(
         base,
         name="compare_demo",
-        # The last map of the small CONTAINER-LIGHT; a ResNet's would be 3 x 3 cells of such a picture.
+        # The last map of the small CONTAINER-LIGHT; a ResNet's would be 3 x 3 positions of such an image.
         backbone=replace(base.backbone, stride=16),
         head=replace(base.head, encoder_layers=0, decoder_layers=2),
         data=replace(
@@ -199,7 +199,7 @@ def compare_demo() -> DetectionExperiment:
 
 @experiment()
 def debug() -> DetectionExperiment:
-    """A tiny SMCA-DETR on a few made shapes: every part of a run in seconds."""
+    """A tiny SMCA-DETR on a few synthetic shapes: every part of a run in seconds."""
     base = demo()
     return replace(
         base,

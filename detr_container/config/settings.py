@@ -16,7 +16,7 @@ import tyro
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from detr_container.base.checked import read_plain
-from detr_container.base.limits import Many, Rate, Seed, Share, check, natural, positive, told
+from detr_container.base.limits import Many, Rate, Seed, Share, check, message_of, natural, positive
 
 from .tasks import experiment_class
 from .traits import FIXED, NO_MATTER, Topic
@@ -40,14 +40,14 @@ class Metric:
 @with_config(STRICT)
 @dataclass(frozen=True)
 class TrainConfig:
-    """The schedule, the optimiser and what is kept."""
+    """The schedule, the optimizer and what is kept."""
 
     epochs: Annotated[int, positive(1_000_000)] = 50
     """Passes over the training set."""
     batch: Annotated[int, positive(65_536), FIXED] = 16
-    """Pictures per optimiser step, over all processes."""
-    micro_batch: Annotated[int, positive(65_536), Topic("pictures per forward pass")] = 2
-    """Pictures per process in one forward pass; gradients accumulate until `batch` is reached."""
+    """Images per optimizer step, over all processes."""
+    micro_batch: Annotated[int, positive(65_536), Topic("images per forward pass")] = 2
+    """Images per process in one forward pass; gradients accumulate until `batch` is reached."""
     lr: Annotated[float, positive(1e30)] = 1e-4
     """Learning rate of what a task gives no other."""
     weight_decay: Rate = 1e-4
@@ -171,7 +171,7 @@ def from_dict(values: dict[str, Any]) -> Experiment:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         raise ValueError(
-            f"not a configuration of this version: {told(error)}. Use the version that wrote it "
+            f"not a configuration of this version: {message_of(error)}. Use the version that wrote it "
             "(provenance.jsonl says which), or correct the file"
         ) from error
 

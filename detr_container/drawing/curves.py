@@ -99,7 +99,7 @@ def _curve(rows: Rows, *keys: str) -> Curve:
 
 
 def _largest_terms(metrics: Rows) -> list[str]:
-    """Choose the terms of the loss to show: all, or the largest on average where there are too many to tell apart."""
+    """Choose the terms of the loss to show: all, or the largest on average where there are too many to distinguish."""
     names = list(dict.fromkeys(name for row in metrics for name in row.get("losses") or ()))
     means = {}
     for name in names:
@@ -162,8 +162,8 @@ def _panel(
 def _marked(values: NDArray[np.float64]) -> list[int]:
     """Choose the points to mark: all of a few, and otherwise those between gaps, which no line would show."""
     padded = np.pad(np.isfinite(values), 1)
-    here, alone = padded[1:-1], ~padded[:-2] & ~padded[2:]
-    chosen = here if here.sum() <= _FEW else here & alone
+    finite, alone = padded[1:-1], ~padded[:-2] & ~padded[2:]
+    chosen = finite if finite.sum() <= _FEW else finite & alone
     return [int(index) for index in np.flatnonzero(chosen)]
 
 

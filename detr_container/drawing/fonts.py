@@ -18,7 +18,7 @@ _SPECIAL = re.compile("bold|black|italic|oblique|light|thin|mono|serif", re.IGNO
 _BESIDE_NAMES = "…0123456789.(crowd)"
 """What stands beside a name in a label, and is drawn with the same font."""
 _INKED = 100
-"""How many of a name's letters are looked at for whether anything of it can be seen."""
+"""How many of a name's letters are drawn to see whether anything of it can be seen."""
 
 
 def dejavu(bold: bool = False) -> str:
@@ -32,10 +32,10 @@ def dejavu(bold: bool = False) -> str:
 @functools.lru_cache(1024)
 def font_with(letters: frozenset[str]) -> str | None:
     """The path of a font that has all these letters: "" for DejaVu Sans, else one of the system's; None without any."""
-    wanted = {ord(letter) for letter in letters if not letter.isspace()}
-    if wanted <= _letters_of(dejavu()):
+    needed = {ord(letter) for letter in letters if not letter.isspace()}
+    if needed <= _letters_of(dejavu()):
         return ""
-    return next((path for path in _system_fonts() if wanted <= _letters_of(path)), None)
+    return next((path for path in _system_fonts() if needed <= _letters_of(path)), None)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Pictures of detections and of attention: boxes, pairs, sheets and heat maps, drawn with Pillow.
+"""Images of detections and of attention: boxes, pairs, sheets and heat maps, drawn with Pillow.
 
-A picture is a uint8 array or tensor [3, h, w] or a Pillow image. Boxes are [n, 4] (x1, y1, x2, y2 in pixels of it).
-Colours tell classes apart also for colour-blind readers (Okabe and Ito 2008); the label's text always names the class.
+An image is a uint8 array or tensor [3, h, w] or a Pillow image. Boxes are [n, 4] (x1, y1, x2, y2 in pixels of it).
+Colours distinguish classes also for colour-blind readers (Okabe and Ito 2008); the label's text always names the class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from detr_container.base.terminal import shown
 
 from .fonts import dejavu, font_with, legible_names
 
-Picture = Image.Image | Tensor | NDArray[np.uint8]
+AnyImage = Image.Image | Tensor | NDArray[np.uint8]
 Colour = tuple[int, int, int]
 PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
@@ -33,26 +33,26 @@ PALETTE: tuple[Colour, ...] = (
 )
 """Okabe and Ito's colours without black; class k has colour k modulo 7."""
 LEGIBLE = 480
-"""Pictures whose longer side has fewer pixels are enlarged by a whole factor before anything is written on them."""
+"""Images whose longer side has fewer pixels are enlarged by a whole factor before anything is written on them."""
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
 _HALO = (0, 0, 0)
 
 
-def to_image(picture: Picture) -> Image.Image:
+def to_image(source: AnyImage) -> Image.Image:
     """Make an RGB Pillow image of a uint8 [3, h, w] array or tensor, or of any Pillow image.
 
     Raises ValueError for another shape or type.
     """
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    pixels = _numbers(picture)
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    pixels = _numbers(source)
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"a picture is uint8 [3, h, w] or a Pillow image, not {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(f"an image is uint8 [3, h, w] or a Pillow image, not {pixels.dtype} {list(pixels.shape)}")
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def draw_detections(
-    picture: Picture,
+    source: AnyImage,
     boxes: ArrayLike | Tensor,
     labels: ArrayLike | Tensor,
     scores: ArrayLike | Tensor | None,
@@ -64,12 +64,12 @@ def draw_detections(
 ) -> Image.Image:
     """Draw boxes with their classes and scores, the surest on top.
 
-    labels: [n] indices into `classes`; scores: [n], or None for ground truth, which is drawn whole and without figures;
-    crowd: [n] of bool, drawn dashed; legible: enlarge smaller pictures to about this many pixels; 0: never.
-    letters: size of the labels' font in pixels; 0: as the picture's size suggests.
+    labels: [n] indices into `classes`; scores: [n], or None for ground truth, which is drawn whole and without numbers;
+    crowd: [n] of bool, drawn dashed; legible: enlarge smaller images to about this many pixels; 0: never.
+    letters: size of the labels' font in pixels; 0: as the image's size suggests.
     Raises ValueError when the arrays do not fit each other, a label is no class or a box is not finite.
     """
-    image, factor = _enlarged(to_image(picture), legible)
+    image, factor = _enlarged(to_image(source), legible)
     corners = _boxes(boxes) * factor
     names = _numbers(labels).astype(np.int64).reshape(-1)
     marks = np.ones(len(corners)) if scores is None else _numbers(scores).astype(np.float64).reshape(-1)
@@ -93,10 +93,10 @@ def draw_detections(
     return image
 
 
-def side_by_side(
-    left: Picture, right: Picture, titles: tuple[str, str] = ("ground truth", "predictions")
+def image_pair(
+    left: AnyImage, right: AnyImage, titles: tuple[str, str] = ("ground truth", "predictions")
 ) -> Image.Image:
-    """Put two pictures next to each other under their titles; the right one takes the left one's height."""
+    """Put two images next to each other under their titles; the right one takes the left one's height."""
     first, second = to_image(left), to_image(right)
     if second.height != first.height:
         width = max(1, round(second.width * first.height / second.height))
@@ -107,9 +107,9 @@ def side_by_side(
 def row(
     images: Sequence[Image.Image], titles: Sequence[str], gap: int = 8, letters: int = 16, least: int = 0
 ) -> Image.Image:
-    """Set pictures of one height in a line, each under its title.
+    """Set images of one height in a line, each under its title.
 
-    gap, letters: pixels between pictures, and the size of the titles' font; least: width in pixels that each picture is
+    gap, letters: pixels between images, and the size of the titles' font; least: width in pixels that each image is
     given, so that a narrow one has a title that can be read.
     """
     widths = [max(image.width, least) for image in images]
@@ -124,19 +124,19 @@ def row(
     return line
 
 
-def contact_sheet(rows: Sequence[Picture], title: str, caption: str = "", columns: int = 1) -> Image.Image:
-    """Put pictures (pairs, as `side_by_side` makes them) on one sheet under a title and over a caption.
+def contact_sheet(rows: Sequence[AnyImage], title: str, caption: str = "", columns: int = 1) -> Image.Image:
+    """Put images (pairs, as `image_pair` makes them) on one sheet under a title and over a caption.
 
-    Pictures keep their size and fill line after line of `columns`.
+    Images keep their size and fill line after line of `columns`.
     Raises ValueError when there is nothing to show.
     """
-    images = [to_image(picture) for picture in rows]
+    images = [to_image(source) for source in rows]
     if not images or columns < 1:
-        raise ValueError(f"{len(images)} pictures in {columns} columns: a sheet needs at least one of both")
+        raise ValueError(f"{len(images)} images in {columns} columns: a sheet needs at least one of both")
     gap = 16
-    cell = max(image.width for image in images)
+    widest = max(image.width for image in images)
     lines = [images[start : start + columns] for start in range(0, len(images), columns)]
-    width = gap + min(columns, len(images)) * (cell + gap)
+    width = gap + min(columns, len(images)) * (widest + gap)
     size = max(18, min(36, width // 45))
     head = _paragraph(title, width - 2 * gap, size, bold=True)
     foot = _paragraph(caption, width - 2 * gap, round(0.7 * size)) if caption else None
@@ -146,22 +146,22 @@ def contact_sheet(rows: Sequence[Picture], title: str, caption: str = "", column
     top = gap + head.height + gap
     for line in lines:
         for column, image in enumerate(line):
-            sheet.paste(image, (gap + column * (cell + gap), top))
+            sheet.paste(image, (gap + column * (widest + gap), top))
         top += max(image.height for image in line) + gap
     if foot:
         sheet.paste(foot, (gap, top))
     return sheet
 
 
-def overlay_heat(picture: Picture, heat: ArrayLike | Tensor, opacity: float = 0.55) -> Image.Image:
-    """Lay a map of weights over a picture in grey: bright where the weight is near its peak, dark where there is none.
+def overlay_heat(source: AnyImage, heat: ArrayLike | Tensor, opacity: float = 0.55) -> Image.Image:
+    """Lay a map of weights over an image in grey: bright where the weight is near its peak, dark where there is none.
 
-    heat: [h', w'] of any size, covering the whole picture; it is divided by its largest value, and what is negative
+    heat: [h', w'] of any size, covering the whole image; it is divided by its largest value, and what is negative
     counts as zero. Raises ValueError for another shape or what is not finite.
     """
     import matplotlib
 
-    image = to_image(picture)
+    image = to_image(source)
     weights = np.maximum(_numbers(heat).astype(np.float32), 0.0)
     if weights.ndim != 2 or not weights.size or not np.isfinite(weights).all():
         raise ValueError(f"a heat map of shape {list(weights.shape)}: it is [h, w], not empty, and finite everywhere")
@@ -176,15 +176,15 @@ def overlay_heat(picture: Picture, heat: ArrayLike | Tensor, opacity: float = 0.
     return Image.fromarray((255 * mixed).round().astype(np.uint8))
 
 
-def outlined(picture: Picture, box: ArrayLike | Tensor, dashed: bool = False) -> Image.Image:
-    """A copy of a picture with one box [4] in outline, in a colour that heat maps do not have."""
-    image = to_image(picture).copy()
+def outlined(source: AnyImage, box: ArrayLike | Tensor, dashed: bool = False) -> Image.Image:
+    """A copy of an image with one box [4] in outline, in a colour that heat maps do not have."""
+    image = to_image(source).copy()
     _outline(ImageDraw.Draw(image), _boxes(_numbers(box).reshape(1, 4))[0], PALETTE[1], dashed)
     return image
 
 
 def attention_sheet(
-    picture: Picture,
+    source: AnyImage,
     boxes: ArrayLike | Tensor,
     heats: Sequence[Sequence[ArrayLike | Tensor]],
     titles: Sequence[str],
@@ -192,24 +192,27 @@ def attention_sheet(
     title: str = "Where the decoder looks",
     legible: int = LEGIBLE,
 ) -> Image.Image:
-    """Make one line per detection: its box on the picture, then each of its maps with the same box in outline.
+    """Make one line per detection: its box on the image, then each of its attention maps with the same box in outline.
 
-    heats: for each box as many maps [h', w'] as `columns` has names after the first; titles: one per box.
-    Without a box there is the picture alone. Raises ValueError when the numbers do not fit each other.
+    heats: for each box as many attention maps [h', w'] as `columns` has names after the first; titles: one per box.
+    Without a box there is the image alone. Raises ValueError when the numbers do not fit each other.
     """
-    image, factor = _enlarged(to_image(picture), legible)
+    image, factor = _enlarged(to_image(source), legible)
     corners = _boxes(boxes) * factor
     if not len(corners) == len(heats) == len(titles):
         raise ValueError(
-            f"{len(corners)} boxes, {len(heats)} sets of maps, {len(titles)} titles: pass one each per box"
+            f"{len(corners)} boxes, {len(heats)} sets of attention maps, {len(titles)} titles: pass one each per box"
         )
     if not len(corners):
         return contact_sheet([image], title, "No detections above the threshold.")
     lines = []
-    for index, (box, maps, name) in enumerate(zip(corners, heats, titles, strict=True)):
-        if len(maps) != len(columns) - 1:
-            raise ValueError(f"{len(maps)} maps for box {index}, {len(columns) - 1} wanted: {', '.join(columns[1:])}")
-        panels = [outlined(panel, box) for panel in (image, *(overlay_heat(image, heat) for heat in maps))]
+    for index, (box, attention_maps, name) in enumerate(zip(corners, heats, titles, strict=True)):
+        if len(attention_maps) != len(columns) - 1:
+            raise ValueError(
+                f"{len(attention_maps)} attention maps for box {index}, not {len(columns) - 1}: "
+                f"{', '.join(columns[1:])}"
+            )
+        panels = [outlined(panel, box) for panel in (image, *(overlay_heat(image, heat) for heat in attention_maps))]
         lines.append(row(panels, (name, *columns[1:])))
     return contact_sheet(lines, title)
 
@@ -238,7 +241,7 @@ def _font(size: int, bold: bool = False, path: str = "") -> ImageFont.FreeTypeFo
 
 
 def _clipped(draw: ImageDraw.ImageDraw, box: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Keep a box within the picture, so that all of its sides are seen."""
+    """Keep a box within the image, so that all of its sides are seen."""
     width, height = draw.im.size
     x1, x2 = np.sort(np.clip(box[[0, 2]], 0, width - 1)).tolist()
     y1, y2 = np.sort(np.clip(box[[1, 3]], 0, height - 1)).tolist()
@@ -277,7 +280,7 @@ def _tag(
     taken: Sequence[tuple[float, float, float, float]],
     letters: int = 0,
 ) -> tuple[float, float, float, float]:
-    """Write a label at one of the box's corners, inside the picture, where it covers other labels least."""
+    """Write a label at one of the box's corners, inside the image, where it covers other labels least."""
     width, height = draw.im.size
     # One line, and of a long name no more than can be seen: the rest would only be measured again and again.
     text = shown(text)
@@ -294,7 +297,7 @@ def _tag(
     x, y = math.floor(x), math.floor(y)
     draw.rectangle((x, y, x + w - 1, y + h - 1), fill=colour)
     bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 110
-    # On a sheet of its own: marks that are piled up on a letter would reach into the picture, over other labels.
+    # On a sheet of its own: marks that are piled up on a letter would reach into the image, over other labels.
     letters_alone = Image.new("L", (w, h))
     ImageDraw.Draw(letters_alone).text((3, 1), text, fill=255, font=font)
     draw.bitmap((x, y), letters_alone, fill=(0, 0, 0) if bright else (255, 255, 255))

@@ -32,7 +32,7 @@ def known(name: str) -> None:
 def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0) -> Backbone:
     """A backbone with its norms and frozen stages; weights: False leaves it random whatever `config.weights` says.
 
-    canvas: the longest side in pixels that a picture can have, for models that take only one size.
+    canvas: the longest side in pixels that an image can have, for models that take only one size.
     """
     frozen_norm = config.norm == "frozen"
     pretrained = weights and config.weights == "imagenet"

@@ -78,14 +78,14 @@ class Checkpoints:
         return sorted(found, key=_step, reverse=True)
 
     def save(self, state: dict[str, Any], step: int) -> Path:
-        """Write the state after `step` optimiser steps, then remove the oldest.
+        """Write the state after `step` optimizer steps, then remove the oldest.
 
         Whatever goes wrong, the checkpoints that were there still are. Checkpoints of later steps, which exist only
         when the run went back, are renamed to `<name>.aside` so that this one is the newest.
         Raises ValueError for a state that could not be loaded again, OSError when it does not fit on the disk.
         """
         if step < 0:
-            raise ValueError(f"step={step}: the number of optimiser steps cannot be negative")
+            raise ValueError(f"step={step}: the number of optimizer steps cannot be negative")
         _check_plain(state, "state")
         path = atomic_write(self.folder / f"checkpoint-{step:08d}.pt", lambda file: torch.save(state, file))
         kept = 0
@@ -219,7 +219,7 @@ def _step(path: Path) -> int:
 
 
 def _offer(folder: Path, name: str) -> str:
-    """What to say of the checkpoints that a folder, or a run's folder, does hold: similar names first."""
+    """For a message: the checkpoints that a folder, or a run's folder, does hold, similar names first."""
     if not folder.is_dir():
         return f" (nor a folder {folder})"
     for place in (folder, folder / "checkpoints"):

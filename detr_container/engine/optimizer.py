@@ -1,4 +1,4 @@
-"""The optimiser, its learning rates as a function of the step, and the clipped step that never writes a NaN."""
+"""The optimizer, its learning rates as a function of the step, and the clipped step that never writes a NaN."""
 
 from __future__ import annotations
 
@@ -63,48 +63,48 @@ def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 
 
-def set_rates(optimiser: AdamW, factor: float, decay: float | None = None) -> None:
+def set_rates(optimizer: AdamW, factor: float, decay: float | None = None) -> None:
     """Give every group its base learning rate times `factor`, and those that decay at all the weight decay `decay`."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
         if decay is not None and group.get("decays", True):
             group["weight_decay"] = decay
 
 
-def clipped_step(optimiser: AdamW, clip: float, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def clipped_step(optimizer: AdamW, clip: float, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Clip the gradient to an L2 norm of `clip` (0: no clipping), step, and forget the gradient.
 
-    Nothing is read back to the host. Where the norm is not finite, the optimiser leaves the weights as they are, and
+    Nothing is read back to the host. Where the norm is not finite, the optimizer leaves the weights as they are, and
     where `skip`, a scalar on the device, is not 0.
     Returns the norm before clipping, a scalar, and the norm of every parameter's gradient, in the groups' order.
     """
-    gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
     total = torch.linalg.vector_norm(norms)
     bad = ~total.isfinite()
     if clip:
         torch._foreach_mul_(gradients, torch.where(bad, 1.0, (clip / (total + 1e-6)).clamp(max=1.0)))
     # Fused AdamW skips its update where this is 1, which is how torch's own gradient scaler uses it.
-    optimiser.found_inf = bad.float() if skip is None else torch.maximum(bad.float(), skip)  # type: ignore[attr-defined]
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.found_inf = bad.float() if skip is None else torch.maximum(bad.float(), skip)  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return total, norms
 
 
-def parameter_names(model: nn.Module, optimiser: AdamW) -> list[str]:
+def parameter_names(model: nn.Module, optimizer: AdamW) -> list[str]:
     """Names in the order of `clipped_step`'s norms."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(p)] for group in optimiser.param_groups for p in group["params"]]
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
-def circumstances(model: nn.Module, optimiser: AdamW, norm: float, checkpoint: Path | None) -> str:
+def circumstances(model: nn.Module, optimizer: AdamW, norm: float, checkpoint: Path | None) -> str:
     """What to know when something is not finite. norm: of the last gradient; checkpoint: the last good one."""
     wrong = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
     weights = f"first parameter that is not finite: {wrong[0]}" if wrong else "all parameters are finite"
-    rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in optimiser.param_groups)
+    rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in optimizer.param_groups)
     newest = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
     return (
         f"{weights}; learning rates: {rates}; last gradient norm {norm:.4g}; {newest}. "
         "A lower train.lr, train.clip, or train.precision=fp32 usually helps; "
-        "the same command goes on from the checkpoint"
+        "the same command resumes from the checkpoint"
     )

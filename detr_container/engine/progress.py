@@ -47,12 +47,12 @@ class Progress:
             BarColumn(30),
             MofNCompleteColumn(),
             _Left(),
-            column("{task.fields[said]}"),
+            column("{task.fields[summary]}"),
         )
         self.bar = Bar(*columns, console=self.console, disable=not self.console.is_terminal, refresh_per_second=4)
         self.bar.start()
-        self.task = self.bar.add_task("training", total=self.total, completed=self.step, left=None, said="")
-        self.evaluation = self.bar.add_task("evaluating", visible=False, left=None, said="")
+        self.task = self.bar.add_task("training", total=self.total, completed=self.step, left=None, summary="")
+        self.evaluation = self.bar.add_task("evaluating", visible=False, left=None, summary="")
         self.lines = JsonLines(self.run.metrics_path)
         self.board = SummaryWriter(str(self.run.folder / "tensorboard"), purge_step=self.step + 1)
         return self
@@ -75,7 +75,7 @@ class Progress:
             self.bar.update(self.task, completed=step, left=left, description=epoch)
 
     def resume(self) -> None:
-        """Training goes on after a checkpoint and an evaluation, whose time is not the next steps'."""
+        """Training continues after a checkpoint and an evaluation, whose time is not the next steps'."""
         self.logged_at = time.monotonic()
 
     def log(self, values: dict[str, Any], memory: float) -> None:
@@ -101,12 +101,12 @@ class Progress:
             elif name not in ("step", "epoch"):
                 self.board.add_scalar(f"train/{name}", value, self.step)
         terms = " ".join(f"{name} {number:.3f}" for name, number in values["losses"].items())
-        said = f"loss {values['loss']:.3f} ({terms}) {rate:.1f} images/s {memory:.1f} GiB"
-        self.bar.update(self.task, said=said)
+        summary = f"loss {values['loss']:.3f} ({terms}) {rate:.1f} images/s {memory:.1f} GiB"
+        self.bar.update(self.task, summary=summary)
         if not self.console.is_terminal:
             left = (now - self.began) / (self.step - self.start) * (self.total - self.step)
             self._print(
-                f"step {self.step}/{self.total} epoch {row['epoch']:.2f} {said} lr {values['lr']:.2g} "
+                f"step {self.step}/{self.total} epoch {row['epoch']:.2f} {summary} lr {values['lr']:.2g} "
                 f"{clock(left)} left"
             )
 

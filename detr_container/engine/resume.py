@@ -1,7 +1,7 @@
 """A run's own checkpoint: chosen by one process, checked whole before anything uses it, and the same on all.
 
 A file that is damaged is passed over for the one before it. One that is whole but holds the state of something else
-was written so; it is refused, since going on from an older one would throw work away without having been asked.
+was written so; it is refused, since resuming from an older one would throw work away without having been asked.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ PATIENCE = 30.0
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 
 
-def newest_on_all(checkpoints: Checkpoints, here: Session) -> tuple[Path, dict[str, Any]] | None:
+def newest_on_all(checkpoints: Checkpoints, session: Session) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that the main process can read, read by every process; None when it finds none.
 
     Raises ValueError or OSError where a process cannot read that very file, and ConnectionError on all others.
     """
     found = None
-    with here.together():
-        if here.main:
+    with session.together():
+        if session.main:
             found = checkpoints.newest()
-    name = here.of_main(found[0].name if found else "")
+    name = session.of_main(found[0].name if found else "")
     if not name:
         return None
-    with here.together():
+    with session.together():
         if found is None:
             path = checkpoints.folder / name
             found = path, _load_patiently(path)
     assert found is not None
-    here.agree({f"the content of {found[0]}": content_hash(found[1])})
+    session.agree({f"the content of {found[0]}": content_hash(found[1])})
     return found
 
 
@@ -93,7 +93,7 @@ def check_head(
 ) -> None:
     """Raise ValueError unless everything but the tensors is as `train` writes it.
 
-    meters: how many numbers each process keeps; of_task: says what is wrong with what is the task's own.
+    meters: how many numbers each process keeps; of_task: what is wrong with what is the task's own.
     """
     faults = []
     if not _whole(state.get("format")) or not 1 <= state["format"] <= FORMAT:
@@ -123,11 +123,11 @@ def check_head(
 
 
 def check_tensors(
-    path: Path, state: Mapping[str, Any], model: nn.Module, optimiser: AdamW, names: Sequence[str], averaged: bool
+    path: Path, state: Mapping[str, Any], model: nn.Module, optimizer: AdamW, names: Sequence[str], averaged: bool
 ) -> None:
-    """Raise ValueError unless weights, averages and the optimiser's state are this model's, in every number's kind.
+    """Raise ValueError unless weights, averages and the optimizer's state are this model's, in every number's kind.
 
-    names: of the optimiser's parameters, in its order. Weights that are not finite pass: the next step names them.
+    names: of the optimizer's parameters, in its order. Weights that are not finite pass: the next step names them.
     """
     own = model.state_dict()
     faults = state_faults(own, state.get("model"), exact=True)
@@ -136,14 +136,14 @@ def check_tensors(
         found = found or [f"{name} is not finite" for name, value in state["ema"].items() if not _finite(value)]
         faults += [f"average: {fault}" for fault in found]
         faults += [] if "ema_updates" in state else ["ema_updates is missing"]
-    refuse(path, [*faults, *_optimiser_faults(state, optimiser, names)])
+    refuse(path, [*faults, *_optimizer_faults(state, optimizer, names)])
 
 
 def refuse(path: Path, faults: list[str]) -> None:
     """Raise ValueError when there are any."""
     if faults:
         raise ValueError(
-            f"{path} is a checkpoint of another model, or was changed: {listed(faults)}. Rename it to go on from the "
+            f"{path} is a checkpoint of another model, or was changed: {listed(faults)}. Rename it to resume from the "
             "one before it, or choose another folder with --run NAME"
         )
 
@@ -162,7 +162,7 @@ def _hashes(data: object) -> bool:
     )
 
 
-def _optimiser_faults(state: Mapping[str, Any], optimiser: AdamW, names: Sequence[str]) -> list[str]:
+def _optimizer_faults(state: Mapping[str, Any], optimizer: AdamW, names: Sequence[str]) -> list[str]:
     saved = state.get("optimizer")
     if not isinstance(saved, dict):
         return [f"optimizer is {show(saved)}, not a dict"]
@@ -183,7 +183,7 @@ def _optimiser_faults(state: Mapping[str, Any], optimiser: AdamW, names: Sequenc
         faults += [f"optimizer: the state of {theirs} stands where that of {ours} is" for theirs, ours in moved]
     if faults:
         return faults
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entry in saved.items():
         fault = _moment_fault(entry, parameters[index], state["step"])
         faults += [f"optimizer, {names[index]}: {fault}"] if fault else []
@@ -208,9 +208,9 @@ def _moment_fault(entry: object, parameter: Tensor, steps: int) -> str:
     return "" if 0 <= float(entry["step"]) <= steps else f"step is {float(entry['step']):g} of {steps}"
 
 
-def restore_optimiser(optimiser: AdamW, saved: Mapping[int, Mapping[str, Tensor]]) -> None:
+def restore_optimizer(optimizer: AdamW, saved: Mapping[int, Mapping[str, Tensor]]) -> None:
     """Take over a checked state, each tensor laid out as its parameter: fused AdamW walks through both side by side."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         index: {
             "step": entry["step"].detach().clone(),
@@ -220,7 +220,7 @@ def restore_optimiser(optimiser: AdamW, saved: Mapping[int, Mapping[str, Tensor]
         }
         for index, entry in saved.items()
     }
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def data_changes(state: Mapping[str, Any], folder: Path, now: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -232,7 +232,7 @@ def data_changes(state: Mapping[str, Any], folder: Path, now: Mapping[str, Mappi
     before = state.get("data") or _recorded_data(folder / "provenance.jsonl", faults)
     return faults + [
         f"changed since this run was started: {now[split]['annotations']} ({name} annotations) had SHA-256 "
-        f"{before[split]}, now {now[split]['sha256']}: curves and figures before and after cannot be compared"
+        f"{before[split]}, now {now[split]['sha256']}: curves and metrics before and after cannot be compared"
         for split, name in (("train", "training"), ("val", "validation"))
         if split in before and before[split] != now[split]["sha256"]
     ]
@@ -246,7 +246,7 @@ def _recorded_data(path: Path, faults: list[str]) -> dict[str, str]:
 
 
 def my_meters(kept: Sequence[Sequence[float]], rank: int, world: int) -> list[float] | None:
-    """What this process goes on from; when their number has changed, the first has the sum. None: zeros."""
+    """What this process resumes from; when their number has changed, the first has the sum. None: zeros."""
     if len(kept) == world:
         return list(kept[rank])
     return _sums(kept) if rank == 0 else None

@@ -77,7 +77,7 @@ class Run:
         Raises ValueError when it is no checkpoint of a run, or one of another model, loss or training set.
         """
         if not {"optimizer", "step", "steps_per_epoch", "meters", "experiment"} <= state.keys():
-            raise ValueError(f"{path} is not a checkpoint of a run, so it cannot be continued: use --init {path}")
+            raise ValueError(f"{path} is not a checkpoint of a run, so it cannot be resumed: use --init {path}")
         changed = changes(path, config.from_dict(state["experiment"]), experiment)
         if state["steps_per_epoch"] != steps_per_epoch:
             raise ValueError(
@@ -114,7 +114,7 @@ class Run:
 
 
 def changes(source: Path, old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
-    """The settings in which a run would go on differently from before.
+    """The settings in which a run would resume differently.
 
     source: where the old settings were read. Raises ValueError for those with which it would be another run.
     """

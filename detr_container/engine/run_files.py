@@ -71,7 +71,7 @@ class ProvenanceLine(Schema):
 
 
 class EvaluatedWith(Schema):
-    """How detections were made."""
+    """How detections were computed."""
 
     annotations: str = ""
 
@@ -91,14 +91,14 @@ class PlanFile(Schema):
 
 
 class Ratio(Schema):
-    """A figure over that of the first experiment."""
+    """A measured time over that of the first experiment."""
 
     least: float
     median: float
     most: float
 
 
-class Figure(Schema):
+class Timing(Schema):
     """A measured time, in seconds."""
 
     value: Annotated[float, Field(ge=0)]
@@ -110,7 +110,7 @@ class Measurement(Schema):
 
     device: str = ""
     failure: str | None = None
-    figures: dict[str, Figure] = Field(default_factory=dict)
+    figures: dict[str, Timing] = Field(default_factory=dict)
 
 
 class BenchmarkFile(Schema):

@@ -29,7 +29,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_differences(a: Path, b: Path) -> list[str]:
-    """In what the results of two runs differ: weights, optimiser, averages, metrics, evaluations, detections.
+    """In what the results of two runs differ: weights, optimizer, averages, metrics, evaluations, detections.
 
     The newest checkpoints are compared without the settings they carry, in which an interrupted run may differ.
     Raises ValueError, naming the file, for what cannot be read.

@@ -43,8 +43,8 @@ _FAILED = "failed"
 _ALONE = (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
 # gloo has no exceptions of its own; these are what a connection to a process that has ended gives.
 _GLOO = ("by peer", "Broken pipe", "gloo/transport", "Application timeout caused pair closure")
-# What NCCL says, in an exception of the same kind as of a lost neighbour, when something is wrong on this process; its
-# ncclSystemError may be either, and the words of the system tell.
+# What NCCL reports, in an exception of the same kind as of a lost neighbour, when something is wrong on this process;
+# its ncclSystemError may be either, as the words of the system show.
 _NCCL_OWN = (
     *("ncclUnhandledCudaError", "ncclInternalError", "ncclInvalidArgument", "ncclInvalidUsage"),
     *("No space left on device", "Cannot allocate memory", "Too many open files", "CUDA error"),
@@ -52,7 +52,7 @@ _NCCL_OWN = (
 
 
 class StoppedError(Exception):
-    """This process was told to stop while it waited for the others, before anything was begun."""
+    """This process was asked to stop while it waited for the others, before anything was begun."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ class Session:
             yield
         except _ALONE as error:
             failure = error
-        said = "" if failure is None else f"rank {self.process.rank} on {_host()} cannot go on: {_told(failure)}"
-        told = next(filter(None, self.gather(said)), "")
+        own = "" if failure is None else f"rank {self.process.rank} on {_host()} cannot continue: {_reason(failure)}"
+        reason = next(filter(None, self.gather(own)), "")
         if failure is not None:
             raise failure
-        if told:
-            raise ConnectionError(f"another process of this job has ended: {told}")
+        if reason:
+            raise ConnectionError(f"another process of this job has ended: {reason}")
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raise ValueError, on all processes, unless they all have the same facts: names, and values to show."""
@@ -136,7 +136,7 @@ class Session:
         if self.world == 1:
             return model
         ids = [self.device] if self.device.type == "cuda" else None
-        # Said once per process, of convolutions in channels_last: a remark on speed that nobody can act on.
+        # Printed once per process, about convolutions in channels_last: a remark on speed that nobody can act on.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         with warnings.catch_warnings():
             # The name that replaces broadcast_buffers is not in every version of PyTorch that we run on.
@@ -175,11 +175,11 @@ class Session:
 
 
 @contextmanager
-def session(device: str = "auto", stop: StopRequest | None = None) -> Iterator[Session]:
+def open_session(device: str = "auto", stop: StopRequest | None = None) -> Iterator[Session]:
     """Join the other processes, if torchrun started any, and leave them at the end.
 
     stop: a request to stop, answered by StoppedError while this process waits for the others to join.
-    Raises ValueError when the wanted device is not there, ConnectionError when another process has ended.
+    Raises ValueError when that device is not there, ConnectionError when another process has ended.
     """
     process = current_process(os.environ)
     chosen = choose_device(device, process.local_rank)
@@ -202,11 +202,11 @@ def session(device: str = "auto", stop: StopRequest | None = None) -> Iterator[S
         yield Session(process, chosen)
     except BaseException as error:
         if not isinstance(error, ConnectionError) and not is_lost(error):
-            _tell_others(store, f"rank {process.rank} on {_host()} has ended: {_told(error)}")
+            _report_failure(store, f"rank {process.rank} on {_host()} has ended: {_reason(error)}")
         if not is_lost(error):
             raise
-        why = _failure(store) or "its own message says why"
-        raise ConnectionError(f"another process of this job has ended: {why} ({_told(error)})") from error
+        why = _failure(store) or "its own message names the reason"
+        raise ConnectionError(f"another process of this job has ended: {why} ({_reason(error)})") from error
     finally:
         over.set()
         watcher.join()
@@ -240,7 +240,7 @@ def _join(process: ProcessInfo, device: torch.device, stop: StopRequest) -> Stor
     except (RuntimeError, ValueError, OSError) as error:
         raise ConnectionError(
             f"rank {process.rank} on {_host()} could not meet the other {process.world - 1} processes of this job at "
-            f"{place} within {RENDEZVOUS.total_seconds() / 60:g} minutes ({_told(error)}). See whether all were "
+            f"{place} within {RENDEZVOUS.total_seconds() / 60:g} minutes ({_reason(error)}). See whether all were "
             "started, and whether MASTER_ADDR and MASTER_PORT are the first one's and its port is free"
         ) from error
     for rank, (host, theirs) in enumerate(everyone):
@@ -275,7 +275,7 @@ def _unless_stopped(wait: Callable[[], T], stop: StopRequest) -> T:
     threading.Thread(target=work, daemon=True).start()
     while not outcome.done():
         if stop.requested:
-            raise StoppedError(f"told to stop by {stop.requested} while waiting for the other processes")
+            raise StoppedError(f"asked to stop by {stop.requested} while waiting for the other processes")
         with suppress(TimeoutError):
             outcome.exception(timeout=0.2)
     return outcome.result()
@@ -294,14 +294,14 @@ def _watch(store: Store, over: threading.Event) -> None:
 
 
 def _failure(store: Store) -> str:
-    """What a process that failed has told the others; empty when none has, or when it took the store along."""
+    """What a process that failed has left for the others; empty when none has, or when it took the store along."""
     try:
         return store.get(_FAILED).decode() if store.check([_FAILED]) else ""
     except RuntimeError:
         return ""
 
 
-def _tell_others(store: Store, text: str) -> None:
+def _report_failure(store: Store, text: str) -> None:
     # Whoever keeps the store may be gone.
     with suppress(RuntimeError):
         store.set(_FAILED, text)
@@ -311,19 +311,19 @@ def _host() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def _told(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The first line of an error's message, or its kind where it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
     """The device for a setting of `auto`, `cpu` or `cuda`. Raises ValueError when there is no such GPU."""
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         raise ValueError(
-            f"device={wanted}: PyTorch {torch.__version__} ({built}) finds no GPU here. Use device=cpu, or see whether "
+            f"device={device}: PyTorch {torch.__version__} ({built}) finds no GPU here. Use device=cpu, or see whether "
             "`nvidia-smi` lists one and its driver is new enough"
         )
     count = torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""One optimiser step: the only place where a model is trained, whatever the task and whoever asks.
+"""One optimizer step: the only place where a model is trained, whatever the task and whoever asks.
 
 Shapes: T accumulation steps of this process, K normalisers of the task, P parameters.
 """
@@ -40,25 +40,25 @@ class Stepper:
     meters: [2 + len(task.meters)] sums since they were last set to zero: the loss, the task's, the gradient's norm.
     """
 
-    def __init__(self, task: Task, model: nn.Module, settings: TrainConfig, seed: int, here: Session) -> None:
+    def __init__(self, task: Task, model: nn.Module, settings: TrainConfig, seed: int, session: Session) -> None:
         """The model: on its device, the same on all processes. Raises ValueError when it has nothing to train."""
-        self.task, self.model, self.settings, self.seed, self.here = task, model, settings, seed, here
+        self.task, self.model, self.settings, self.seed, self.session = task, model, settings, seed, session
         self.optimizer = optim.make_optimizer(task.parameter_groups(model), settings)
         self.names = optim.parameter_names(model, self.optimizer)
         self.ema: Ema | None = None
         self.parallel: nn.Module = model
-        self.meters = torch.zeros(2 + len(task.meters), device=here.device)
-        self.bad = torch.zeros((), device=here.device)
-        self.last_norm = torch.zeros((), device=here.device)
+        self.meters = torch.zeros(2 + len(task.meters), device=session.device)
+        self.bad = torch.zeros((), device=session.device)
+        self.last_norm = torch.zeros((), device=session.device)
         # As many as are taken until a flag is read.
         self.recent: deque[Taken] = deque(maxlen=3)
-        self._control = Control(here.device)
+        self._control = Control(session.device)
 
     def begin(self) -> None:
         """Once the weights are those to start from: average and spread them."""
         if self.settings.ema_decay:
             self.ema = Ema(self.model, self.settings.ema_decay)
-        self.parallel = self.here.spread(self.model)
+        self.parallel = self.session.spread(self.model)
 
     def take(
         self,
@@ -74,14 +74,14 @@ class Stepper:
 
         Returns the flags that all processes have set in the step before this one. Raises NonFiniteError.
         """
-        task, device, world = self.task, self.here.device, self.here.world
+        task, device, world = self.task, self.session.device, self.session.world
         mine = [task.normalisers(batch) for batch in micro]
         values = [*map(sum, zip(*mine, strict=True)), float(stop), float(save)]
-        whole = self.here.sum(torch.cat((to_device(values, device, torch.float32), self.bad[None])))
+        whole = self.session.sum(torch.cat((to_device(values, device, torch.float32), self.bad[None])))
         flags = self._control.exchange(whole[-3:])
         divisors = task.divisors(mine, whole[:-3], world)
         # Dropout draws from the step, not from what was drawn before, so a resumed run draws the same.
-        seed_step(self.seed, number, self.here.process.rank, device)
+        seed_step(self.seed, number, self.session.process.rank, device)
         optim.set_rates(self.optimizer, factor, decay)
         share = 1 / (len(micro) * world)
         for place, host in enumerate(micro):

@@ -22,7 +22,7 @@ from detr_container.datasets.loader import Ends, StepBatches
 from .session import Session
 
 Lap = Callable[[str], None]
-"""Told the name of each part of a step when it is done; what measures a step passes one."""
+"""Called with the name of each part of a step when it is done; what measures a step passes one."""
 
 
 def no_lap(part: str) -> None:
@@ -78,7 +78,7 @@ class Task(ABC):
         """The model; weights: False leaves it random. Torch has been seeded, which decides all that is random."""
 
     def start_from(self, model: nn.Module, path: Path) -> str:
-        """Load a checkpoint to fine-tune from; says what was taken. Raises ValueError when it does not fit."""
+        """Load a checkpoint to fine-tune from; returns what was taken in words. ValueError when it does not fit."""
         raise ValueError(f"init={path}: {type(self).__name__} has no way to start {type(model).__name__} from a file")
 
     def size_multiple(self, model: nn.Module) -> int:
@@ -132,8 +132,8 @@ class Task(ABC):
     ) -> tuple[Tensor, Tensor]:
         """The loss of a micro batch on its device, and [len(meters)] what is logged of it, detached.
 
-        divisors: [K]; share: of this micro batch in means over the step; lap: told of "forward", "matching", "loss".
-        Raises NonFiniteError.
+        divisors: [K]; share: of this micro batch in means over the step; lap: called with "forward", "matching" and
+        "loss". Raises NonFiniteError.
         """
 
     def after_step(self, model: nn.Module, step: int) -> None:
@@ -148,11 +148,17 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(
-        self, model: nn.Module, run: Path, epoch: int, here: Session, tell: Callable[[int, int], None], ends: Ends
+        self,
+        model: nn.Module,
+        run: Path,
+        epoch: int,
+        session: Session,
+        on_batch: Callable[[int, int], None],
+        ends: Ends,
     ) -> Evaluation | None:
         """Evaluate on the validation split and write what was found into a run's folder; None on all but the main one.
 
-        tell: told how many batches of how many are done, as often on every process; it may raise to stop them all.
+        on_batch: called with how many batches of how many are done, equally often on every process; may raise to stop.
         """
 
     def draw(self, run: Path, epoch: int) -> None:

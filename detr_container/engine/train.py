@@ -13,7 +13,7 @@ from detr_container.config import settings as config
 from detr_container.config.settings import Experiment
 
 from .run import Run
-from .session import Session, StoppedError, session
+from .session import Session, StoppedError, open_session
 from .task import Task
 from .trainer import Trainer
 
@@ -25,28 +25,28 @@ def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None)
 
     stop: who listens to signals already, if anybody. SIGUSR2 counts, too: it is what Slurm can be asked to send ahead
     of a time limit. Returns the exit status: 0 when finished (or at `train.max_steps`), 128 + the signal's number when
-    interrupted. Raises ValueError for what the person can mend, FloatingPointError when something is not finite.
+    interrupted. Raises ValueError for what the person can fix, FloatingPointError when something is not finite.
     """
     with nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop:
         try:
-            with session(experiment.device, stop) as here:
+            with open_session(experiment.device, stop) as session:
                 with asking("the data", {}):
-                    task = task_of(experiment, here)
-                with here.alone_in(folder), asking("training", experiment.memory):
-                    return Trainer(task, experiment, Run(folder), here, stop).run_to_end()
+                    task = task_of(experiment, session)
+                with session.alone_in(folder), asking("training", experiment.memory):
+                    return Trainer(task, experiment, Run(folder), session, stop).run_to_end()
         except StoppedError as error:
             _log.warning("%s: nothing was begun", error)
             return stop.exit_code
 
 
-def task_of(experiment: Experiment, here: Session) -> Task:
+def task_of(experiment: Experiment, session: Session) -> Task:
     """An experiment's task with its data, on every process; all must have the same, valid settings."""
-    with here.together():
+    with session.together():
         for warning in config.validate(experiment):
-            if here.main:
+            if session.main:
                 _log.warning("%s", warning)
-    here.agree({f"the setting {name}": repr(value) for name, value in config.flatten(experiment).items()})
-    with here.together():
+    session.agree({f"the setting {name}": repr(value) for name, value in config.flatten(experiment).items()})
+    with session.together():
         module = importlib.import_module(experiment.module)
-    task: Task = module.open_task(experiment, here)
+    task: Task = module.open_task(experiment, session)
     return task

@@ -25,7 +25,7 @@ from detr_container.drawing.curves import Scores, plot_curves
 
 from . import optimizer as optim
 from .progress import Progress
-from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimiser
+from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimizer
 from .retention import superseded
 from .run import Run
 from .session import Session
@@ -38,43 +38,43 @@ _log = logging.getLogger(__name__)
 class Trainer:
     """A run in progress on this process."""
 
-    def __init__(self, task: Task, experiment: Experiment, run: Run, here: Session, stop: StopRequest) -> None:
+    def __init__(self, task: Task, experiment: Experiment, run: Run, session: Session, stop: StopRequest) -> None:
         """Build the model and take over the newest checkpoint, if there is one. Nothing is written yet."""
-        self.task, self.experiment, self.run, self.here, self.stop = task, experiment, run, here, stop
+        self.task, self.experiment, self.run, self.session, self.stop = task, experiment, run, session, stop
         self.settings = experiment.train
         self.epoch_steps = steps_per_epoch(task.training_images, self.settings.batch)
         self.total = self.settings.epochs * self.epoch_steps
         self.step, self.saved = 0, -1
         self.checkpoints = run.checkpoints(self.settings.keep_checkpoints)
         self.versions = self._versions()
-        found = newest_on_all(self.checkpoints, here)
-        with here.together():
+        found = newest_on_all(self.checkpoints, session)
+        with session.together():
             self.changed = self._open(*found) if found else []
             # Before anything is built, since it raises where the batch cannot be divided.
             self.sampler = self._sampler()
             self.model = self._built(bool(found))
-            self.steps = Stepper(task, self.model, self.settings, experiment.seed, here)
+            self.steps = Stepper(task, self.model, self.settings, experiment.seed, session)
             if found:
                 averaged = bool(self.settings.ema_decay)
                 check_tensors(*found, self.model, self.steps.optimizer, self.steps.names, averaged)
-        here.share([*self.model.parameters(), *self.model.buffers()])
+        session.share([*self.model.parameters(), *self.model.buffers()])
         self.steps.begin()
         if found:
-            with here.together():
+            with session.together():
                 self._restore(*found)
 
     def run_to_end(self) -> int:
-        """Step, log, save and evaluate until the schedule or somebody says stop."""
+        """Step, log, save and evaluate until the schedule or somebody asks to stop."""
         self._describe()
         try:
             return self._run()
         except InterruptedError:
-            if self.here.world == 1:  # Several are in the step, but for this one, and cannot save together.
+            if self.session.world == 1:  # Several are in the step, but for this one, and cannot save together.
                 return self._interrupted()
             raise
 
     def _run(self) -> int:
-        with Progress(self.run, self.here.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
+        with Progress(self.run, self.session.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
             supply, began, saved_at = self.micro_batches(), self.step, time.monotonic()
             last = min(self.total, self.step + (self.settings.max_steps or self.total))
             while True:
@@ -90,10 +90,10 @@ class Trainer:
                 # is killed, and no sooner, since only that step shows whether what the first one has made is sound.
                 early = self.step == began
                 due = self.settings.checkpoint_minutes > 0 and (early or minutes >= self.settings.checkpoint_minutes)
-                flags = self.take(next(supply), save=due and self.here.main)
+                flags = self.take(next(supply), save=due and self.session.main)
                 progress.advance(self.step)
                 if self.step % self.settings.log_every == 0 or self.step % self.epoch_steps == 0:
-                    self._log(progress)
+                    self._log_metrics(progress)
                 if flags.stop:
                     return self._interrupted()
                 if flags.save:
@@ -101,9 +101,9 @@ class Trainer:
                     saved_at = time.monotonic()
             self.save()
         if self.step == began == self.total:
-            self.say(f"finished: step {self.step} of {self.total}. A larger train.epochs would go on from here")
+            self.log(f"finished: step {self.step} of {self.total}. A larger train.epochs continues from here")
         elif self.step < self.total:
-            self.say(f"stopped after {self.settings.max_steps} steps; the same command goes on from step {self.step}")
+            self.log(f"stopped after {self.settings.max_steps} steps; the same command resumes from step {self.step}")
         return 0
 
     def take(self, micro: list[Any], save: bool = False) -> Any:
@@ -133,14 +133,14 @@ class Trainer:
 
     def micro_batches(self) -> Iterator[list[Any]]:
         """The micro batches of each step, on this process."""
-        pinned = self.here.device.type == "cuda"
-        supply = self.task.batches(self.model, self.sampler, pinned, self._ends)
+        pin_memory = self.session.device.type == "cuda"
+        supply = self.task.batches(self.model, self.sampler, pin_memory, self._ends)
         for _ in range(self.step, self.total):
             yield [next(supply) for _ in range(self.sampler.accumulation)]
 
     def _ends(self, short: bool) -> bool:
         """Whether to stop instead of waiting for a batch: at once; among others, who wait for us, if it cannot come."""
-        return self.stop.requested is not None and (short or self.here.world == 1)
+        return self.stop.requested is not None and (short or self.session.world == 1)
 
     def _sampler(self) -> StepBatches:
         return StepBatches(
@@ -150,43 +150,45 @@ class Trainer:
             micro_batch=self.settings.micro_batch,
             total_steps=self.total,
             start_step=self.step,
-            rank=self.here.process.rank,
-            world=self.here.world,
+            rank=self.session.process.rank,
+            world=self.session.world,
         )
 
     # -- before the first step ----------------------------------------------------------------------------------------
 
     def _versions(self) -> dict[str, dict[str, Any]]:
         """Which data this is, once all processes have read the same files."""
-        with self.here.together():
+        with self.session.together():
             versions = self.task.versions()
-        self.here.agree({f"the file {each['annotations']}": f"SHA-256 {each['sha256']}" for each in versions.values()})
+        self.session.agree(
+            {f"the file {each['annotations']}": f"SHA-256 {each['sha256']}" for each in versions.values()}
+        )
         return versions
 
     def _built(self, resuming: bool) -> nn.Module:
         """The model on its device. Weights from elsewhere are read by the main process alone, and shared later."""
         torch.manual_seed(self.experiment.seed)
-        model = self.task.build(weights=not resuming and self.here.main)
-        if not resuming and self.experiment.init and self.here.main:
-            self.say(self.task.start_from(model, Path(self.experiment.init)))
-        return model.to(self.here.device).train()
+        model = self.task.build(weights=not resuming and self.session.main)
+        if not resuming and self.experiment.init and self.session.main:
+            self.log(self.task.start_from(model, Path(self.experiment.init)))
+        return model.to(self.session.device).train()
 
     def _describe(self) -> None:
-        """Write what this run is, and say it."""
-        with self.here.together():
-            if self.here.main:
+        """Write what this run is, and log it."""
+        with self.session.together():
+            if self.session.main:
                 facts = {"step": self.step, "data": self.versions} | ({"changed": self.changed} if self.changed else {})
                 self.run.describe(self.experiment, self.task.files(), facts)
                 self.run.rewind(self.step)
                 self._discard()
-        if self.here.main:
+        if self.session.main:
             for line in self.changed:
                 _log.warning("%s", line)
-            place = f"{self.here.world} x {self.here.device.type}"
-            self.say(
+            place = f"{self.session.world} x {self.session.device.type}"
+            self.log(
                 f"{self.run.folder}: {self.task.describe()}, {self.total} steps of {self.settings.batch} on {place}"
             )
-            self.say(self.task.parameter_counts(self.model))
+            self.log(self.task.parameter_counts(self.model))
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 
@@ -195,9 +197,9 @@ class Trainer:
         if self.saved == self.step:
             return
         self.check_gradients()
-        meters = self.here.gather(self.steps.meters.tolist())
-        with self.here.together():
-            if self.here.main:
+        meters = self.session.gather(self.steps.meters.tolist())
+        with self.session.together():
+            if self.session.main:
                 self.checkpoints.save(self._state(meters), self.step)
         self.saved = self.step
 
@@ -226,59 +228,59 @@ class Trainer:
         check_head(path, state, 2 + len(self.task.meters), self.task.state_faults)
         self.step = self.saved = state["step"]
         for name, (old, new) in changed.items():
-            self.say(f"changed since this run was started: {name} from {old!r} to {new!r}")
+            self.log(f"changed since this run was started: {name} from {old!r} to {new!r}")
         return data_changes(state, self.run.folder, self.versions)
 
     def _restore(self, path: Path, state: dict[str, Any]) -> None:
         """Take over a checked state."""
         self.model.load_state_dict(state["model"])
-        restore_optimiser(self.steps.optimizer, state["optimizer"])
+        restore_optimizer(self.steps.optimizer, state["optimizer"])
         if self.steps.ema is not None:
             self.steps.ema.load(state["ema"], state["ema_updates"])
-        mine = my_meters(state["meters"], self.here.process.rank, self.here.world)
+        mine = my_meters(state["meters"], self.session.process.rank, self.session.world)
         if mine is not None:
             self.steps.meters.copy_(self.steps.meters.new_tensor(mine))
-        self.say(f"resuming from {path}: step {self.step} of {self.total}")
+        self.log(f"resuming from {path}: step {self.step} of {self.total}")
 
-    # -- what is told -------------------------------------------------------------------------------------------------
+    # -- what is logged -----------------------------------------------------------------------------------------------
 
-    def _log(self, progress: Progress) -> None:
+    def _log_metrics(self, progress: Progress) -> None:
         """One line of metrics: means over the steps since the last."""
         before, every = self.step - 1, self.settings.log_every
         since = self.step - max(before // self.epoch_steps * self.epoch_steps, before // every * every)
         meters = self.steps.meters
-        values = self.here.sum(meters).div(since).tolist()
+        values = self.session.sum(meters).div(since).tolist()
         meters.zero_()
         names = ("loss", *self.task.meters, "grad_norm")
         row = self.task.logged(dict(zip(names, values, strict=True)))
         rates = {f"lr_{group['name']}": group["lr"] for group in self.steps.optimizer.param_groups}
-        progress.log({**row, "lr": max(rates.values()), **rates}, self.here.peak_memory())
+        progress.log({**row, "lr": max(rates.values()), **rates}, self.session.peak_memory())
 
     def _evaluate(self, progress: Progress) -> bool:
-        """Evaluate after an epoch where it is due and not done yet. Returns False when somebody said stop."""
+        """Evaluate after an epoch where it is due and not done yet. Returns False when somebody asked to stop."""
         epoch, every = self.step // self.epoch_steps, self.settings.eval_every
         due = every and (epoch % every == 0 or self.step == self.total)
         done = False
-        with self.here.together():
-            if self.here.main:
+        with self.session.together():
+            if self.session.main:
                 done = any(row["epoch"] == epoch for row in self.run.evaluations())
-        done = self.here.of_main(done)
+        done = self.session.of_main(done)
         if not due or done:
             return True
         model = self.model if self.steps.ema is None else self.steps.ema.module
         # Batch statistics are each process's own; those of the main process are what the checkpoint has.
-        self.here.share([*model.buffers()])
+        self.session.share([*model.buffers()])
 
-        def tell(done: int, total: int) -> None:
+        def on_batch(done: int, total: int) -> None:
             progress.evaluating(done, total)
-            if self.here.any(self.stop.requested is not None):
+            if self.session.any(self.stop.requested is not None):
                 raise InterruptedError
 
         try:
-            found = self.task.evaluate(model, self.run.folder, epoch, self.here, tell, self._ends)
+            found = self.task.evaluate(model, self.run.folder, epoch, self.session, on_batch, self._ends)
         except InterruptedError:
             return False
-        with self.here.together():
+        with self.session.together():
             if found is not None:
                 self._keep(found, epoch, progress)
         return True
@@ -303,13 +305,13 @@ class Trainer:
 
     def _interrupted(self) -> int:
         self.save()
-        self.say(
+        self.log(
             f"interrupted ({self.stop.requested or 'another process'}): saved at step {self.step} of {self.total}. "
-            "The same command goes on from here"
+            "The same command resumes from here"
         )
         return self.stop.exit_code or 143
 
-    def say(self, text: str) -> None:
-        """Tell the person, on the main process."""
-        if self.here.main:
+    def log(self, text: str) -> None:
+        """Print a message, on the main process."""
+        if self.session.main:
             _log.info("%s", text)

@@ -53,7 +53,7 @@ class Trials(ABC):
 
     @abstractmethod
     def check_data(self, limit: int, remark: Callable[[str], None]) -> str:
-        """Look for faults of the data. limit: how many images to read; remark: told what is no error.
+        """Look for faults of the data. limit: how many images to read; remark: called with what is no error.
 
         Returns what was read, in words. Raises ValueError for errors.
         """

@@ -1,4 +1,4 @@
-"""How a run stands: queued, running, stopped, finished; how far it is, and how often it had to start again."""
+"""The status of a run: queued, running, stopped, finished; how far it is, and how often it had to start again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STO
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """One run. total, epochs: of how many, None where unknown; whole: nothing is left to do; eta: seconds.
 
     metric, value: the headline metric of its task and what the last evaluation found.
@@ -59,13 +59,13 @@ class Standing:
         return f"{self.metric.label} {self.metric.text(self.value)}" if self.metric and self.value is not None else ""
 
 
-def standing(folder: Path) -> Standing:
-    """How one run stands."""
-    return standings([folder])[0]
+def status_of(folder: Path) -> RunStatus:
+    """The status of one run."""
+    return statuses_of([folder])[0]
 
 
-def standings(folders: Sequence[Path]) -> list[Standing]:
-    """How several runs stand, the queue asked once for all of them."""
+def statuses_of(folders: Sequence[Path]) -> list[RunStatus]:
+    """The status of several runs, the queue asked once for all of them."""
     unread: dict[Path, list[str]] = {folder: [] for folder in folders}
     submissions = {folder: _submission(folder, unread[folder]) for folder in folders}
     slurm = [facts for facts in submissions.values() if facts and facts["where"] == "slurm"]
@@ -77,9 +77,9 @@ def standings(folders: Sequence[Path]) -> list[Standing]:
     found = []
     for folder in folders:
         try:
-            found.append(_standing(folder, submissions[folder], queued, silent, unread[folder]))
+            found.append(_status(folder, submissions[folder], queued, silent, unread[folder]))
         except (ValueError, OSError) as error:
-            found.append(Standing(folder, "unreadable", message=str(error), faults=(str(error),)))
+            found.append(RunStatus(folder, "unreadable", message=str(error), faults=(str(error),)))
     return found
 
 
@@ -91,12 +91,12 @@ def _submission(folder: Path, faults: list[str]) -> dict[str, Any] | None:
         return None
 
 
-def _standing(
+def _status(
     folder: Path, facts: dict[str, Any] | None, queued: dict[str, Queued], silent: str, faults: list[str]
-) -> Standing:
+) -> RunStatus:
     history = JobFolder(folder).history(faults)
     known = _progress(folder, faults)
-    here = holder(folder)
+    owner = holder(folder)
     job = facts["job"] if facts else ""
     common: dict[str, Any] = {**known, "folder": folder, "job": job, "restarts": _restarts(history)}
     common["faults"] = tuple(faults)
@@ -105,23 +105,23 @@ def _standing(
     entry = _local(folder, facts) if facts and facts["where"] == "local" else queued.get(job)
     if entry and entry.state in _WAITING:
         reason = f"{entry.reason}; {message}" if message and entry.reason else entry.reason or message
-        return Standing(**common, state="queued", message=reason)
+        return RunStatus(**common, state="queued", message=reason)
     if entry and entry.state in _RUNNING:
-        state = "running" if known["step"] or here else "starting"
-        return Standing(**common, state=state, place=entry.nodes, left=entry.left, message=message)
+        state = "running" if known["step"] or owner else "starting"
+        return RunStatus(**common, state=state, place=entry.nodes, left=entry.left, message=message)
     watch = facts.get("watch", "") if facts else ""
     watcher = queued.get(watch)
     if watcher and watcher.state in _WAITING + _RUNNING and not _is_over(folder, entry):
-        return Standing(**common, state="queued", message=f"job {job} failed; job {watch} starts it again")
-    if here is not None:
-        place = f"{here.get('host', '')} (process {here.get('pid', '?')})"
-        return Standing(**common, state="running", place=place)
+        return RunStatus(**common, state="queued", message=f"job {job} failed; job {watch} starts it again")
+    if owner is not None:
+        place = f"{owner.get('host', '')} (process {owner.get('pid', '?')})"
+        return RunStatus(**common, state="running", place=place)
     common["eta"] = None
     if known["whole"]:
-        return Standing(**common, state="finished")
+        return RunStatus(**common, state="finished")
     if facts and silent:
-        return Standing(**common, state="unknown", message=silent)
-    return Standing(**common, state=_ended(folder, facts, last, entry), message=_told(facts, last, entry, message))
+        return RunStatus(**common, state="unknown", message=silent)
+    return RunStatus(**common, state=_ended(folder, facts, last, entry), message=_message(facts, last, entry, message))
 
 
 def _is_over(folder: Path, entry: Queued | None) -> bool:
@@ -148,12 +148,12 @@ def _ended(folder: Path, facts: dict[str, Any] | None, last: Attempt | None, ent
     return "stopped" if last.outcome == "stopped" else "failed"
 
 
-def _told(facts: dict[str, Any] | None, last: Attempt | None, entry: Queued | None, message: str) -> str:
+def _message(facts: dict[str, Any] | None, last: Attempt | None, entry: Queued | None, message: str) -> str:
     if last is not None and last.action.startswith("started again"):
         became = f"is {entry.state} ({entry.reason})" if entry else "is gone"
         why = f"{last.outcome}{f' ({last.why})' if last.why else ''}"
         job = facts["job"] if facts else ""
-        return f"job {job} {became}; nobody has started it again since it was {why}. `resubmit` goes on from there"
+        return f"job {job} {became}; nobody has started it again since it was {why}. `resubmit` resumes from there"
     if last is not None and last.action and last.outcome != "finished":
         return f"{last.message} {last.action}" if last.outcome != "stopped" else last.message
     if facts and last is None and not message:
@@ -226,8 +226,8 @@ def _progress(folder: Path, faults: list[str]) -> dict[str, Any]:
     if seconds is not None and not 0 <= seconds < _YEARS:
         seconds = None
     # One that was ended during its last evaluation has that still to do.
-    judged = not settings.eval_every or (bool(evaluations) and evaluations[-1]["epoch"] >= settings.epochs)
-    whole = last["step"] >= total and judged
+    evaluated = not settings.eval_every or (bool(evaluations) and evaluations[-1]["epoch"] >= settings.epochs)
+    whole = last["step"] >= total and evaluated
     return {**known, "step": last["step"], "total": total, "epoch": last["epoch"], "eta": seconds, "whole": whole}
 
 

@@ -26,7 +26,7 @@ from detr_container.launch.submission import Submission, Where, next_folder
 from detr_container.launch.submit import script
 from detr_container.launch.submit import submit as launch
 
-from .status import ACTIVE, Standing, standing
+from .status import ACTIVE, RunStatus, status_of
 
 CLUSTER = "DETR_CONTAINER_CLUSTER"
 EVIDENCE = "checkpoints/checkpoint-*.pt"
@@ -34,7 +34,7 @@ EVIDENCE = "checkpoints/checkpoint-*.pt"
 
 
 @dataclass(frozen=True)
-class Member:
+class PlannedRun:
     """One run to submit."""
 
     folder: Path
@@ -69,7 +69,7 @@ Training = Callable[[dict[str, Any], str, StopRequest], int]
 
 
 def submit(
-    members: Sequence[Member],
+    runs: Sequence[PlannedRun],
     home: Path,
     resources: Resources,
     where: Where,
@@ -85,34 +85,32 @@ def submit(
     relative paths in the settings refer; work: what each process calls with a run's settings and folder.
     Raises ValueError for what can be known before anything is queued.
     """
-    check(members, resources, where)
-    submission = plan(members, home, resources, where, code, workdir)
+    check(runs, resources, where)
+    submission = plan(runs, home, resources, where, code, workdir)
     folder = next_folder(home.absolute())
     submission = replace(submission, folder=folder, code=str(code or folder / "code"))
     (folder / "jobs").mkdir()
-    works = [
-        functools.partial(work, config.to_dict(member.experiment), str(member.folder.absolute())) for member in members
-    ]
+    works = [functools.partial(work, config.to_dict(run.experiment), str(run.folder.absolute())) for run in runs]
     try:
         if code is None:
             take_copy(folder / "code")
-        submission = launch(submission, works, _job_name(members), at_once)
+        submission = launch(submission, works, _job_name(runs), at_once)
     except (ValueError, OSError):
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
             # A run that was to be made leaves no trace; another keeps what it has.
-            for made in (home, home.parent, home.parent.parent):
-                made.rmdir()
+            for empty in (home, home.parent, home.parent.parent):
+                empty.rmdir()
         raise
-    for member in members:
+    for run in runs:
         # What `resubmit` starts from, until the job itself writes it; which may have happened already.
-        if not Run(member.folder).exists:
-            write_json(Run(member.folder).config_path, config.to_dict(member.experiment))
+        if not Run(run.folder).exists:
+            write_json(Run(run.folder).config_path, config.to_dict(run.experiment))
     return submission
 
 
 def plan(
-    members: Sequence[Member],
+    runs: Sequence[PlannedRun],
     home: Path,
     resources: Resources,
     where: Where,
@@ -122,13 +120,13 @@ def plan(
     """The submission that would be made, in a folder that does not exist yet."""
     if not resources.cpus_per_task:
         # Slurm's own default of one core would starve the loader's processes.
-        wanted = max(member.experiment.loader_workers for member in members) + 1
-        resources = replace(resources, cpus_per_task=wanted)
+        cpus = max(run.experiment.loader_workers for run in runs) + 1
+        resources = replace(resources, cpus_per_task=cpus)
     folder = home.absolute() / "NNN"
     return Submission(
         folder=folder,
         where=where,
-        folders=[str(member.folder.absolute()) for member in members],
+        folders=[str(run.folder.absolute()) for run in runs],
         resources=resources,
         evidence=EVIDENCE,
         code=str(code or folder / "code"),
@@ -136,31 +134,31 @@ def plan(
     )
 
 
-def dry_run(members: Sequence[Member], home: Path, resources: Resources, at_once: int = 0) -> str:
+def dry_run(runs: Sequence[PlannedRun], home: Path, resources: Resources, at_once: int = 0) -> str:
     """The batch script that `submit` would hand to sbatch."""
     resources.validate()
-    return script(plan(members, home, resources, "slurm"), _job_name(members), len(members), at_once)
+    return script(plan(runs, home, resources, "slurm"), _job_name(runs), len(runs), at_once)
 
 
-def check(members: Sequence[Member], resources: Resources, where: Where) -> None:
+def check(runs: Sequence[PlannedRun], resources: Resources, where: Where) -> None:
     """Raise ValueError for what is wrong with runs and request, as far as it can be known without starting them."""
     resources.validate()
     if where == "local" and resources.nodes > 1:
         raise ValueError(f"slurm.nodes={resources.nodes}: --cluster local is this machine alone; use 1")
     if where == "slurm":
         paths = {Path(sys.prefix)}
-        for member in members:
-            paths |= {member.folder.absolute(), *(root.absolute() for root in member.experiment.data_folders)}
+        for run in runs:
+            paths |= {run.folder.absolute(), *(root.absolute() for root in run.experiment.data_folders)}
         queue.check_request(resources, sorted(paths))
     world = 1 if where == "debug" else resources.nodes * resources.tasks
-    for member in members:
-        check_member(member, world)
+    for run in runs:
+        check_run(run, world)
 
 
-def check_member(member: Member, world: int) -> None:
+def check_run(run: PlannedRun, world: int) -> None:
     """Raise ValueError when a run cannot be trained by so many processes, or not in its folder."""
-    _check_settings(member.experiment, world)
-    check_folder(member)
+    _check_settings(run.experiment, world)
+    check_folder(run)
 
 
 def _check_settings(experiment: Experiment, world: int) -> None:
@@ -178,31 +176,32 @@ def _check_settings(experiment: Experiment, world: int) -> None:
             raise ValueError(f"{name}={path}: there is no such file or folder")
 
 
-def check_folder(member: Member, now: Standing | None = None) -> None:
-    """Raise ValueError or OSError when the run goes on already, is another, has nothing left to do, or is damaged.
+def check_folder(planned: PlannedRun, status: RunStatus | None = None) -> None:
+    """Raise ValueError or OSError when the run is active already, is another, has nothing left to do, or is damaged.
 
-    now: how it stands, where that is known.
+    status: the run's, where that is known.
     """
-    refuse_links(member.folder, WRITTEN)
+    refuse_links(planned.folder, WRITTEN)
     # Where this cannot be read, nobody knows whether a job of the run waits or runs.
-    JobFolder(member.folder).submission()
-    run, folder = Run(member.folder), member.folder
-    now = now or standing(folder)
+    JobFolder(planned.folder).submission()
+    run, folder = Run(planned.folder), planned.folder
+    status = status or status_of(folder)
     if run.exists:
         before = run.experiment()
-        changes(run.config_path, before, member.experiment)
-        if now.state == "finished" and member.experiment.train.epochs <= before.train.epochs:
+        changes(run.config_path, before, planned.experiment)
+        if status.state == "finished" and planned.experiment.train.epochs <= before.train.epochs:
             raise ValueError(
-                f"{folder} is finished: {now.step} steps, {before.train.epochs} epochs. Go on for longer with "
+                f"{folder} is finished: {status.step} steps, {before.train.epochs} epochs. Train for longer with "
                 f"`detr-container resubmit {folder} --train.epochs N`, or name another run with --run"
             )
-    if member.experiment.train.epochs < now.epoch:
+    if planned.experiment.train.epochs < status.epoch:
         raise ValueError(
-            f"train.epochs={member.experiment.train.epochs}: {folder} has done {now.epoch:.1f} already; ask for more"
+            f"train.epochs={planned.experiment.train.epochs}: {folder} has done {status.epoch:.1f} already; "
+            "ask for more"
         )
-    if now.state in ACTIVE:
+    if status.state in ACTIVE:
         raise ValueError(
-            f"{folder} is {now.state}{f' as job {now.job}' if now.job else ''}, and two jobs in one folder "
+            f"{folder} is {status.state}{f' as job {status.job}' if status.job else ''}, and two jobs in one folder "
             f"would spoil each other's files. `detr-container cancel {folder}` ends it"
         )
 
@@ -215,6 +214,6 @@ def take_copy(target: Path) -> Path:
     return take_snapshot(package, target, {"git": code_version()})
 
 
-def _job_name(members: Sequence[Member]) -> str:
-    folder = members[0].folder.absolute()
-    return folder.name if len(members) == 1 else folder.parent.name
+def _job_name(runs: Sequence[PlannedRun]) -> str:
+    folder = runs[0].folder.absolute()
+    return folder.name if len(runs) == 1 else folder.parent.name

@@ -14,15 +14,15 @@ from detr_container.config.arguments import parse_settings
 from detr_container.config.experiments import named
 from detr_container.config.settings import Experiment, flatten
 
-from .submit import Member
+from .submit import PlannedRun
 
 MOST_RUNS = 1000
 """What Slurm takes as one array unless it is set up otherwise."""
 
 
-def members_of(
+def planned_runs(
     home: Path, experiments: Sequence[str], grid: Sequence[str], seeds: Sequence[int], common: Sequence[str]
-) -> list[Member]:
+) -> list[PlannedRun]:
     """Every combination, in a folder of its own within `home`.
 
     grid: `setting=value,value`; common: `setting=value` for all. Names say what differs. Raises ValueError for an
@@ -32,19 +32,19 @@ def members_of(
         raise ValueError("a sweep needs --experiments NAME ... and at least one of --seeds")
     axes = [(name, values.split(",")) for name, values in (pair(entry) for entry in grid)]
     limit_runs(math.prod([len(experiments), len(seeds), *(len(values) for _, values in axes)]), "--grid or --seeds")
-    members: dict[Path, Member] = {}
+    runs: dict[Path, PlannedRun] = {}
     for name in experiments:
         base = with_settings(named(name).experiment, [pair(entry) for entry in common])
         for values in itertools.product(*(values for _, values in axes)):
             chosen = list(zip((axis for axis, _ in axes), values, strict=True))
             experiment = with_settings(base, chosen)
             for seed in seeds:
-                said = [name, *(f"{axis.rpartition('.')[2]}={value}" for axis, value in chosen), f"seed{seed}"]
-                folder = home / re.sub(r"[^\w.=+-]", "_", "-".join(said))
-                if folder in members:
+                words = [name, *(f"{axis.rpartition('.')[2]}={value}" for axis, value in chosen), f"seed{seed}"]
+                folder = home / re.sub(r"[^\w.=+-]", "_", "-".join(words))
+                if folder in runs:
                     raise ValueError(f"{folder.name} is in the grid twice: name every value and seed once")
-                members[folder] = Member(folder, replace(experiment, seed=seed))
-    return list(members.values())
+                runs[folder] = PlannedRun(folder, replace(experiment, seed=seed))
+    return list(runs.values())
 
 
 def limit_runs(count: int, options: str) -> None:

@@ -1,4 +1,4 @@
-"""Which backbones work, and at which image sizes: each is looked at in another process, which it may end.
+"""Which backbones work, and at which image sizes: each is examined in another process, which it may end.
 
 python -m detr_container.measure.backbones is that process, as `one_by_one` wants it; an item is the memory in bytes
 that training steps may take, 0 for none to be taken.
@@ -18,7 +18,7 @@ from typing import Any
 from .one_by_one import answer_each, found_of
 
 LIMIT = 300.0
-"""Seconds that one may take to be looked at and to be tried; the largest take about a tenth of it."""
+"""Seconds that one may take to be examined and to be tried; the largest take about a tenth of it."""
 _SIZES = ((96, 128), (128, 160))
 """Pixels of the images of the steps, one each, before they are rounded up to what a backbone takes."""
 _BYTES = 12
@@ -55,8 +55,8 @@ def names_of(pattern: str) -> list[str]:
     from detr_container.models.backbones.resnet import DEPTHS
 
     every = [*DEPTHS, *SIZES, *(f"timm/{name}" for name in timm.list_models())]
-    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    found = [name for name in every if any(fnmatch.fnmatch(part, wanted) for part in (name, name.split("/")[-1]))]
+    glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    found = [name for name in every if any(fnmatch.fnmatch(part, glob) for part in (name, name.split("/")[-1]))]
     if not found:
         short = {name.split("/")[-1]: name for name in reversed(every)}
         near = difflib.get_close_matches(pattern.strip("*?").split("/")[-1], short, n=5, cutoff=0.5)
@@ -72,7 +72,7 @@ def names_of(pattern: str) -> list[str]:
 
 
 def entries(names: Sequence[str], tried: bool = False, processes: int = 1, limit: float = LIMIT) -> Iterator[Entry]:
-    """Look at each, in their order. tried: also take training steps; processes: how many work at a time."""
+    """Examine each, in their order. tried: also take training steps; processes: how many work at a time."""
     from detr_container.base.processes import environment_of_one
 
     from .estimate import free_memory
@@ -103,7 +103,7 @@ def table_row(entry: Entry | None, width: int) -> str:
     )
 
 
-def _look(name: str, room: int) -> dict[str, Any]:
+def _examine(name: str, room: int) -> dict[str, Any]:
     entry = _stated(name)
     if not room or entry.refused:
         return asdict(entry)
@@ -166,4 +166,4 @@ def _take_steps(entry: Entry) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(answer_each(_look, (ValueError, OSError, RuntimeError)))
+    sys.exit(answer_each(_examine, (ValueError, OSError, RuntimeError)))

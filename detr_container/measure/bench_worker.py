@@ -34,7 +34,7 @@ from .costs import count_flops, count_parameters, padded_size
 from .options import PARTS, MeasureOptions, Work, size_text
 
 WARMUP = 2
-"""Passes and steps before anything is timed. The second step is the first with the optimiser's state beside it."""
+"""Passes and steps before anything is timed. The second step is the first with the optimizer's state beside it."""
 
 
 class Bench:
@@ -53,9 +53,9 @@ class Bench:
         self.trials = trials_of(experiment)
         self.task = self.trials.opened() if own else self.trials.bare(options.classes)
         # First, so that what counting leaves behind is not taken for the model's memory.
-        self.figures = _counted(self.trials, self.task, options)
+        self.metrics = _counted(self.trials, self.task, options)
         self.meaning = begin_phase(self.device)
-        self.idle = self.figures["memory/idle"] = peak_memory(self.device)
+        self.idle = self.metrics["memory/idle"] = peak_memory(self.device)
         self.model = self.task.build(weights=False).to(self.device)
         self._steps: Iterator[list[Any]] | None = None
 
@@ -88,21 +88,21 @@ class Bench:
             torch.cuda.synchronize()
         names: tuple[str, ...] = ("backbone", "head") if work.phase == "forward" else PARTS
         laps = [[_seconds(a, b) for a, b in pairwise(row)] for row in rows]
-        if work.phase == "training" and self.options.source == "made":
+        if work.phase == "training" and self.options.source != "data":
             names, laps = names[1:], [row[1:] for row in laps]
         parts = {name: statistics.median(column) for name, column in zip(names, zip(*laps, strict=True), strict=True)}
         whole = statistics.median(sum(row) for row in laps)
         if work.phase == "forward":
             parts["total"] = whole
         else:
-            parts |= {"step": whole, "images_per_second": work.pictures / whole}
+            parts |= {"step": whole, "images_per_second": work.images / whole}
         return {f"{work.key}/{name}": value for name, value in parts.items()}
 
     def _runs(self, work: Work) -> Iterator[list[Any]]:
         """The work again and again; each time the marks between its parts."""
         if work.phase == "forward":
             return self._passes(work)
-        # One optimiser and one loader for all rounds.
+        # One optimizer and one loader for all rounds.
         self._steps = self._steps or self._training(work)
         return self._steps
 
@@ -145,13 +145,13 @@ class Bench:
 
     def _supply(self, work: Work) -> Iterator[Any]:
         """The same random batch again and again, or the experiment's own, as training loads them."""
-        pinned = self.device.type == "cuda"
-        if self.options.source == "made":
+        pin_memory = self.device.type == "cuda"
+        if self.options.source != "data":
             batch = self._synthetic(work)
-            batch = batch.pin_memory() if pinned else batch
+            batch = batch.pin_memory() if pin_memory else batch
             while True:
                 yield batch
-        images = work.pictures
+        images = work.images
         sampler = StepBatches(
             self.task.training_images,
             seed=self.experiment.seed,
@@ -159,23 +159,23 @@ class Bench:
             micro_batch=images,
             total_steps=2**31,
         )
-        yield from self.task.batches(self.model, sampler, pinned, lambda short: False)
+        yield from self.task.batches(self.model, sampler, pin_memory, lambda short: False)
 
     def _synthetic(self, work: Work) -> Any:
         """A batch of random images with random objects on them, on the host."""
         multiple = self.task.size_multiple(self.model)
-        values = self.trials.of_size(work.size, multiple, work.pictures, self.options.objects)
+        values = self.trials.of_size(work.size, multiple, work.images, self.options.objects)
         return self.trials.synthetic(self.task, values, self.experiment.seed)
 
 
 def _counted(trials: Trials, task: Task, options: MeasureOptions) -> dict[str, float]:
     """What need not be timed: parameters, and FLOPs at every size."""
     model = task.build(weights=False)
-    figures = {f"parameters/{part}": count for part, count in asdict(count_parameters(model)).items()}
+    metrics = {f"parameters/{part}": count for part, count in asdict(count_parameters(model)).items()}
     for size in dict.fromkeys(options.sizes):
         flops = asdict(count_flops(model, padded_size(size, task.size_multiple(model)), trials.inputs))
-        figures |= {f"gflops/{size_text(size)}/{part}": count for part, count in flops.items()}
-    return figures
+        metrics |= {f"gflops/{size_text(size)}/{part}": count for part, count in flops.items()}
+    return metrics
 
 
 def _seconds(a: Any, b: Any) -> float:
@@ -184,11 +184,11 @@ def _seconds(a: Any, b: Any) -> float:
 
 
 def answer(bench: Bench | None, request: dict[str, Any]) -> tuple[Bench | None, dict[str, Any]]:
-    """Do what a line asks for: prepare, warm or measure. Returns the model, and what to say."""
+    """Do what a line asks for: prepare, warm or measure. Returns the model, and the answer."""
     try:
         if request["do"] == "prepare":
             bench = Bench(from_dict(request["experiment"]), _options(request["options"]))
-            return bench, {"about": bench.about(), "figures": bench.figures}
+            return bench, {"about": bench.about(), "figures": bench.metrics}
         assert bench is not None
         work = Work(**{**request["work"], "size": tuple(request["work"]["size"])})
         return bench, {"figures": bench.warm(work) if request["do"] == "warm" else bench.measure(work)}
@@ -211,7 +211,7 @@ def main() -> int:
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     with suppress(OSError):
-        # When memory runs out, the system had better end one of these than the process that has to tell.
+        # When memory runs out, the system had better end one of these than the process that has to report it.
         Path("/proc/self/oom_score_adj").write_text("1000")
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
@@ -223,7 +223,7 @@ def main() -> int:
 
 
 def _listen(requests: queue.SimpleQueue[str]) -> None:
-    """Pass on what is asked; when the other end is gone, so is the reason to go on with anything."""
+    """Pass on what is asked; when the other end is gone, so is the reason to continue."""
     for line in sys.stdin:
         requests.put(line)
     os._exit(1)

@@ -23,9 +23,9 @@ from .options import PARTS, MeasureOptions, size_text
 from .side_by_side import side_by_side
 
 _log = logging.getLogger(__name__)
-_NAMES, _FIGURE, _RATIO = 32, 9, 18
-"""Columns of the terminal that names, a figure, and a ratio with its spread take."""
-Figures = Mapping[str, Mapping[str, Any]]
+_NAMES, _METRIC, _RATIO = 32, 9, 18
+"""Columns of the terminal that names, a metric, and a ratio with its spread take."""
+Metrics = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class BenchmarkOptions:
     measure: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
     """What is measured, and how often."""
     output: Path | None = None
-    """Also write all figures, and those of every round, to this JSON file."""
+    """Also write all metrics, and those of every round, to this JSON file."""
 
 
 def run(options: Sequence[BenchmarkOptions]) -> int:
@@ -46,7 +46,7 @@ def run(options: Sequence[BenchmarkOptions]) -> int:
     """
     experiments = labelled([each.settings for each in options])
     for label, experiment in experiments.items():
-        # What cannot be built at all is told by the process that tries, so that the others go on.
+        # What cannot be built at all is reported by the process that tries, so that the others continue.
         with suppress(ValueError):
             for warning in validate(experiment):
                 _log.warning("%s: %s", label, warning)
@@ -78,7 +78,7 @@ def labelled(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
 def tables(result: dict[str, Any], width: int) -> Iterator[Table | str]:
     """What `side_by_side` returned, for reading; experiments that do not fit into `width` go into further tables."""
     others = [label for label in result["experiments"] if label != result["first"]]
-    step = max(1, (width - _NAMES - _FIGURE) // (_FIGURE + _RATIO))
+    step = max(1, (width - _NAMES - _METRIC) // (_METRIC + _RATIO))
     for start in range(0, max(1, len(others)), step):
         yield _table(result, [result["first"], *others[start : start + step]])
     yield from _notes(result)
@@ -94,13 +94,13 @@ def _table(result: dict[str, Any], labels: Sequence[str]) -> Table:
             table.add_column("ratio", justify="right", style="cyan", no_wrap=True)
         elif len(labels) == 1:
             table.add_column("rounds", justify="right", style="cyan", no_wrap=True)
-    figures = [result["experiments"][label]["figures"] for label in labels]
+    metrics = [result["experiments"][label]["figures"] for label in labels]
     for title, rows in _sections(result["options"]):
-        known = [(name, key, scale) for name, key, scale in rows if any(key in each for each in figures)]
+        known = [(name, key, scale) for name, key, scale in rows if any(key in each for each in metrics)]
         if known:
             table.add_row(Text(title, style="bold"))
         for name, key, scale in known:
-            cells = [cell for each in figures for cell in _cells(each, key, scale, alone=len(labels) == 1)]
+            cells = [cell for each in metrics for cell in _cells(each, key, scale, alone=len(labels) == 1)]
             table.add_row(f"  {name}", *(cells if len(labels) == 1 else [cells[0], *cells[2:]]))
         if known:
             table.add_section()
@@ -108,7 +108,7 @@ def _table(result: dict[str, Any], labels: Sequence[str]) -> Table:
 
 
 def _sections(options: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, float]]]]:
-    """Titles, and under each the rows: name, key of the figure, and what it is multiplied by."""
+    """Titles, and under each the rows: name, key of the metric, and what it is multiplied by."""
     parts = ("total", "backbone", "head")
     yield "parameters, millions", [(part, f"parameters/{part}", 1e-6) for part in (*parts, "trained")]
     sizes, counts = list(dict.fromkeys(map(size_text, options["sizes"]))), sorted({1, options["batch"]})
@@ -119,32 +119,32 @@ def _sections(options: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, st
             rows = [(part, f"forward/{size}/{count}/{part}", 1e3) for part in parts]
             yield f"forward pass, ms, {count} x {size}", rows
     largest = size_text(max(options["sizes"], key=lambda size: size[0] * size[1]))
-    pictures = f"{options['batch']} x {largest if options['source'] == 'made' else 'as in training'}"
+    images = f"{options['batch']} x {'as in training' if options['source'] == 'data' else largest}"
     steps = [(part, f"training/{part}", 1e3) for part in ("step", *PARTS)]
-    yield f"training step, ms, {pictures}", [*steps, ("images/s", "training/images_per_second", 1)]
+    yield f"training step, ms, {images}", [*steps, ("images/s", "training/images_per_second", 1)]
     memory = [(f"forward pass, {count} x {largest}", f"memory/forward/{largest}/{count}", 1.0) for count in counts]
-    memory.append((f"training step, {pictures}", "memory/training", 1.0))
+    memory.append((f"training step, {images}", "memory/training", 1.0))
     yield "peak memory, GiB", [*memory, ("without a model", "memory/idle", 1.0)]
 
 
-def _cells(figures: Figures, key: str, scale: float, alone: bool) -> tuple[str, str]:
-    """A figure, and beside it its ratio to the first experiment; `alone`: how far its rounds are apart."""
-    figure = figures.get(key)
-    if figure is None:
+def _cells(metrics: Metrics, key: str, scale: float, alone: bool) -> tuple[str, str]:
+    """A metric, and beside it its ratio to the first experiment; `alone`: how far its rounds are apart."""
+    metric = metrics.get(key)
+    if metric is None:
         return "-", ""
-    text = digits(figure["value"] * scale)
+    text = digits(metric["value"] * scale)
     if alone:
-        rounds = [value * scale for value in figure.get("rounds", [])]
+        rounds = [value * scale for value in metric.get("rounds", [])]
         if key.startswith("training/") and key.split("/")[1] in PARTS:
-            text = f"{text} ({100 * figure['value'] / figures['training/step']['value']:.0f} %)"
+            text = f"{text} ({100 * metric['value'] / metrics['training/step']['value']:.0f} %)"
         return text, f"{digits(min(rounds))}..{digits(max(rounds))}" if rounds else ""
-    ratio = figure.get("ratio")
+    ratio = metric.get("ratio")
     if ratio is None:
         return text, ""
     median, least, most = (
         f"{ratio[name]:.2f}" if ratio[name] < 10 else digits(ratio[name]) for name in ("median", "least", "most")
     )
-    return text, f"{median} ({least}..{most})" if "rounds" in figure else median
+    return text, f"{median} ({least}..{most})" if "rounds" in metric else median
 
 
 def digits(value: float) -> str:
@@ -153,7 +153,7 @@ def digits(value: float) -> str:
 
 
 def _notes(result: dict[str, Any]) -> Iterator[str]:
-    """On what was measured, and what the figures mean."""
+    """On what was measured, and what the metrics mean."""
     found, rounds = result["experiments"], result["options"]["rounds"]
     alike: dict[tuple[str, ...], list[str]] = {}
     for label, each in found.items():
@@ -163,7 +163,7 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
         whose = f"{', '.join(labels)}: " if len(alike) > 1 else ""
         yield f"{whose}{device}, {precision}. Memory: {memory}; all but the last row is what comes on top of that one."
     yield (
-        "Forward pass: pictures on the device to detections; normalisation counts as backbone, post-processing as "
+        "Forward pass: images on the device to detections; normalisation counts as backbone, post-processing as "
         "head. Medians of "
         f"{rounds} rounds." + (f" Ratios: to {result['first']}, within each round (least..most)." * (len(found) > 1))
     )

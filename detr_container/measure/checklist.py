@@ -1,4 +1,4 @@
-"""Checks made one after the other: each is told in one line, what is wrong in red, and one that fails ends no other."""
+"""Checks made one after the other: each has one line, what is wrong in red, and one that fails ends no other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from detr_container.base.terminal import console, shown
 
 
 class SkippedError(Exception):
-    """A check cannot be made; the message says why."""
+    """A check cannot be made; the message gives the reason."""
 
 
 class Checklist:
-    """What has been told of the checks so far."""
+    """What has been reported of the checks so far."""
 
     def __init__(self) -> None:
         self._console = console()
@@ -30,9 +30,9 @@ class Checklist:
         """Make a check, which returns what is well; busy: show meanwhile that something is being done."""
         with self._console.status(name) if busy else nullcontext():
             try:
-                self._tell("ok", "green", name, check())
+                self._report("ok", "green", name, check())
             except SkippedError as why:
-                self._tell("--", "yellow", name, f"skipped: {why}")
+                self._report("--", "yellow", name, f"skipped: {why}")
             except OSError as error:
                 self._fail(name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
             except (ValueError, ArithmeticError, RuntimeError) as error:
@@ -45,10 +45,12 @@ class Checklist:
     def _fail(self, name: str, message: str) -> None:
         before = self._failures.setdefault(message, name)
         if before == name:
-            self._tell("FAIL", "bold red", name, message)
+            self._report("FAIL", "bold red", name, message)
         else:
-            self._tell("--", "yellow", name, f"skipped: for the reason given at {before}")
+            self._report("--", "yellow", name, f"skipped: for the reason given at {before}")
 
-    def _tell(self, word: str, style: str, name: str, text: str) -> None:
-        said = text.strip().replace("\n", "\n" + " " * 20)
-        self._console.print(Text.assemble((f"{word:<8}", style), f"{name:<12}", shown(said, keep="\n")), soft_wrap=True)
+    def _report(self, word: str, style: str, name: str, text: str) -> None:
+        indented = text.strip().replace("\n", "\n" + " " * 20)
+        self._console.print(
+            Text.assemble((f"{word:<8}", style), f"{name:<12}", shown(indented, keep="\n")), soft_wrap=True
+        )

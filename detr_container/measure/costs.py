@@ -1,4 +1,4 @@
-"""What a model costs, told without running it: parameters, and FLOPs by one counter for every backbone and head."""
+"""What a model costs, found without running it: parameters, and FLOPs by one counter for every backbone and head."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Gflops:
-    """Billions of floating-point operations of a forward pass on one picture; a multiply-add counts as two.
+    """Billions of floating-point operations of a forward pass on one image; a multiply-add counts as two.
 
     head: everything but the backbone.
     """
@@ -51,7 +51,7 @@ class Gflops:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs. gflops: the mean over pictures; strides: input pixels to a cell of what its head reads."""
+    """What a model costs. gflops: the mean over images; strides: input pixels to a position of what its head reads."""
 
     parameters: Parameters
     gflops: Gflops
@@ -59,23 +59,23 @@ class Costs:
 
 
 def costs(experiment: Experiment, classes: int, sizes: Sequence[Size]) -> Costs:
-    """What the model of an experiment costs on pictures of these sizes, (height, width) in pixels after resizing.
+    """What the model of an experiment costs on images of these sizes, (height, width) in pixels after resizing.
 
-    Each picture counts once and by itself, padded to what the backbone wants a multiple of; sizes that come out the
+    Each image counts once and by itself, padded to what the backbone wants a multiple of; sizes that come out the
     same are worked out once. Takes about a second per size and next to no memory beyond the weights'.
     Raises ValueError without sizes, and for a model that cannot be built.
     """
     if not sizes:
-        raise ValueError("no picture sizes are given, but FLOPs depend on them: name one (height, width) or more")
+        raise ValueError("no image sizes are given, but FLOPs depend on them: name one (height, width) or more")
     trials = trials_of(experiment)
     task = trials.bare(classes)
     model = task.build(weights=False)
     multiple = task.size_multiple(model)
     total = backbone = 0.0
-    for size, pictures in Counter(padded_size(size, multiple) for size in sizes).items():
+    for size, images in Counter(padded_size(size, multiple) for size in sizes).items():
         each = count_flops(model, size, trials.inputs)
-        total += each.total * pictures / len(sizes)
-        backbone += each.backbone * pictures / len(sizes)
+        total += each.total * images / len(sizes)
+        backbone += each.backbone * images / len(sizes)
     return Costs(count_parameters(model), Gflops(total, backbone, total - backbone), task.strides(model))
 
 
@@ -90,7 +90,7 @@ def count_parameters(model: nn.Module) -> Parameters:
 def count_flops(model: nn.Module, size: Size, inputs: Inputs) -> Gflops:
     """FLOPs of a forward pass in evaluation mode on one image of `size`, padded already; inputs: see `Trials.inputs`.
 
-    Nothing is computed, but shapes are followed through the very operations that would be; only a model that looks at
+    Nothing is computed, but shapes are followed through the very operations that would be; only a model that reads
     values on its way is really run.
     """
     training = model.training

@@ -1,7 +1,7 @@
 """The memory that a training step on the largest batch takes, and the time of a run.
 
 Run as a program, this is the process in which a step on a CPU is tried: the system ends a process that asks for more
-memory than there is, and that had better not be the one that has to tell.
+memory than there is, and that had better not be the one that has to report it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from detr_container.config import settings as config
 from detr_container.config.settings import Experiment, TrainConfig
 from detr_container.datasets.loader import steps_per_epoch
 from detr_container.engine.peak_memory import GIB
-from detr_container.engine.session import Session, session
+from detr_container.engine.session import Session, open_session
 from detr_container.engine.trials import Largest, Trials, trials_of
 
 from .probe import Probe
@@ -42,13 +42,13 @@ class DoesNotFitError(RuntimeError):
 
 
 def run_parts(
-    train: TrainConfig, pictures: int, step: float, evaluation: float = 0.0, save: float = 0.0
+    train: TrainConfig, images: int, step: float, evaluation: float = 0.0, save: float = 0.0
 ) -> dict[str, tuple[int, float]]:
     """How often a whole run does what, and for how many seconds in all; what takes 0 seconds is left out.
 
-    pictures: of the training set; step, evaluation, save: seconds that each takes once.
+    images: of the training set; step, evaluation, save: seconds that each takes once.
     """
-    epoch_steps = steps_per_epoch(pictures, train.batch)
+    epoch_steps = steps_per_epoch(images, train.batch)
     every = train.epochs * epoch_steps
     steps = min(every, train.max_steps or every)
     epochs = steps // epoch_steps
@@ -69,7 +69,7 @@ def step_memory(
     trials: Trials,
     largest: Largest,
     folder: Path,
-    here: Session,
+    session: Session,
     stop: StopRequest,
     limit: float = 0.0,
 ) -> tuple[float, float]:
@@ -79,14 +79,14 @@ def step_memory(
     where what the interpreter and the annotations take counts as well. Raises DoesNotFitError, and InterruptedError
     when a stop was requested while that process was at work.
     """
-    if here.device.type == "cpu":
+    if session.device.type == "cpu":
         room = limit or free_memory()
         return _in_process(trials.experiment, largest, folder, room, stop), room
     free, whole = torch.cuda.mem_get_info()
     room = min(limit or free, free)
     torch.cuda.set_per_process_memory_fraction(room / whole)
     try:
-        _take_step(trials, largest, folder, here)
+        _take_step(trials, largest, folder, session)
         return torch.cuda.max_memory_reserved(), room
     except torch.OutOfMemoryError as error:
         raise _does_not_fit(room) from error
@@ -99,18 +99,18 @@ def _does_not_fit(room: float) -> DoesNotFitError:
     return DoesNotFitError(f"more than the {room / GIB:.2f} GiB that there are")
 
 
-def _take_step(trials: Trials, largest: Largest, folder: Path, here: Session) -> None:
+def _take_step(trials: Trials, largest: Largest, folder: Path, session: Session) -> None:
     """One step as `train` makes it, after one on small images, with which the optimizer's state comes into being."""
     task = trials.opened()
-    probe = Probe(task, trials.experiment, folder, here)
-    turns = min(2, probe.sampler.accumulation)
+    probe = Probe(task, trials.experiment, folder, session)
+    micro_batches = min(2, probe.sampler.accumulation)
     small, large = trials.synthetic(task, largest.small), trials.synthetic(task, largest.large)
     probe.step_on([small])
-    if here.device.type == "cuda":
+    if session.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     # With a second micro batch there are gradients beside the features, as in every later one.
-    probe.step_on([large] * turns)
+    probe.step_on([large] * micro_batches)
 
 
 def free_memory() -> int:
@@ -141,17 +141,17 @@ def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: fl
     An interrupt must be a request: as an exception it could come between the start of the process and the care for it.
     """
     folder.mkdir(parents=True)
-    said = folder / "said"
+    log = folder / "log"
     request = {"experiment": config.to_dict(experiment), "largest": asdict(largest), "folder": str(folder / "run")}
     command = [sys.executable, "-m", __name__]
     with (
-        said.open("wb") as output,
+        log.open("wb") as output,
         subprocess.Popen(command, 0, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT) as process,
     ):
         assert process.stdin is not None
         try:
             with suppress(BrokenPipeError):
-                # Left open: that it closes tells the other process that this one is gone.
+                # Left open: that it closes lets the other process know that this one is gone.
                 process.stdin.write(json.dumps(request).encode() + b"\n")
             _wait(process, room, stop)
         finally:
@@ -159,7 +159,7 @@ def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: fl
             process.wait()
     if stop.requested is not None:
         raise InterruptedError(stop.requested)
-    last = (said.read_text(errors="replace").splitlines() or [""])[-1]
+    last = (log.read_text(errors="replace").splitlines() or [""])[-1]
     if process.returncode == 0 and last.isdigit():
         return int(last)
     if process.returncode in (-signal.SIGKILL, _KILLED):
@@ -184,14 +184,14 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     trials = trials_of(config.from_dict(request["experiment"]))
     largest = Largest(**request["largest"])
-    with session("cpu") as here:
+    with open_session("cpu") as session:
         try:
-            _take_step(trials, largest, Path(request["folder"]), here)
+            _take_step(trials, largest, Path(request["folder"]), session)
         except Exception as error:
             if not out_of_memory(error):
                 raise
             return _KILLED
-    sys.stdout.write(f"{round(here.peak_memory() * GIB)}\n")
+    sys.stdout.write(f"{round(session.peak_memory() * GIB)}\n")
     return 0
 
 

@@ -152,8 +152,8 @@ def _read(stream: IO[str], put: Callable[[str], object]) -> None:
 def _end_of(status: int, words: list[str]) -> str:
     if status < 0:
         return f"it ended the process by {signal.Signals(-status).name}"
-    said = [line.strip() for line in words if line.strip()]
-    return said[-1] if said else f"the process ended with status {status}"
+    printed = [line.strip() for line in words if line.strip()]
+    return printed[-1] if printed else f"the process ended with status {status}"
 
 
 def answer_each(work: Callable[[str, Any], Any], failures: tuple[type[Exception], ...]) -> int:
@@ -162,9 +162,9 @@ def answer_each(work: Callable[[str, Any], Any], failures: tuple[type[Exception]
     answers, sys.stdout = sys.stdout, sys.stderr
     for name, item in json.load(sys.stdin).items():
         try:
-            told = {"name": name, "found": work(name, item)}
+            answer = {"name": name, "found": work(name, item)}
         except failures as error:
-            told = {"name": name, "failed": " ".join(str(error).split()) or type(error).__name__}
-        answers.write(json.dumps(told) + "\n")
+            answer = {"name": name, "failed": " ".join(str(error).split()) or type(error).__name__}
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
     return 0

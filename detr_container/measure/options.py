@@ -12,7 +12,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from detr_container.base.limits import between, check, natural
 
-PARTS = ("data", "forward", "matching", "loss", "backward", "optimiser")
+PARTS = ("data", "forward", "matching", "loss", "backward", "optimizer")
 """Of a training step."""
 
 
@@ -43,7 +43,7 @@ Size = Annotated[
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="HEIGHTxWIDTH",
-        # What is no size is kept for `check`, which says what is wrong with it.
+        # What is no size is kept for `check`, which reports what is wrong with it.
         instance_from_str=lambda words: _parsed_or_text(words[0]),
         is_instance=lambda value: isinstance(value, tuple) and len(value) == 2,
         str_from_instance=lambda size: [size_text(size)],
@@ -57,17 +57,18 @@ class MeasureOptions:
     """What is measured, and how often."""
 
     sizes: tuple[Size, ...] = ((480, 640), (800, 1066), (800, 1333))
-    """Pixels of the pictures of a forward pass. Training steps get pictures of the largest."""
+    """Pixels of the images of a forward pass. Training steps get images of the largest."""
     batch: Annotated[int, between(1, 65_536)] = 2
-    """Pictures of a training step. Forward passes are measured with one picture and with so many."""
+    """Images of a training step. Forward passes are measured with one image and with so many."""
     training: bool = True
     """Measure training steps too."""
-    source: Literal["made", "data"] = "made"
-    """Training pictures. `made`: random ones in memory; `data`: the experiment's own, loaded as in training."""
+    source: Literal["synthetic", "data", "made"] = "synthetic"
+    """Training images. `synthetic`: random ones in memory (`made` is its old name); `data`: the experiment's own,
+    loaded as in training."""
     classes: Annotated[int, between(1, 100_000)] = 80
     """Classes to tell apart; with `data` those of the data set."""
     objects: Annotated[int, natural(10_000)] = 7
-    """Objects on each made picture (COCO has 7.3 on average)."""
+    """Objects on each synthetic image (COCO has 7.3 on average)."""
     rounds: Annotated[int, between(1, 10_000)] = 5
     """Measurements of each kind; their median is reported."""
     seconds: Annotated[float, natural(3600.0)] = 0.3
@@ -81,26 +82,26 @@ class MeasureOptions:
 
     def works(self) -> list[Work]:
         """The kinds of measurement, in their order."""
-        pictures = sorted({1, self.batch})
-        forward = [Work("forward", size, count) for size in dict.fromkeys(self.sizes) for count in pictures]
+        images = sorted({1, self.batch})
+        forward = [Work("forward", size, count) for size in dict.fromkeys(self.sizes) for count in images]
         largest = max(self.sizes, key=lambda size: size[0] * size[1])
-        # Last, so that gradients and the optimiser's state are not yet there when the memory of the others is measured.
+        # Last, so that gradients and the optimizer's state are not yet there when the memory of the others is measured.
         return [*forward, Work("training", largest, self.batch)] if self.training else forward
 
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of measurement: a forward pass on so many pictures of a size, or a training step."""
+    """One kind of measurement: a forward pass on so many images of a size, or a training step."""
 
     phase: Literal["forward", "training"]
     size: tuple[int, int]
-    pictures: int
+    images: int
 
     @property
     def key(self) -> str:
-        """What its figures' names begin with."""
-        return f"forward/{size_text(self.size)}/{self.pictures}" if self.phase == "forward" else "training"
+        """What its metrics' names begin with."""
+        return f"forward/{size_text(self.size)}/{self.images}" if self.phase == "forward" else "training"
 
     def __str__(self) -> str:
         what = "a forward pass" if self.phase == "forward" else "a training step"
-        return f"{what} on {self.pictures} x {size_text(self.size)}"
+        return f"{what} on {self.images} x {size_text(self.size)}"

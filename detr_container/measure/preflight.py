@@ -1,4 +1,4 @@
-"""What one wants to know before waiting in a queue: each part of a run is tried, briefly, and told in one line."""
+"""What one wants to know before waiting in a queue: each part of a run is tried, briefly, and reported on one line."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from detr_container.base.limits import Many, between, check, natural
 from detr_container.base.processes import current_process
 from detr_container.config.settings import Experiment, flatten, validate
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
-from detr_container.engine.session import Session, session
+from detr_container.engine.session import Session, open_session
 from detr_container.engine.task import Task
 from detr_container.engine.trials import trials_of
 from detr_container.launch.resources import minutes
 
 from .checklist import Checklist, SkippedError
 from .estimate import DoesNotFitError, run_parts, step_memory
-from .probe import Probe, compare
+from .probe import Probe, compare_resumed
 
 GIB = 2**30
 SECONDS = 20.0
 """How long to measure, where the number of steps does not end it first."""
 STEPS = 10
-"""Steps of which the median is told."""
+"""Steps of which the median is reported."""
 LEARNING_STEPS, FALL = 20, 0.05
 """Steps on one batch, and the share of the loss that they must take away. Every experiment here loses a fifth or more.
 
@@ -58,16 +58,16 @@ class PreflightOptions:
     settings: Annotated[Experiment, tyro.conf.arg(name="")]
     runs: Path = Path("runs")
     """The folder that will hold the run; checkpoints are tried on its disk."""
-    pictures: Many = 2000
-    """How many pictures of each split to read, always the same ones; 0: all."""
-    val_pictures: Annotated[int, between(1, 2**31)] = 8
-    """How many validation pictures to evaluate, one batch of them at least."""
+    images: Many = 2000
+    """How many images of each split to read, always the same ones; 0: all."""
+    val_images: Annotated[int, between(1, 2**31)] = 8
+    """How many validation images to evaluate, one batch of them at least."""
     memory: Annotated[float, natural(1e6)] = 0.0
     """GiB that the job will have, of its GPU or, without one, of the machine; 0: what is free here."""
     processes: Annotated[int, between(1, 100_000)] = 1
     """Estimate the time for so many processes, each as fast as this one, that share the batch."""
     time: str = ""
-    """The job's time limit (45m, 12h, 1d12h): also tell how often the run will meet it."""
+    """The job's time limit (45m, 12h, 1d12h): also report how often the run will meet it."""
 
 
 def run(options: PreflightOptions) -> int:
@@ -76,9 +76,13 @@ def run(options: PreflightOptions) -> int:
     check(replace(options, settings=type(options.settings)()))
     limit = 60.0 * minutes(options.time) if options.time else 0.0
     if current_process(os.environ).world > 1:
-        raise ValueError("preflight is one process: start it without torchrun, and say --processes N")
-    with _ended_by_sigterm(), session(options.settings.device) as here, _scratch(options.runs) as (folder, refusal):
-        return _Preflight(options, here, folder, refusal, limit).make()
+        raise ValueError("preflight is one process: start it without torchrun, and give --processes N")
+    with (
+        _ended_by_sigterm(),
+        open_session(options.settings.device) as session,
+        _scratch(options.runs) as (folder, refusal),
+    ):
+        return _Preflight(options, session, folder, refusal, limit).make()
 
 
 @contextmanager
@@ -100,7 +104,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _between_steps() -> Iterator[StopRequest]:
-    """Let signals wait for who looks at the request: the processes of a loader complain when they are cut off."""
+    """Let signals wait for who checks the request: the processes of a loader complain when they are cut off."""
     stop = StopRequest()
     try:
         with stop, suppress(InterruptedError):
@@ -117,18 +121,18 @@ def _scratch(runs: Path) -> Iterator[tuple[Path, str]]:
     with ExitStack() as stack:
         refusal, place = "", next(folder for folder in (runs, *runs.absolute().parents) if folder.is_dir())
         try:
-            made = tempfile.TemporaryDirectory(prefix=".preflight-", dir=place, ignore_cleanup_errors=True)
+            temporary = tempfile.TemporaryDirectory(prefix=".preflight-", dir=place, ignore_cleanup_errors=True)
         except OSError as error:
             refusal = f"cannot write in {place}: {error.strerror}. Choose another folder with --runs"
-            made = tempfile.TemporaryDirectory(prefix="preflight-", ignore_cleanup_errors=True)
-        yield Path(stack.enter_context(made)), refusal
+            temporary = tempfile.TemporaryDirectory(prefix="preflight-", ignore_cleanup_errors=True)
+        yield Path(stack.enter_context(temporary)), refusal
 
 
 class _Preflight:
     """The checks in order, and what the later ones take from the earlier ones."""
 
-    def __init__(self, options: PreflightOptions, here: Session, folder: Path, refusal: str, limit: float) -> None:
-        self.options, self.here, self.folder, self.refusal, self.limit = options, here, folder, refusal, limit
+    def __init__(self, options: PreflightOptions, session: Session, folder: Path, refusal: str, limit: float) -> None:
+        self.options, self.session, self.folder, self.refusal, self.limit = options, session, folder, refusal, limit
         self.list = Checklist()
         self.sound, self.fits, self.multiple = False, True, 1
         self.trials = trials_of(options.settings)
@@ -153,9 +157,9 @@ class _Preflight:
             "time": self.time,  # last, for it adds up what the others have measured
         }
         for name, attempt in checks.items():
-            # Reading pictures has a bar of its own.
+            # Reading images has a bar of its own.
             self.list.attempt(name, attempt, busy=name != "data")
-            if self.here.device.type == "cuda":
+            if self.session.device.type == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
         return int(self.list.failed)
@@ -178,13 +182,13 @@ class _Preflight:
             self.list.remark(warning)
         return (
             f"{experiment.name}: batch {train.batch} = {processes} x {share.accumulation} x {train.micro_batch} "
-            f"(processes, turns, pictures), {train.epochs} epochs, {len(warnings)} warnings"
+            f"(processes, accumulation steps, images), {train.epochs} epochs, {len(warnings)} warnings"
         )
 
     def data_set(self) -> str:
-        """What is wrong with the annotations and the pictures."""
+        """What is wrong with the annotations and the images."""
         try:
-            read = self.trials.check_data(self.options.pictures, self.list.remark)
+            read = self.trials.check_data(self.options.images, self.list.remark)
             if self.sound:
                 steps_per_epoch(self.trials.opened().training_images, self.experiment.train.batch)
             return read
@@ -201,7 +205,7 @@ class _Preflight:
         try:
             limit, folder = self.options.memory * GIB, self.folder / "memory"
             with _between_steps() as stop:
-                peak, room = step_memory(trials, largest, folder, self.here, stop, limit)
+                peak, room = step_memory(trials, largest, folder, self.session, stop, limit)
         except DoesNotFitError as error:
             self.fits = False
             fewer = f"train.micro_batch={train.micro_batch}, " if train.micro_batch > 1 else ""
@@ -213,7 +217,7 @@ class _Preflight:
             self.list.remark("less than a tenth of the memory is left, and batches of many shapes need some more")
         return f"{largest.words}: {peak / GIB:.2f} GiB of {room / GIB:.2f} GiB"
 
-    # -- what steps tell ----------------------------------------------------------------------------------------------
+    # -- what steps show ----------------------------------------------------------------------------------------------
 
     def step(self) -> str:
         """Seconds of a step on real batches."""
@@ -242,17 +246,17 @@ class _Preflight:
         losses, end = [probe.step_on([batch])], time.monotonic() + SECONDS
         while len(losses) <= LEARNING_STEPS and (time.monotonic() < end or losses[-1] > (1 - FALL) * losses[0]):
             losses.append(probe.step_on([batch]))
-        said = f"loss {losses[0]:.6g} -> {losses[-1]:.6g} in {len(losses) - 1} steps on one batch"
+        change = f"loss {losses[0]:.6g} -> {losses[-1]:.6g} in {len(losses) - 1} steps on one batch"
         if not losses[-1] <= (1 - FALL) * losses[0]:
             rates = [f"{name}={rate:g}" for name, rate in flatten(self.experiment).items() if name in _RATES]
             raise ValueError(
-                f"{said}: it must fall by {100 * FALL:.0f} %. Look at {' and '.join(rates)} (too small, or too large), "
-                "and at what is frozen; `data check` counts the labels"
+                f"{change}: it must fall by {100 * FALL:.0f} %. Look at {' and '.join(rates)} (too small, or too "
+                "large), and at what is frozen; `data check` counts the labels"
             )
-        return said
+        return change
 
     def saving(self) -> str:
-        """Whether a run that is interrupted and resumed is the undisturbed one, and whether its checkpoints fit."""
+        """Whether a run that is interrupted and resumed is the uninterrupted one, and whether its checkpoints fit."""
         if self.refusal:
             raise ValueError(self.refusal)
         whole, size, seconds = self._run_to("whole", 4)
@@ -260,7 +264,7 @@ class _Preflight:
         parts, _, _ = self._run_to("parts", 2)
         for name in ("whole", "parts"):
             shutil.rmtree(self.folder / name)
-        said = compare(whole, parts, middle, exact=self.here.device.type == "cpu")
+        comparison = compare_resumed(whole, parts, middle, exact=self.session.device.type == "cpu")
         keep, free = self.experiment.train.keep_checkpoints, shutil.disk_usage(self.folder).free
         if free < (keep + 1) * size:
             raise ValueError(
@@ -269,13 +273,13 @@ class _Preflight:
                 "folder with --runs"
             )
         self.save_seconds = seconds
-        return f"{said}; {size / 2**20:.1f} MiB in {seconds:.2g} s, {free / GIB:.0f} GiB free"
+        return f"{comparison}; {size / 2**20:.1f} MiB in {seconds:.2g} s, {free / GIB:.0f} GiB free"
 
     def evaluation(self) -> str:
-        """Whether an evaluation gives figures, and how fast."""
+        """Whether an evaluation gives metrics, and how fast."""
         folder, of_batch = self.folder / "evaluation", self.experiment.evaluation_batch
-        task = self.trials.few(self._opened(), max(self.options.val_pictures, of_batch), folder / "few.json")
-        model = Probe(task, self._trial(), self.folder / "model", self.here).model
+        task = self.trials.few(self._opened(), max(self.options.val_images, of_batch), folder / "few.json")
+        model = Probe(task, self._trial(), self.folder / "model", self.session).model
         times = [time.perf_counter()]
 
         with _between_steps() as stop:
@@ -288,7 +292,7 @@ class _Preflight:
             def ends(short: bool) -> bool:
                 return stop.requested is not None
 
-            found = task.evaluate(model, folder, 0, self.here, after_batch, ends)
+            found = task.evaluate(model, folder, 0, self.session, after_batch, ends)
         assert found is not None
         wrong = [name for name, value in found.metrics.items() if value is not None and not math.isfinite(value)]
         if wrong:
@@ -299,7 +303,7 @@ class _Preflight:
         headline = self.experiment.metrics[0]
         value = found.metrics[headline.key]
         score = "no objects to find" if value is None else f"{headline.label} {headline.text(value)}, before training"
-        return f"{task.validation_images} pictures, {self.eval_rate:.3g} images/s; {score}"
+        return f"{task.validation_images} images, {self.eval_rate:.3g} images/s; {score}"
 
     def time(self) -> str:
         """How long the run will take, from what was measured."""
@@ -310,21 +314,23 @@ class _Preflight:
         parts = run_parts(self.experiment.train, task.training_images, self.step_seconds, evaluation, self.save_seconds)
         whole = sum(seconds for _, seconds in parts.values())
         listed = ", ".join(f"{count} {name} {clock(seconds)}" for name, (count, seconds) in parts.items())
-        said = (
+        estimate = (
             f"about {clock(whole)} ({listed}): estimated for {processes} process{'es' * (processes > 1)} as fast as "
             "this one, without what starting and communication take"
         )
         if not self.limit:
-            return said
+            return estimate
         if self.limit <= self.step_seconds + self.save_seconds:
-            raise ValueError(f"{said}; not even a step and its checkpoint end in {self.options.time}: raise --time")
-        return f"{said}; it meets the limit of {self.options.time} {max(0, math.ceil(whole / self.limit) - 1)} times"
+            raise ValueError(f"{estimate}; not even a step and its checkpoint end in {self.options.time}: raise --time")
+        return (
+            f"{estimate}; it meets the limit of {self.options.time} {max(0, math.ceil(whole / self.limit) - 1)} times"
+        )
 
     # -- what the checks share ----------------------------------------------------------------------------------------
 
     def _opened(self) -> Task:
         if not self.sound:
-            raise SkippedError("the settings have to be mended first")
+            raise SkippedError("the settings have to be fixed first")
         if self.task is None:
             raise SkippedError("the data set cannot be used")
         return self.task
@@ -349,7 +355,7 @@ class _Preflight:
         if not self.fits:
             raise SkippedError("a step does not fit into memory")
         trial = self._trial(**changed)
-        return Probe(self.trials.like(trial).opened(), trial, self.folder / name, self.here, stop)
+        return Probe(self.trials.like(trial).opened(), trial, self.folder / name, self.session, stop)
 
     def _run_to(self, name: str, steps: int) -> tuple[dict[str, Any], int, float]:
         """Train on in a folder of that name. Returns the checkpoint, its bytes, and the seconds that saving took."""

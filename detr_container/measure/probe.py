@@ -23,19 +23,19 @@ from detr_container.engine.trainer import Trainer
 KEPT = ("model", "ema", "ema_updates", "optimizer", "step")
 """What of a checkpoint is compared."""
 DRIFT = 0.25
-"""How far a resumed run may be from the undisturbed one on a GPU, whose sums have no fixed order: as a share of how far
-the steps after the checkpoint moved it. AdamW turns a rounding error of a tiny gradient into a step of full length, so
-a few per cent are usual; with an optimiser that starts anew, or with other pictures, it is more than half."""
+"""How far a resumed run may be from the uninterrupted one on a GPU, whose sums have no fixed order: as a share of how
+far the steps after the checkpoint moved it. AdamW turns a rounding error of a tiny gradient into a step of full length,
+so a few per cent are usual; with an optimizer that starts anew, or with other images, it is more than half."""
 
 
 class Probe(Trainer):
-    """A run of which single steps are taken and timed; it says nothing."""
+    """A run of which single steps are taken and timed; it logs nothing."""
 
     def __init__(
-        self, task: Task, experiment: Experiment, folder: Path, here: Session, stop: StopRequest | None = None
+        self, task: Task, experiment: Experiment, folder: Path, session: Session, stop: StopRequest | None = None
     ) -> None:
         self.save_seconds: list[float] = []
-        super().__init__(task, experiment, Run(folder), here, stop or StopRequest())
+        super().__init__(task, experiment, Run(folder), session, stop or StopRequest())
 
     def step_on(self, micro: list[Any]) -> float:
         """Take the first step's learning rate and dropout for a step on these batches. Returns the loss before it.
@@ -57,7 +57,7 @@ class Probe(Trainer):
             micro = next(supply)
             waited = time.perf_counter() - began
             self.take(micro)
-            if self.here.device.type == "cuda":
+            if self.session.device.type == "cuda":
                 torch.cuda.synchronize()
             yield waited, time.perf_counter() - began
 
@@ -67,12 +67,12 @@ class Probe(Trainer):
         super().save()
         self.save_seconds.append(time.perf_counter() - began)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Nothing."""
 
 
-def compare(whole: dict[str, Any], parts: dict[str, Any], middle: dict[str, Any], exact: bool) -> str:
-    """Say how a resumed run compares with the undisturbed one; three checkpoints, the last from the interruption.
+def compare_resumed(whole: dict[str, Any], parts: dict[str, Any], middle: dict[str, Any], exact: bool) -> str:
+    """How a resumed run compares with the uninterrupted one; three checkpoints, the last from the interruption.
 
     Raises ValueError when they differ: at all if `exact`, else by more than DRIFT of what the last steps changed.
     """
@@ -91,8 +91,8 @@ def compare(whole: dict[str, Any], parts: dict[str, Any], middle: dict[str, Any]
     share = f"{100 * drift:.2g} % of what the last steps changed"
     if exact or not drift <= DRIFT:
         raise ValueError(
-            f"resumed after 2 of 4 steps it is another run than undisturbed: {len(wrong)} of {len(a)} values of "
-            f"weights and optimiser differ, by {share}; {wrong[0]}. Something decides that no checkpoint holds: "
+            f"resumed after 2 of 4 steps it is another run than uninterrupted: {len(wrong)} of {len(a)} values of "
+            f"weights and optimizer differ, by {share}; {wrong[0]}. Something decides that no checkpoint holds: "
             "please report it with these settings. A run that is never interrupted does not suffer from it"
         )
     return f"resumed after 2 of 4 steps, the run is the same but for {share} ({100 * DRIFT:.0f} % allowed)"

@@ -38,26 +38,26 @@ def side_by_side(
 
     Returns, ready for JSON: {"options": those given, "first": its label, "experiments": {label: one}}, each one with
     - experiment, backbone, head, precision; settings: all of them;
-    - device, torch, memory (what the figures of memory mean): absent when its process never came to answer;
+    - device, torch, memory (what the metrics of memory mean): absent when its process never came to answer;
     - failure: None, or why it was given up, on one line; refused: whether its settings were at fault; said: all that
       its process then wrote to its standard error;
     - figures: {key: {"value": number, "rounds": [number per round], "ratio": {"median", "least", "most"}}}.
     Keys: parameters/{total,backbone,head,trained};
-    gflops/HxW/{total,backbone,head}: of one picture, see `costs`;
-    forward/HxW/B/{total,backbone,head}: seconds from a batch of B uint8 pictures on the device to detections, in
+    gflops/HxW/{total,backbone,head}: of one image, see `costs`;
+    forward/HxW/B/{total,backbone,head}: seconds from a batch of B uint8 images on the device to detections, in
     evaluation mode; normalisation counts as backbone, post-processing as head;
-    training/{data,forward,matching,loss,backward,optimiser,step}: seconds (data: only of pictures that are loaded);
+    training/{data,forward,matching,loss,backward,optimizer,step}: seconds (data: only of images that are loaded);
     training/images_per_second;
     memory/idle: GiB without a model; memory/forward/HxW/B, memory/training: the peak beyond that, in GiB.
     value: the median of the rounds, where there are rounds; ratio: to the first experiment, absent on itself and where
-    either has no figure: the median, least and most of the ratios within a round.
+    either has no such metric: the median, least and most of the ratios within a round.
     Raises ValueError for options that nothing can be measured with; an experiment that fails does not end the others.
     """
     if not experiments:
         raise ValueError("there is no experiment to measure: name one or more")
     options.check()
-    records = {label: _Record(experiment) for label, experiment in experiments.items()}
-    turns = list(_turns(list(experiments), options))
+    records = {label: _Measured(experiment) for label, experiment in experiments.items()}
+    schedule = list(_schedule(list(experiments), options))
     screen = console(stderr=True)
     columns = (column("{task.description}"), BarColumn(), column("{task.percentage:.0f} %"))
     with ExitStack() as stack:
@@ -70,11 +70,11 @@ def side_by_side(
                 disable=not (progress and screen.is_terminal),
             )
         )
-        task = bar.add_task("starting", total=len(turns))
+        task = bar.add_task("starting", total=len(schedule))
         workers = {
             label: stack.enter_context(Worker(stack.enter_context(tempfile.TemporaryFile()))) for label in experiments
         }
-        for label, request, doing in turns:
+        for label, request, doing in schedule:
             bar.update(task, description=f"{label}: {doing}")
             if request["do"] == "prepare":
                 request = {**request, "experiment": to_dict(experiments[label]), "options": asdict(options)}
@@ -85,12 +85,12 @@ def side_by_side(
         "options": asdict(options),
         "first": first,
         "experiments": {
-            label: record.told(None if label == first else records[first]) for label, record in records.items()
+            label: record.described(None if label == first else records[first]) for label, record in records.items()
         },
     }
 
 
-def _turns(labels: list[str], options: MeasureOptions) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _schedule(labels: list[str], options: MeasureOptions) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Who does what, one after the other: label, request to its process, and the same in words."""
     for label in labels:
         yield label, {"do": "prepare"}, "building, counting"
@@ -107,7 +107,7 @@ def _turns(labels: list[str], options: MeasureOptions) -> Iterator[tuple[str, di
 
 
 @dataclass
-class _Record:
+class _Measured:
     """What is known of one experiment so far."""
 
     experiment: Experiment
@@ -116,19 +116,19 @@ class _Record:
     rounds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     failure: WorkerFailedError | None = None
 
-    def told(self, first: _Record | None) -> dict[str, Any]:
+    def described(self, first: _Measured | None) -> dict[str, Any]:
         """As `side_by_side` describes it."""
         failure, experiment = self.failure, self.experiment
-        figures: dict[str, dict[str, Any]] = {key: {"value": value} for key, value in self.fixed.items()}
-        figures |= {key: {"value": statistics.median(values), "rounds": values} for key, values in self.rounds.items()}
+        metrics: dict[str, dict[str, Any]] = {key: {"value": value} for key, value in self.fixed.items()}
+        metrics |= {key: {"value": statistics.median(values), "rounds": values} for key, values in self.rounds.items()}
         if first is not None:
-            for key, figure in figures.items():
+            for key, metric in metrics.items():
                 mine, theirs = (each.rounds.get(key) or [each.fixed.get(key, 0.0)] for each in (self, first))
                 # A round that one of both did not live to see has no pair.
                 ratios = [a / b for a, b in zip(mine, theirs, strict=False) if b]
                 if ratios:
                     median = statistics.median(ratios)
-                    figure["ratio"] = {"median": median, "least": min(ratios), "most": max(ratios)}
+                    metric["ratio"] = {"median": median, "least": min(ratios), "most": max(ratios)}
         return {
             "experiment": experiment.name,
             **experiment.parts,
@@ -137,19 +137,19 @@ class _Record:
             **self.about,
             "failure": str(failure) if failure else None,
             "refused": bool(failure and failure.refused),
-            "said": failure.said if failure else "",
-            "figures": figures,
+            "said": failure.stderr if failure else "",
+            "figures": metrics,
         }
 
 
-def _take_turn(record: _Record, worker: Worker, request: dict[str, Any], doing: str) -> None:
+def _take_turn(record: _Measured, worker: Worker, request: dict[str, Any], doing: str) -> None:
     """Let one experiment do one thing, unless it has failed before."""
     if record.failure:
         return
     try:
         reply = worker.ask(request)
     except WorkerFailedError as failure:
-        record.failure = failure if failure.refused else WorkerFailedError(f"{doing}: {failure}", said=failure.said)
+        record.failure = failure if failure.refused else WorkerFailedError(f"{doing}: {failure}", stderr=failure.stderr)
         worker.end()
         return
     record.about |= reply.get("about", {})
@@ -163,12 +163,12 @@ def _take_turn(record: _Record, worker: Worker, request: dict[str, Any], doing: 
 class WorkerFailedError(RuntimeError):
     """An experiment's process could not do what it was asked for, or is gone.
 
-    refused: the settings are at fault; said: its standard error, where that may tell more.
+    refused: the settings are at fault; stderr: its standard error, where that may hold more.
     """
 
-    def __init__(self, message: str, refused: bool = False, said: str = "") -> None:
+    def __init__(self, message: str, refused: bool = False, stderr: str = "") -> None:
         super().__init__(message)
-        self.refused, self.said = refused, said
+        self.refused, self.stderr = refused, stderr
 
 
 class Worker:
@@ -177,7 +177,7 @@ class Worker:
     def __init__(self, errors: IO[bytes]) -> None:
         """Start it. errors: a file that gets what it writes to its standard error."""
         self._ended, self._errors = False, errors
-        # In a group of its own: Ctrl-C is answered here alone, and its loader's processes can be ended with it.
+        # In a group of its own: Ctrl-C is answered by us alone, and its loader's processes can be ended with it.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "detr_container.measure.bench_worker"],
             stdin=subprocess.PIPE,
@@ -223,14 +223,16 @@ class Worker:
         if "refused" in reply:
             raise WorkerFailedError(reply["refused"], refused=True)
         if "no_memory" in reply:
-            raise WorkerFailedError(f"out of memory: {_REMEDY}", said=reply["no_memory"])
+            raise WorkerFailedError(f"out of memory: {_REMEDY}", stderr=reply["no_memory"])
         return reply
 
     def _gone(self) -> WorkerFailedError:
         status = self.process.wait()
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip()
+        stderr = self._errors.read().decode(errors="replace").strip()
         if status == -signal.SIGKILL:
-            return WorkerFailedError(f"its process was killed, most likely for lack of memory: {_REMEDY}", said=said)
-        last = said.splitlines()[-1] if said else "without a word"
-        return WorkerFailedError(f"its process ended with status {status}: {last}", said=said)
+            return WorkerFailedError(
+                f"its process was killed, most likely for lack of memory: {_REMEDY}", stderr=stderr
+            )
+        last = stderr.splitlines()[-1] if stderr else "without a word"
+        return WorkerFailedError(f"its process ended with status {status}: {last}", stderr=stderr)

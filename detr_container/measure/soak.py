@@ -1,4 +1,4 @@
-"""Interrupt a run at random, again and again, and compare it with one that nobody disturbed."""
+"""Interrupt a run at random, again and again, and compare it with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import psutil
 import tyro
 from rich.console import Console
 
-from detr_container.base.alive import mark, tell
+from detr_container.base.alive import mark, send_signal
 from detr_container.base.clock import clock
 from detr_container.base.limits import Seed, natural
 from detr_container.base.terminal import console
 from detr_container.config.settings import Experiment
 from detr_container.engine.same import run_differences
 from detr_container.jobs import submit as jobs
-from detr_container.jobs.status import ACTIVE, Standing, standing
+from detr_container.jobs.status import ACTIVE, RunStatus, status_of
 from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources
 
-# Longer than a job on a busy cluster is wanted for this; a queue may be slow all the same.
+# Longer than a job on a busy cluster takes for this; a queue may be slow all the same.
 _PATIENCE = 3600.0
 # Longer than a start that was interrupted takes to end.
 _ENDING = 60.0
@@ -55,30 +55,30 @@ class SoakOptions:
 
 
 Way = Callable[[Mapping[str, Any], random.Random], bool]
-"""Interrupts a job, of which it gets what job.json says; returns whether it did."""
+"""Interrupts a job, of which it gets what job.json holds; returns whether it did."""
 
 
 def run(options: SoakOptions, ways: Mapping[str, Way] | None = None) -> int:
-    """Run undisturbed, then disturbed; returns 0 when both are the same to the last bit.
+    """Run uninterrupted, then interrupted; returns 0 when both are the same to the last bit.
 
     ways: how to interrupt, by name; default: what the person can do to a job of their own.
     """
     screen = console()
-    quiet, noisy = options.folder / "undisturbed", options.folder / "disturbed"
+    quiet, noisy = options.folder / "uninterrupted", options.folder / "disturbed"
     for folder in (quiet, noisy):
         if folder.exists():
             raise ValueError(f"{folder} exists: name another --folder, or remove it")
     try:
         _submit(quiet, options)
         _wait(quiet, lambda now: now.state not in ACTIVE)
-        if standing(quiet).state != "finished":
-            raise ValueError(f"the undisturbed run did not finish: detr-container status {quiet}")
-        screen.print(f"undisturbed: {standing(quiet).step} steps", soft_wrap=True)
+        if status_of(quiet).state != "finished":
+            raise ValueError(f"the uninterrupted run did not finish: detr-container status {quiet}")
+        screen.print(f"uninterrupted: {status_of(quiet).step} steps", soft_wrap=True)
         began = time.monotonic()
-        kinds, helped = _disturb(noisy, options, WAYS[options.cluster] if ways is None else ways, screen)
+        kinds, helped = _interrupt(noisy, options, WAYS[options.cluster] if ways is None else ways, screen)
     except KeyboardInterrupt:
         screen.print(
-            f"the job that was started goes on; this ends it: detr-container cancel {options.folder}", soft_wrap=True
+            f"the job that was started continues; this ends it: detr-container cancel {options.folder}", soft_wrap=True
         )
         raise
     history = JobFolder(noisy).history()
@@ -90,10 +90,10 @@ def run(options: SoakOptions, ways: Mapping[str, Way] | None = None) -> int:
     )
     found = run_differences(quiet, noisy)
     if found:
-        screen.print("DIFFERENT from the undisturbed run:", *found[:10], sep="\n  ", style="red", soft_wrap=True)
+        screen.print("DIFFERENT from the uninterrupted run:", *found[:10], sep="\n  ", style="red", soft_wrap=True)
         return 1
     screen.print(
-        "equal to the undisturbed run, bit for bit: weights, optimiser, averages, metrics, evaluations and detections",
+        "equal to the uninterrupted run, bit for bit: weights, optimizer, averages, metrics, evaluations, detections",
         style="green",
     )
     if helped:
@@ -109,11 +109,13 @@ def run(options: SoakOptions, ways: Mapping[str, Way] | None = None) -> int:
 
 
 def _submit(folder: Path, options: SoakOptions) -> None:
-    member = jobs.Member(folder, options.settings)
-    jobs.submit([member], folder / "job" / "submissions", options.slurm, options.cluster)
+    run = jobs.PlannedRun(folder, options.settings)
+    jobs.submit([run], folder / "job" / "submissions", options.slurm, options.cluster)
 
 
-def _disturb(folder: Path, options: SoakOptions, ways: Mapping[str, Way], screen: Console) -> tuple[Counter[str], int]:
+def _interrupt(
+    folder: Path, options: SoakOptions, ways: Mapping[str, Way], screen: Console
+) -> tuple[Counter[str], int]:
     """Submit the run and interrupt it; returns how often in which way, and how often it needed a person."""
     draw, kinds, helped = random.Random(options.draw), Counter[str](), 0
     deck: list[str] = []
@@ -137,9 +139,9 @@ def _disturb(folder: Path, options: SoakOptions, ways: Mapping[str, Way], screen
             # Each kind comes before any comes again.
             deck = deck or draw.sample(sorted(ways), len(ways))
             kind, starts = deck.pop(), len(JobFolder(folder).history())
-            if standing(folder).state in ACTIVE and ways[kind](JobFolder(folder).submission() or {}, draw):
+            if status_of(folder).state in ACTIVE and ways[kind](JobFolder(folder).submission() or {}, draw):
                 kinds[kind] += 1
-                screen.print(f"{kinds.total()}: {kind} at step {standing(folder).step}", soft_wrap=True)
+                screen.print(f"{kinds.total()}: {kind} at step {status_of(folder).step}", soft_wrap=True)
                 # One that was lost with its machine before it began leaves no word of itself.
                 with suppress(TimeoutError):
                     _wait(folder, functools.partial(_ended, folder, starts), _ENDING)
@@ -147,15 +149,15 @@ def _disturb(folder: Path, options: SoakOptions, ways: Mapping[str, Way], screen
                 deck.insert(0, kind)
 
 
-def _ended(folder: Path, starts: int, now: Standing) -> bool:
+def _ended(folder: Path, starts: int, now: RunStatus) -> bool:
     """Whether another start than the first `starts` has ended."""
     return len(JobFolder(folder).history()) > starts or now.state not in ACTIVE
 
 
-def _wait(folder: Path, condition: Callable[[Standing], bool], seconds: float = _PATIENCE) -> Standing:
+def _wait(folder: Path, condition: Callable[[RunStatus], bool], seconds: float = _PATIENCE) -> RunStatus:
     """How the run stands once a condition holds of it. Raises TimeoutError when it does not for so long."""
     end = time.monotonic() + seconds
-    while not condition(now := standing(folder)):
+    while not condition(now := status_of(folder)):
         if time.monotonic() > end:
             raise TimeoutError(f"{folder} has been {now.state} for {clock(seconds)}")
         time.sleep(0.2)
@@ -163,7 +165,7 @@ def _wait(folder: Path, condition: Callable[[Standing], bool], seconds: float = 
 
 
 def _tell_controller(facts: Mapping[str, Any], draw: random.Random) -> bool:
-    return tell(int(facts["job"]), facts.get("process", ""), signal.SIGUSR2)
+    return send_signal(int(facts["job"]), facts.get("process", ""), signal.SIGUSR2)
 
 
 def _kill_local(facts: Mapping[str, Any], draw: random.Random) -> bool:
@@ -175,7 +177,7 @@ def _kill_local(facts: Mapping[str, Any], draw: random.Random) -> bool:
         return False
     # They were this job's if its controller is still the process that was submitted.
     living = [each for each in ranks if each[1]] if mark(controller) == facts.get("process", "") else []
-    return bool(living) and tell(*draw.choice(living), signal.SIGKILL)
+    return bool(living) and send_signal(*draw.choice(living), signal.SIGKILL)
 
 
 def _slurm(*options: str, part: str = "") -> Way:

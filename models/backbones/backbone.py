@@ -17,12 +17,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """A network that turns normalised pictures into feature maps.
+    """A network that turns normalised images into feature maps.
 
     channels, strides: of each feature map that it gives, finest first; at first all that were built, see `at_strides`;
     mean, std: the input normalisation, for pixels in [0, 1];
-    size_multiple: pictures are padded to a multiple of this many pixels.
-    side: the one side in pixels that its square pictures can have, 0 for any size.
+    size_multiple: images are padded to a multiple of this many pixels.
+    side: the one side in pixels that its square images can have, 0 for any size.
     memory_format: how feature maps lie in memory, whichever computes faster.
     """
 
@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] normalised pictures to one [B, channels, H / stride, W / stride] map per stride."""
+        """[B, 3, H, W] normalised images to one [B, channels, H / stride, W / stride] map per stride."""
         maps = self.every_map(images)
         return [maps[place] for place in self._given]
 
@@ -62,11 +62,11 @@ class Backbone(nn.Module):
         Raises ValueError for a stride that there is no map of, for another order, and when the deepest map is not among
         them: what makes it would be computed in vain and never be trained.
         """
-        asked, there = (", ".join(map(str, each)) for each in (strides, dict.fromkeys(self.strides)))
+        asked, offered = (", ".join(map(str, each)) for each in (strides, dict.fromkeys(self.strides)))
         if not strides or not set(strides) <= set(self.strides) or list(strides) != sorted(set(strides)):
             raise ValueError(
-                f"feature levels of the strides {asked or 'none'}: this backbone has {there}; name some of these once, "
-                "in ascending order"
+                f"feature levels of the strides {asked or 'none'}: this backbone has {offered}; name some of these "
+                "once, in ascending order"
             )
         if self.strides[-1] not in strides:
             raise ValueError(
@@ -125,8 +125,8 @@ def maps_up_to(name: str, strides: Sequence[int], stage: int = -1, stride: int =
     if stride:
         found = [count for count, each in enumerate(strides, start=1) if each == stride]
         if not found:
-            there = ", ".join(map(str, dict.fromkeys(strides)))
-            raise ValueError(f"backbone.stride={stride}: {name} has feature maps of the strides {there}")
+            offered = ", ".join(map(str, dict.fromkeys(strides)))
+            raise ValueError(f"backbone.stride={stride}: {name} has feature maps of the strides {offered}")
         return found[-1]
     count = len(strides)
     if not -count <= stage <= -1:

@@ -38,7 +38,7 @@ class Size:
 
 SIZES = {
     "container_light": Size((64, 128, 320, 512), (3, 4, 8, 3), (8, 8, 4, 4), heads=16),
-    # Ours, not the paper's: for small pictures, a CPU and debugging. Three stages, so that features have stride 16.
+    # Ours, not the paper's: for small images, a CPU and debugging. Three stages, so that features have stride 16.
     "container_light_small": Size((32, 64, 128), (1, 1, 2), (4, 4, 4), heads=4),
     "container_light_tiny": Size((16, 32, 64), (1, 1, 1), (2, 2, 2), heads=2),
 }
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
 
 class ContainerLight(Backbone):
-    """The stages of CONTAINER-LIGHT, for pictures of any size."""
+    """The stages of CONTAINER-LIGHT, for images of any size."""
 
     # With channels last, a CPU takes half as long again for the gradients of the depthwise convolutions.
     memory_format = torch.contiguous_format
@@ -96,7 +96,7 @@ class ContainerLight(Backbone):
         """
         channels = size.channels[:outputs]
         strides = size.strides[:outputs]
-        # The strided convolutions floor, so the map covers the picture only if the stride divides its sides.
+        # The strided convolutions floor, so the map covers the image only if the stride divides its sides.
         super().__init__(channels, strides, size_multiple=strides[-1])
         drops = torch.linspace(0, drop_path, sum(size.depths)).tolist()
         self.embeds, self.blocks = nn.ModuleList(), nn.ModuleList()
@@ -139,5 +139,5 @@ class ContainerLightClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] normalised pictures to [B, classes] logits."""
+        """[B, 3, H, W] normalised images to [B, classes] logits."""
         return self.head(self.norm(self.backbone(images)[-1]).mean(dim=(2, 3)))

@@ -84,7 +84,7 @@ class TimmBackbone(Backbone):
                 yield path, child
 
     def every_map(self, images: Tensor) -> list[Tensor]:
-        """As `Backbone.every_map`. Raises ValueError for pictures of another size than the only one."""
+        """As `Backbone.every_map`. Raises ValueError for images of another size than the only one."""
         height, width = images.shape[-2:]
         if self.side and (height, width) != (self.side, self.side):
             raise ValueError(

@@ -54,19 +54,19 @@ def fit(name: str, stage: int = -1, stride: int = 0, canvas: int = 0) -> Fit:
     images, and says which do.
     """
     _known(name)
-    # Models that are looked at draw numbers, which must not change what is drawn for the one that is used.
+    # Models that are examined draw numbers, which must not change what is drawn for the one that is used.
     with torch.random.fork_rng(devices=[]), ExitStack() as end:
         end.callback(_skeleton.cache_clear)
         maps, reasons = _best_stated(name, stage, stride), list[str]()
         own = _own_side(name)
-        # A window of 7 cells at a stride of 32 pixels, for instance, wants multiples of 224.
+        # A window of 7 positions at a stride of 32 pixels, for instance, wants multiples of 224.
         for multiple in dict.fromkeys((maps.multiple, 2 * maps.multiple, _up(own, maps.multiple))):
             wrong = _faults(name, maps, [(multiple * rows, multiple * columns) for rows, columns in _PROBES])
             if not wrong:
                 return replace(maps, multiple=multiple)
             reasons.append(wrong)
-        wanted = [_up(canvas, maps.multiple), _up(canvas, own)] if canvas and own else []
-        for side in dict.fromkeys((*wanted, own, _up(own, maps.multiple))):
+        padded_sides = [_up(canvas, maps.multiple), _up(canvas, own)] if canvas and own else []
+        for side in dict.fromkeys((*padded_sides, own, _up(own, maps.multiple))):
             try:
                 square = _stated(name, {"img_size": side} if side != own else {}, stage, stride)
             except _REFUSALS:
@@ -159,9 +159,9 @@ def _stated(name: str, options: dict[str, Any], stage: int, stride: int) -> Fit:
 
     body = _skeleton(name, tuple(options.items()))
     indices = tuple(body.feature_info.out_indices)
-    wanted = maps_up_to(f"timm/{name}", body.feature_info.reduction(), stage, stride)
-    if wanted < len(indices):
-        options = options | {"out_indices": indices[:wanted]}
+    count = maps_up_to(f"timm/{name}", body.feature_info.reduction(), stage, stride)
+    if count < len(indices):
+        options = options | {"out_indices": indices[:count]}
         body = _skeleton(name, tuple(options.items()))
     info, parameters = body.feature_info, sum(each.numel() for each in body.parameters())
     channels, strides = tuple(info.channels()), tuple(info.reduction())
@@ -184,7 +184,7 @@ def _faults(name: str, stated: Fit, sizes: Sequence[tuple[int, int]]) -> str:
                 wrong = f"it fails on {size[0]} x {size[1]} pixels ({_words(error)})"
             if wrong:
                 break
-        # A model that looks at values on its way cannot be followed without them.
+        # A model that reads values on its way cannot be followed without them.
         if not ("meta" in why or "item()" in why):
             return wrong
     return wrong
@@ -220,5 +220,5 @@ def _by(lengths: Sequence[int]) -> str:
 
 
 def _words(error: Exception) -> str:
-    """The first line of what was said, or its kind."""
+    """The first line of its message, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160] or type(error).__name__

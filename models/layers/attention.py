@@ -42,7 +42,7 @@ class Attention(nn.Module):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[B, h, L, S] attention weights, for looking at; dropout is not applied."""
+        """[B, h, L, S] attention weights, to be shown; dropout is not applied."""
         q, k, _ = self._project(query, key, key)
         return attention_weights(q, k, bias)
 

@@ -45,8 +45,8 @@ class _FoldedConv(torch.autograd.Function):
 
 def _gradient(gradient: Tensor, x: Tensor, kernel: Tensor, geometry: tuple[list[int], ...], of_kernel: bool) -> Tensor:
     """The gradient of a convolution with respect to its kernel or to its input."""
-    wanted = [not of_kernel, of_kernel, False]
-    gradients = torch.ops.aten.convolution_backward(gradient, x, kernel, None, *geometry, False, [0, 0], 1, wanted)
+    which = [not of_kernel, of_kernel, False]
+    gradients = torch.ops.aten.convolution_backward(gradient, x, kernel, None, *geometry, False, [0, 0], 1, which)
     return gradients[int(of_kernel)]
 
 

@@ -1,7 +1,7 @@
-"""Where the cells of a feature map lie, told to the transformer (Carion et al. 2020, section A.4).
+"""Where the positions of a feature map lie, encoded for the transformer (Carion et al. 2020, section A.4).
 
-Shapes: B pictures, h x w cells, C channels. Padding lies at the bottom and the right, so one count of valid rows
-and one of valid columns per picture say everything that a [B, h, w] mask would.
+Shapes: B images, h x w positions, C channels. Padding lies at the bottom and the right, so one count of valid rows
+and one of valid columns per image say everything that a [B, h, w] mask would.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Extent:
-    """How much of a feature map each picture of a batch covers.
+    """How much of a feature map each image of a batch covers.
 
-    height, width: cells of the map; rows, columns: [B] int64, valid cells of each picture;
-    padded: False promises that every picture covers the whole map, so that masks can be left out.
+    height, width: positions of the map; rows, columns: [B] int64, those of each image that are valid;
+    padded: False promises that every image covers the whole map, so that masks can be left out.
     """
 
     height: int
@@ -35,23 +35,23 @@ class Extent:
         return (below[:, :, None] | right[:, None, :]).flatten(1)
 
 
-def extent(sizes: Tensor, padded_size: tuple[int, int], cells: tuple[int, int], padded: bool = True) -> Extent:
-    """The cells that each picture covers: a cell is valid when the pixel that nearest-neighbour sampling reads is.
+def extent(sizes: Tensor, padded_size: tuple[int, int], map_size: tuple[int, int], padded: bool = True) -> Extent:
+    """The positions that each image covers: one is valid when the pixel that nearest-neighbour sampling reads is.
 
-    sizes: [B, 2] int64 true (height, width); padded_size, cells: (height, width) of the batch and of the map.
+    sizes: [B, 2] int64 true (height, width); padded_size, map_size: (height, width) of the batch and of the map.
     """
 
-    def valid(true: Tensor, pixels: int, cells: int) -> Tensor:
+    def valid(true: Tensor, pixels: int, length: int) -> Tensor:
         inside = torch.arange(pixels, device=true.device) < true[:, None]
-        return F.interpolate(inside[:, None].float(), size=cells).sum(dim=(1, 2)).long()
+        return F.interpolate(inside[:, None].float(), size=length).sum(dim=(1, 2)).long()
 
-    rows = valid(sizes[:, 0], padded_size[0], cells[0])
-    columns = valid(sizes[:, 1], padded_size[1], cells[1])
-    return Extent(cells[0], cells[1], rows, columns, padded)
+    rows = valid(sizes[:, 0], padded_size[0], map_size[0])
+    columns = valid(sizes[:, 1], padded_size[1], map_size[1])
+    return Extent(map_size[0], map_size[1], rows, columns, padded)
 
 
 class SinePosition(nn.Module):
-    """Sines and cosines of the row and the column, each scaled to 2 pi over the picture's valid extent."""
+    """Sines and cosines of the row and the column, each scaled to 2 pi over the image's valid extent."""
 
     def __init__(self, width: int, temperature: float = 10000.0) -> None:
         super().__init__()
@@ -65,9 +65,9 @@ class SinePosition(nn.Module):
         x = self._encode(cover.columns, cover.width)[:, None, :, :].expand(-1, cover.height, -1, -1)
         return torch.cat((y, x), dim=-1).flatten(1, 2)
 
-    def _encode(self, valid: Tensor, cells: int) -> Tensor:
-        """[B] valid cells to [B, cells, C / 2]."""
-        index = torch.arange(1, cells + 1, device=valid.device, dtype=torch.float32)
+    def _encode(self, valid: Tensor, length: int) -> Tensor:
+        """[B] valid positions to [B, length, C / 2]."""
+        index = torch.arange(1, length + 1, device=valid.device, dtype=torch.float32)
         last = valid[:, None].float()
         angle = torch.minimum(index, last) / (last + 1e-6) * (2 * math.pi)
         half = torch.arange(self.width // 4, device=valid.device, dtype=torch.float32)
@@ -76,7 +76,7 @@ class SinePosition(nn.Module):
 
 
 class LearnedPosition(nn.Module):
-    """One learned vector per row and per column, up to `limit` cells a side."""
+    """One learned vector per row and per column, up to `limit` positions a side."""
 
     def __init__(self, width: int, limit: int = 50) -> None:
         super().__init__()
@@ -88,13 +88,13 @@ class LearnedPosition(nn.Module):
     def forward(self, cover: Extent) -> Tensor:
         """[B, h * w, C] float32; channels hold x first, then y.
 
-        Raises ValueError when the map has more cells a side than there are vectors.
+        Raises ValueError when the map has more positions a side than there are vectors.
         """
         limit = self.row_embed.num_embeddings
         if max(cover.height, cover.width) > limit:
             raise ValueError(
-                f"learned positions cover {limit} cells a side, the feature map has {cover.height} x {cover.width}: "
-                "use head.position=sine, or smaller pictures (data.max_size, data.eval_size)"
+                f"the learned encoding covers {limit} positions a side, the feature map has {cover.height} x "
+                f"{cover.width}: use head.position=sine, or smaller images (data.max_size, data.eval_size)"
             )
         x = self.col_embed.weight[: cover.width][None, :, :].expand(cover.height, -1, -1)
         y = self.row_embed.weight[: cover.height][:, None, :].expand(-1, cover.width, -1)

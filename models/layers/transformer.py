@@ -1,6 +1,6 @@
 """The transformer of DETR (Carion et al. 2020, figure 10), batch first, on fused attention.
 
-Shapes: B pictures, S cells of the feature map, L queries, C width, h heads, D decoder layers.
+Shapes: B images, S tokens of the image, L queries, C width, h heads, D decoder layers.
 Positions are added to queries and keys of every layer, never to values.
 """
 
@@ -31,7 +31,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention over the cells, then a feed-forward network."""
+    """Self-attention over the tokens, then a feed-forward network."""
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention over the queries, attention to the cells, then a feed-forward network."""
+    """Self-attention over the queries, attention to the tokens, then a feed-forward network."""
 
     def __init__(self, width: int, heads: int, feedforward: int, dropout: float, pre_norm: bool = False) -> None:
         super().__init__()
@@ -122,13 +122,13 @@ class Decoder(nn.Module):
         """query_position: [L, C]; memory, position: [B, S, C]."""
         key = memory + position
         x = torch.zeros_like(query_position, dtype=memory.dtype).expand(len(memory), -1, -1)
-        states, maps = [], []
+        states, attention_maps = [], []
         for layer in cast(Iterable[DecoderLayer], self.layers):
             x, query = layer(x, query_position, memory, key, bias)
             states.append(self.norm(x))
             if attention:
-                maps.append(layer.cross_attn.weights(query, key, bias))
-        return Decoded(torch.stack(states), torch.stack(maps) if maps else None)
+                attention_maps.append(layer.cross_attn.weights(query, key, bias))
+        return Decoded(torch.stack(states), torch.stack(attention_maps) if attention_maps else None)
 
 
 def initialise(transformer: nn.Module) -> None:

@@ -83,8 +83,8 @@ def fine_tune_from(
     """
     own = model.state_dict()
     rest = {name: value for name, value in own.items() if name not in CLASS_ROWS}
-    there = {name: value for name, value in state.items() if name in rest}
-    faults = state_faults(rest, there, optional=("num_batches_tracked",))
+    usable = {name: value for name, value in state.items() if name in rest}
+    faults = state_faults(rest, usable, optional=("num_batches_tracked",))
     rows, width = len(state["class_embed.bias"]), own["class_embed.weight"].shape[1]
     if not faults:
         shapes = {"class_embed.weight": own["class_embed.weight"].new_empty(rows, width)}
@@ -109,10 +109,10 @@ def fine_tune_from(
                 target[row] = state[name][place[label.lower()]]
         if softmax and no_object:
             target[len(ours)] = state[name][rows - 1]
-        there[name] = target
-    model.load_state_dict(there, strict=False)
+        usable[name] = target
+    model.load_state_dict(usable, strict=False)
     fresh = tuple(name for name in ours if name.lower() not in place)
-    return Loaded(len(there), tuple(kept), fresh, tuple(name for name in state if name not in own))
+    return Loaded(len(usable), tuple(kept), fresh, tuple(name for name in state if name not in own))
 
 
 def scatter_rows(

@@ -1,4 +1,4 @@
-"""Where a checkpoint file keeps its weights, and under which wrappers' names; every tensor is looked at before use.
+"""Where a checkpoint file keeps its weights, and under which wrappers' names; every tensor is checked before use.
 
 Training programs save the averaged weights beside the raw ones, each under a name of its own, and wrappers (DDP,
 torch.compile, Lightning, DETR's segmentation) put their names before those of the model that they hold.
@@ -55,21 +55,21 @@ class Found:
         return any(not {"mask_head", "bbox_attention"}.isdisjoint(name.split(".")) for name in self.outside)
 
     def remarks(self, source: object, option: str) -> list[str]:
-        """What the person should hear: of two sets of weights, which was taken; what was left out.
+        """What the person should know: of two sets of weights, which was taken; what was left out.
 
         option: the setting that chooses.
         """
-        said = []
+        remarks = []
         if self.others:
             kind, other = ("averaged", "model") if self.averaged else ("raw", "ema")
-            said.append(
+            remarks.append(
                 f"{source}: took the {kind} weights ({self.entry}); it also has {', '.join(self.others)} "
                 f"({option}={other} takes the {'raw' if self.averaged else 'averaged'} ones)"
             )
         if self.outside:
             what = "the mask head" if self.masks else f"what is not the detector's ({_some(self.outside)})"
-            said.append(f"{source}: {what} is left out ({len(self.outside)} tensors)")
-        return said
+            remarks.append(f"{source}: {what} is left out ({len(self.outside)} tensors)")
+        return remarks
 
 
 def find_weights(checkpoint: Mapping[Any, Any], which: Which = "auto") -> Found:
@@ -86,10 +86,10 @@ def find_weights(checkpoint: Mapping[Any, Any], which: Which = "auto") -> Found:
     raw = [entry for entry, average in entries if not average]
     if not entries:
         if which == "ema" and _has_tensors(checkpoint):
-            raise ValueError("it holds one set of weights, and nothing says that they are averaged: ask for `auto`")
+            raise ValueError("it holds one set of weights, and nothing marks them as averaged: ask for `auto`")
         return Found(_clean(checkpoint))
     # An average may also lie within the raw entry, under a name of its own: `below` finds it there.
-    within = [name for name in raw if any(_says_average(str(key)) for key in entries[name, False])]
+    within = [name for name in raw if any(_names_average(str(key)) for key in entries[name, False])]
     order = {"auto": averaged + raw, "ema": averaged or within, "model": raw}[which]
     if not order:
         raise ValueError(
@@ -117,11 +117,11 @@ def below(found: Found, anchors: Iterable[str], which: Which = "auto") -> Found:
     )
     if not prefixes:
         return found
-    average = [prefix for prefix in prefixes if _says_average(prefix)]
+    average = [prefix for prefix in prefixes if _names_average(prefix)]
     plain = [prefix for prefix in prefixes if prefix not in average]
     order = {"auto": average + plain, "ema": average or (plain if found.averaged else []), "model": plain or average}
     if not order[which]:
-        raise ValueError("it holds one set of weights, and nothing says that they are averaged: ask for `auto`")
+        raise ValueError("it holds one set of weights, and nothing marks them as averaged: ask for `auto`")
     # The shortest, since the model may hold a part with a head of its own.
     prefix = order[which][0]
     state = {name.removeprefix(prefix): value for name, value in found.state.items() if name.startswith(prefix)}
@@ -139,8 +139,8 @@ def unsound(state: Mapping[str, Tensor]) -> list[str]:
     """Tensors that cannot be a model's weights whatever the model: kinds, values, and memory that is not there."""
     faults = []
     for name, value in state.items():
-        wanted = value.dtype if not (value.is_complex() or value.dtype == torch.bool) else torch.float32
-        fault = tensor_fault(value, value.shape, wanted if wanted.is_floating_point else torch.int64)
+        expected = value.dtype if not (value.is_complex() or value.dtype == torch.bool) else torch.float32
+        fault = tensor_fault(value, value.shape, expected if expected.is_floating_point else torch.int64)
         if fault:
             faults.append(f"{name} {fault}")
         elif value.untyped_storage().nbytes() < value.numel() * value.element_size():
@@ -158,7 +158,7 @@ def check_sound(state: Mapping[str, Tensor], source: object) -> None:
         raise ValueError(f"{source} holds what cannot be weights: {listed(faults)}. Use another copy, or save it anew")
 
 
-def _says_average(prefix: str) -> bool:
+def _names_average(prefix: str) -> bool:
     return any("ema" in part.split("_") or part in AVERAGED for part in prefix.split("."))
 
 

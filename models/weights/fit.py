@@ -1,4 +1,4 @@
-"""Whether loaded tensors can become a module's, looked at before any of them is used.
+"""Whether loaded tensors can become a module's, checked before any of them is used.
 
 `load_state_dict` compares names and shapes alone: it drops the imaginary part of complex weights, rounds fractions to
 whole numbers, and fills what it can before it complains.
@@ -32,8 +32,8 @@ def tensor_fault(found: object, shape: Iterable[int], dtype: torch.dtype, exact:
         return f"is {list(found.shape)}, not {list(shape)}"
     if exact and found.dtype != dtype:
         return f"holds {_name(found.dtype)}, not {_name(dtype)}"
-    whole, wanted_whole = (_is_whole(each) for each in (found.dtype, dtype))
-    fits = (found.dtype in _FLOATS and dtype in _FLOATS) or (whole and wanted_whole) or found.dtype == dtype
+    whole, expected_whole = (_is_whole(each) for each in (found.dtype, dtype))
+    fits = (found.dtype in _FLOATS and dtype in _FLOATS) or (whole and expected_whole) or found.dtype == dtype
     return "" if fits else f"holds {_name(found.dtype)}, not {_name(dtype)}"
 
 

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from detr_container.base.alive import mark, tell
+from detr_container.base.alive import mark, send_signal
 
 
 def sleeper() -> subprocess.Popen[bytes]:
@@ -39,18 +39,18 @@ def test_an_ended_process_that_waits_for_its_parent_is_none() -> None:
     process = subprocess.Popen(["true"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert mark(process.pid) == ""
-    assert not tell(process.pid, "anything", signal.SIGTERM)
+    assert not send_signal(process.pid, "anything", signal.SIGTERM)
     process.wait()
 
 
 @pytest.mark.parametrize("marked", ["", "another boot:1", "x"])
-def test_only_the_process_that_is_meant_is_told(marked: str) -> None:
+def test_only_the_process_that_is_meant_gets_the_signal(marked: str) -> None:
     """As where a number was given to another process since."""
     process = sleeper()
     try:
-        assert not tell(process.pid, marked, signal.SIGTERM)
+        assert not send_signal(process.pid, marked, signal.SIGTERM)
         assert process.poll() is None
-        assert tell(process.pid, mark(process.pid), signal.SIGTERM)
+        assert send_signal(process.pid, mark(process.pid), signal.SIGTERM)
         assert process.wait() == -signal.SIGTERM
     finally:
         process.kill()
@@ -60,4 +60,4 @@ def test_only_the_process_that_is_meant_is_told(marked: str) -> None:
 @pytest.mark.parametrize("number", [2**22 + 1, 2**40, 10**30])
 def test_numbers_that_no_process_has(number: int) -> None:
     assert mark(number) == ""
-    assert not tell(number, "x", signal.SIGTERM)
+    assert not send_signal(number, "x", signal.SIGTERM)

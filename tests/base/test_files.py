@@ -276,8 +276,8 @@ def test_only_regular_files_are_opened(kind: str, tmp_path: Path, monkeypatch: p
     elif kind == "a character device":
         Path("it").symlink_to("/dev/zero")
     else:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind("it")
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("it")
     for read in (open_regular, sha256, read_jsonl):
         with pytest.raises(ValueError, match=f"^it is {kind}, and only regular files are read"):
             read("it")

@@ -137,7 +137,7 @@ def start(repository: Path, code: str, *arguments: str) -> subprocess.Popen[str]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_process_finishes_its_step_and_says_why_it_ended(repository: Path, number: signal.Signals) -> None:
+def test_a_process_finishes_its_step_and_reports_why_it_ended(repository: Path, number: signal.Signals) -> None:
     process = start(repository, LOOP)
     process.send_signal(number)
     out, error = process.communicate(timeout=30)

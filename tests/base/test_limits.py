@@ -20,7 +20,7 @@ from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
 from detr_container.config.settings import from_dict, to_dict
 from detr_container.jobs.names import place, place_of_many
-from detr_container.jobs.sweep import members_of
+from detr_container.jobs.sweep import planned_runs
 from detr_container.launch.resources import Resources, minutes
 from detr_container.launch.submission import Submission
 from detr_container.launch.submit import script
@@ -68,7 +68,7 @@ def test_every_number_has_a_rule(kind: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             ["train", "debug", "--head.queries", "1000000"],
@@ -122,16 +122,20 @@ def test_every_number_has_a_rule(kind: type) -> None:
     ],
 )
 def test_what_no_command_takes(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     place = tmp_path / "a" / "b"
     place.mkdir(parents=True)
     monkeypatch.chdir(place)
     monkeypatch.setenv("COLUMNS", "200")
     assert status(arguments) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert "Traceback" not in told
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", place]
 
 
@@ -146,7 +150,7 @@ def test_files_and_checkpoints_have_the_same_rules() -> None:
 def test_a_grid_is_counted_before_it_is_made() -> None:
     grid = [f"train.{name}={','.join(map(str, range(1, 401)))}" for name in ("epochs", "lr-drop", "log-every", "batch")]
     with pytest.raises(ValueError, match=r"25,600,000,000 runs: at most 1,000 go together"):
-        members_of(Path("x"), ["debug"], grid, [0], [])
+        planned_runs(Path("x"), ["debug"], grid, [0], [])
 
 
 @pytest.mark.parametrize(
@@ -169,16 +173,16 @@ def test_names_of_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "resources",
     [
         {name: value}
         for name in ("partition", "mem", "time", "account", "qos", "constraint", "setup", "extra", "shared")
         for value in ("x\ntouch pwned", "x\rtouch pwned", "x\x00y", "x\u2028y")
     ],
 )
-def test_a_request_is_one_line_each(wanted: dict[str, str]) -> None:
-    given = {name: (value,) if name in ("setup", "extra", "shared") else value for name, value in wanted.items()}
-    with pytest.raises(ValueError, match=next(iter(wanted))):
+def test_a_request_is_one_line_each(resources: dict[str, str]) -> None:
+    given = {name: (value,) if name in ("setup", "extra", "shared") else value for name, value in resources.items()}
+    with pytest.raises(ValueError, match=next(iter(resources))):
         Resources(**given).validate()
 
 

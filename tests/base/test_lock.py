@@ -37,7 +37,7 @@ def other(tmp_path: Path, repository: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_second_process_is_told_who_has_it(other: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_second_process_learns_who_has_it(other: subprocess.Popen[str], tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=rf"run is in use by process {other.pid} on \S+ of job 7, since 20"),
         FolderLock(tmp_path / "run"),
@@ -78,9 +78,9 @@ def test_a_job_that_its_former_self_keeps_out_may_try_again(
         record = RankRecord(job, f"7-{number}", 0, 1)
         with pytest.raises(
             HinderedError, match=rf"by process {other.pid} on \S+ of job 7, .*, an earlier start of"
-        ) as told:
+        ) as refusal:
             FolderLock(tmp_path / "run", "7").__enter__()
-        record.fail(told.value)
+        record.fail(refusal.value)
         attempt, again = settle(job, f"7-{number}", Circumstances(status=2))
         assert (attempt.outcome, attempt.final, attempt.own, again) == ("failed", False, False, True)
     assert pause(job.history()) > 0
@@ -163,8 +163,8 @@ def test_without_locks_the_file_counts(lockless: Callable[..., subprocess.Popen[
     (tmp_path / "run" / NAME).write_text(json.dumps(elsewhere))
     refused = lockless("8")
     assert not took(refused)
-    assert "is in use by process 1 on elsewhere of job 7" in (told := refused.communicate()[1])
-    assert f"if that process has ended, remove {tmp_path / 'run' / NAME}" in told
+    assert "is in use by process 1 on elsewhere of job 7" in (refusal := refused.communicate()[1])
+    assert f"if that process has ended, remove {tmp_path / 'run' / NAME}" in refusal
     assert took(lockless("7"))
 
 

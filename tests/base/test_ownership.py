@@ -26,7 +26,7 @@ def submitted(tmp_path: Path) -> tuple[Submission, Path]:
         code = take_snapshot(tmp_path / "package", folder / "code", {})
         plan = Submission(folder, "slurm", [str(tmp_path / "run")], Resources(), "", str(code), "", jobs=["7"])
         plan.write()
-        plan.tell_runs()
+        plan.write_to_runs()
     finally:
         os.umask(before)
     return plan, tmp_path / "run"

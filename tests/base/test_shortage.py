@@ -32,10 +32,10 @@ room, lines = json.loads(sys.argv[1])
 room += psutil.Process().memory_info().vms
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 for line in lines:
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(sys.stderr):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(sys.stderr):
         status = cli.main(line)
-    print(json.dumps([status, said.getvalue()]), flush=True)
+    print(json.dumps([status, stderr.getvalue()]), flush=True)
 """
 
 
@@ -53,36 +53,36 @@ def test_settings_that_no_memory_suffices_for(root: Path, tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(cases), done.stderr
-    for named, (status, said) in zip(cases, answers, strict=True):
-        told = [line for line in said.splitlines() if line.startswith("error: ")]
-        assert status == 2, said
-        assert len(told) == 1
-        assert told[0].startswith("error: not enough memory for ")
-        assert named in told[0]
-        assert "Traceback" not in said
+    for named, (status, stderr) in zip(cases, answers, strict=True):
+        errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        assert status == 2, stderr
+        assert len(errors) == 1
+        assert errors[0].startswith("error: not enough memory for ")
+        assert named in errors[0]
+        assert "Traceback" not in stderr
 
 
-MEMBER = """
+ONE_RUN = """
 import json, resource, sys
 import psutil, torch
 from detr_container.engine import train
-from detr_container.compare import member
+from detr_container.compare import one_run
 torch.set_num_threads(1)
 room = 250_000_000 + psutil.Process().memory_info().vms
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
-sys.exit(member.main())
+sys.exit(one_run.main())
 """
 
 
 def test_annotations_that_no_memory_suffices_for(root: Path, tmp_path: Path) -> None:
-    """As a member of a comparison reads them, which has no command around it."""
+    """As a run of a comparison reads them, outside any command."""
     shutil.copytree(root, tmp_path / "data")
     path = tmp_path / "data" / "annotations" / "instances_train2017.json"
     path.write_text('{"info": [' + "[], " * 8_000_000 + "[]]," + path.read_text()[1:])
     write_json(Run(tmp_path / "run").config_path, to_dict(tiny(tmp_path / "data")))
     standing_in, held = os.pipe()
     try:
-        command = [sys.executable, "-c", MEMBER, str(tmp_path / "run")]
+        command = [sys.executable, "-c", ONE_RUN, str(tmp_path / "run")]
         done = subprocess.run(
             command, env=environment(), stdin=standing_in, capture_output=True, text=True, check=False, timeout=120
         )
@@ -132,13 +132,15 @@ def no_files() -> Any:
 def test_what_libraries_raise(take: Any) -> None:
     lack = "too many open files" if take is no_files else "not enough memory"
     with (
-        pytest.raises(ShortageError, match=rf"{lack} for the whole \(.+\): lower what asks for it, a\.b=3, or") as told,
+        pytest.raises(
+            ShortageError, match=rf"{lack} for the whole \(.+\): lower what asks for it, a\.b=3, or"
+        ) as raised,
         asking("outer", {}),
         asking("the whole", {"a.b": 3}),
     ):
         take()
-    assert out_of_memory(told.value) is (take is not no_files)
-    assert "\n" not in str(told.value)
+    assert out_of_memory(raised.value) is (take is not no_files)
+    assert "\n" not in str(raised.value)
 
 
 def test_other_errors_pass() -> None:

@@ -1,4 +1,4 @@
-"""Names of classes, files and runs are text wherever they are told: nothing swallows them, and they command nothing."""
+"""Names of classes, files and runs are shown as text everywhere: nothing swallows them, and they command nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.table import Table
 from detr_container.base import terminal
 from detr_container.base.files import write_json
 from detr_container.commands import cli
-from detr_container.tasks.detection.scores import FIGURES, ClassScore, Scores, markdown, table
+from detr_container.tasks.detection.scores import METRICS, ClassScore, Scores, markdown, table
 
 NAMES = (
     "[/sw] bolt",
@@ -42,7 +42,7 @@ def printed(renderable: object) -> str:
 
 def scores_of(names: tuple[str, ...]) -> Scores:
     classes = tuple(ClassScore(number, name, 0.5, 0.5, 1) for number, name in enumerate(names))
-    return Scores(**dict.fromkeys(FIGURES, 0.5), per_class=classes, images=1)
+    return Scores(**dict.fromkeys(METRICS, 0.5), per_class=classes, images=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,16 +100,16 @@ def test_stray_bytes_of_a_file_name_are_written_as_json_that_all_can_read(tmp_pa
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
-def test_stray_bytes_are_told_whatever_the_terminal_can_show(encoding: str, tmp_path: Path) -> None:
+def test_stray_bytes_are_shown_whatever_the_terminal_can_show(encoding: str, tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 [m8] \x1b[31m"))
     folder.mkdir()
     for words in (["status", folder], ["logs", folder], ["report", folder], ["evaluate", folder / "none.pt"]):
         environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "COLUMNS": "300"}
         command = [sys.executable, "-m", "detr_container", *map(os.fspath, words)]
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
-        said = (done.stdout + done.stderr).decode()
-        assert "Traceback" not in said
-        assert r"caf\xe9 [m8] \x1b[31m" in said
+        output = (done.stdout + done.stderr).decode()
+        assert "Traceback" not in output
+        assert r"caf\xe9 [m8] \x1b[31m" in output
         assert done.returncode in (0, 2)
 
 

@@ -41,7 +41,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["trian", "demo"], "there is no command 'trian': did you mean train"),
         (["data", "chek", "x"], "did you mean data check"),
@@ -55,19 +55,23 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
         (["train", "debug", "--train.schedule", "linear"], "('step', 'cosine')"),
         (["train", "debug", "--train.lr", "-1"], "train.lr=-1.0: it must be greater than 0"),
         (["train", "debug", "--data.root", "/nowhere", "--data.make-shapes", "0", "0", "0"], "missing: "),
-        (["predict", "nowhere.pt", "nowhere.jpg"], "there is no picture nowhere.jpg"),
+        (["predict", "nowhere.pt", "nowhere.jpg"], "there is no image nowhere.jpg"),
         (["evaluate", "nowhere.pt"], "nowhere.pt: there is no such checkpoint"),
         (["data", "check", "/nowhere"], "missing: "),
         (["benchmark", "debgu"], "did you mean debug"),
     ],
 )
 def test_a_mistake_is_named_on_stderr(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
     out, err = capsys.readouterr()
-    assert said in err
+    assert message in err
     assert out == ""
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
@@ -103,14 +107,14 @@ def test_train_evaluate_and_predict_in_a_folder(
     assert Run(tmp_path / "runs" / "mine").experiment().name == "debug"
     assert run("evaluate", "runs/mine", "--device", "cpu") == 0
     assert "wrote runs/mine/evaluation/detections.npz and scores.json" in capsys.readouterr().out
-    picture = min((root / "val2017").iterdir())
-    assert run("predict", "runs/mine", picture, "--device", "cpu") == 0
+    image = min((root / "val2017").iterdir())
+    assert run("predict", "runs/mine", image, "--device", "cpu") == 0
     found, wrote = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(rf"{re.escape(str(picture))}: \d+ detections", found)
-    assert wrote == "wrote predictions/predictions.json and a picture of each"
+    assert re.fullmatch(rf"{re.escape(str(image))}: \d+ detections", found)
+    assert wrote == "wrote predictions/predictions.json and an image of each"
     assert run("export", "runs/mine", "published.pth") == 0
     assert "tensors to published.pth" in capsys.readouterr().out
-    # The head reads a CONTAINER, which no folder of Hugging Face can say.
+    # The head reads a CONTAINER, which no folder of Hugging Face can state.
     assert run("export", "runs/mine", "hub", "--layout", "hugging-face-folder") == 2
     assert "only a DETR with softmax classes" in capsys.readouterr().err
     assert not Path("hub").exists()
@@ -118,10 +122,10 @@ def test_train_evaluate_and_predict_in_a_folder(
 
 def test_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "shapes"
-    made = ["data", "make-shapes", folder, "--train", 4, "--val", 2, "--size", 64, "--workers", 1]
-    assert run(*made) == 0
-    assert f"made 4 training and 2 validation pictures in {folder}" in capsys.readouterr().out
-    assert run(*made) == 0
+    make_shapes = ["data", "make-shapes", folder, "--train", 4, "--val", 2, "--size", 64, "--workers", 1]
+    assert run(*make_shapes) == 0
+    assert f"made 4 training and 2 validation images in {folder}" in capsys.readouterr().out
+    assert run(*make_shapes) == 0
     assert f"already there, unchanged: {folder}" in capsys.readouterr().out
     assert run("data", "check", folder, "--workers", 1) == 0
     capsys.readouterr()
@@ -130,7 +134,7 @@ def test_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "000000000002.jpg" in capsys.readouterr().out
 
 
-def test_errors_of_other_ranks_say_so(
+def test_errors_of_other_ranks_name_the_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Runs as they are found: whatever is wrong with one is named in the report, and nothing is dropped without a word."""
+"""Runs as they are found: whatever is wrong with one is named in the report, and nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_runs import (
+from synthetic_runs import (
     EPOCHS,
     comparison,
     experiment_of,
@@ -25,7 +25,7 @@ from made_runs import (
 from detr_container.base.files import read_jsonl, write_json, write_jsonl
 from detr_container.compare import results
 from detr_container.compare.analysis import Analysis, analyse
-from detr_container.compare.cells import cells_of
+from detr_container.compare.arms import arms_of
 from detr_container.compare.options import PLAN, ReportOptions
 from detr_container.compare.reading import read_runs
 from detr_container.compare.report import folders_of, write_report
@@ -50,7 +50,7 @@ def home(whole: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def look(home: Path, epoch: int | None = None) -> Analysis:
+def analysed(home: Path, epoch: int | None = None) -> Analysis:
     return analyse(folders_of([str(home / "runs")]), epoch=epoch, count=10)
 
 
@@ -85,12 +85,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda run: rewrite(run, '[{"image_id": 3, "category_id": 2, "score": NaN, "bbox": [0, 0, 1, 1]}]'),
         r"1 detections are not finite",
     ),
-    "a picture of other data": (
+    "an image of other data": (
         lambda run: rewrite(run, '[{"image_id": 4, "category_id": 2, "score": 1, "bbox": [0, 0, 1, 1]}]'),
-        r"detections on pictures that .* lacks: image_id 4",
+        r"detections on images that .* lacks: image_id 4",
     ),
-    "no word of the evaluation": (lambda run: (run / LAST / "scores.json").unlink(), r"scores\.json cannot be read"),
-    "still at it or crashed": (
+    "no scores of the evaluation": (lambda run: (run / LAST / "scores.json").unlink(), r"scores\.json cannot be read"),
+    "in progress or crashed": (
         lambda run: write_jsonl(run / "evaluations.jsonl", read_jsonl(run / "evaluations.jsonl")[:1]),
         rf"stopped: last evaluated after epoch 1 of {EPOCHS}",
     ),
@@ -100,19 +100,19 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_run_that_cannot_be_used_is_named_and_in_no_mean(what: str, home: Path) -> None:
-    damage, said = BROKEN[what]
+    damage, message = BROKEN[what]
     run = home / "runs" / "smca-resnet18-seed1"
     damage(run)
-    found = look(home)
-    assert list(found.unjudged) == [run]
+    found = analysed(home)
+    assert list(found.left_out) == [run]
     assert any(str(run) in warning for warning in results.warnings(found))
-    rows = {row["run"]: row for row in results.runs(found).tables[0].records()}
-    assert re.search(said, rows[str(run)]["remarks"])
-    of_cell = {(row["head"], row["backbone"]): row for row in results.headline(found, {}).tables[0].records()}
-    row = of_cell["SMCA-DETR", "resnet18"]
+    rows = {row["run"]: row for row in results.runs(found).tables[0].as_data()}
+    assert re.search(message, rows[str(run)]["remarks"])
+    row_of = {(row["head"], row["backbone"]): row for row in results.headline(found, {}).tables[0].as_data()}
+    row = row_of["SMCA-DETR", "resnet18"]
     assert row["seeds"] == ("1" if "settings" in what else "1 of 2")
     assert row["AP sd"] is None
-    other = next(cell.results for cell in found.cells if cell.cell.label == "SMCA-DETR, resnet18")
+    other = next(arm.results for arm in found.arms if arm.label == "SMCA-DETR, resnet18")
     assert row["AP"] == pytest.approx(100 * other[0].plain[0])
 
 
@@ -153,14 +153,14 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_what_is_odd_about_a_run_is_told(what: str, home: Path) -> None:
-    damage, said = ODD[what]
+def test_what_is_odd_about_a_run_is_reported(what: str, home: Path) -> None:
+    damage, message = ODD[what]
     run = home / "runs" / "detr-resnet18-seed0"
     damage(run)
-    found = look(home)
-    assert not found.unjudged
-    assert any(said in note for note in found.notes[run]), found.notes[run]
-    assert any(str(run) in warning and said in warning for warning in results.warnings(found))
+    found = analysed(home)
+    assert not found.left_out
+    assert any(message in note for note in found.notes[run]), found.notes[run]
+    assert any(str(run) in warning and message in warning for warning in results.warnings(found))
 
 
 @pytest.mark.parametrize("run", ["detr-resnet18-seed0", "smca-resnet18-seed1"])
@@ -176,36 +176,36 @@ def test_the_page_is_written_when_nothing_is_left_of_a_run_but_its_name(run: str
 def test_nothing_detected_is_an_ap_of_zero_and_counts(home: Path) -> None:
     run = home / "runs" / "detr-resnet18-seed0"
     rewrite(run, "[]")
-    cell = next(cell for cell in look(home).cells if cell.cell.label == "DETR, resnet18")
-    assert cell.results[0].plain[0] == 0.0
-    assert cell.sample("ap").mean == pytest.approx(cell.results[1].plain[0] / 2)
+    arm = next(arm for arm in analysed(home).arms if arm.label == "DETR, resnet18")
+    assert arm.results[0].plain[0] == 0.0
+    assert arm.sample("ap").mean == pytest.approx(arm.results[1].plain[0] / 2)
 
 
-def test_when_none_is_finished_all_are_judged_after_the_latest_epoch_they_share(home: Path) -> None:
+def test_when_none_is_finished_all_are_evaluated_after_the_latest_epoch_they_share(home: Path) -> None:
     for number, run in enumerate(sorted((home / "runs").iterdir())):
         rows = read_jsonl(run / "evaluations.jsonl")
         write_jsonl(run / "evaluations.jsonl", rows[: 1 + number % 2])
-    found = look(home)
+    found = analysed(home)
     assert found.level_epoch == 1
-    assert {result.epoch for cell in found.cells for result in cell.results} == {1}
-    assert not found.unjudged
+    assert {result.epoch for arm in found.arms for result in arm.results} == {1}
+    assert not found.left_out
 
 
 def test_an_epoch_can_be_asked_for(home: Path) -> None:
-    found = look(home, epoch=2)
-    for result in (result for cell in found.cells for result in cell.results):
+    found = analysed(home, epoch=2)
+    for result in (result for arm in found.arms for result in arm.results):
         assert result.plain[0] == pytest.approx(result.record.ap(2))
 
 
-def test_why_none_can_be_judged_is_said_once(home: Path) -> None:
-    with pytest.raises(ValueError, match=r"^none of 8 runs can be judged: \S+, .*: it was not evaluated") as raised:
-        look(home, epoch=99)
+def test_why_none_can_be_evaluated_is_reported_once(home: Path) -> None:
+    with pytest.raises(ValueError, match=r"^none of 8 runs can be evaluated: \S+, .*: it was not evaluated") as raised:
+        analysed(home, epoch=99)
     assert str(raised.value).count("it was not evaluated after epoch 99: its last evaluation was after epoch 3") == 1
     assert all(run.name in str(raised.value) for run in (home / "runs").iterdir())
 
 
-def test_a_run_that_is_going_on_says_so(home: Path) -> None:
-    """Its own lock, held by this process, is what tells."""
+def test_a_run_in_progress_is_reported_so(home: Path) -> None:
+    """It is known by its own lock, held by this process."""
     from detr_container.base.lock import FolderLock
 
     run = home / "runs" / "smca-resnet18-seed1"
@@ -213,21 +213,21 @@ def test_a_run_that_is_going_on_says_so(home: Path) -> None:
     with FolderLock(run):
         record = read_runs([run])[0]
         assert record.state == "running"
-        assert record.faults == (f"still going: last evaluated after epoch 2 of {EPOCHS}",)
+        assert record.faults == (f"still in progress: last evaluated after epoch 2 of {EPOCHS}",)
 
 
-def test_a_member_that_is_not_there_is_named(home: Path) -> None:
+def test_a_planned_run_that_does_not_exist_is_named(home: Path) -> None:
     names = sorted(path.name for path in (home / "runs").iterdir())
     write_json(home / "runs" / PLAN, {"members": [*names, "smca-resnet18-seed2"]})
-    found = look(home)
-    assert list(found.unjudged) == [home / "runs" / "smca-resnet18-seed2"]
+    found = analysed(home)
+    assert list(found.left_out) == [home / "runs" / "smca-resnet18-seed2"]
 
 
 def test_a_folder_that_is_no_run_is_named(home: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     found = analyse(folders_of([str(home / "runs"), str(empty)]), count=10)
-    assert list(found.unjudged) == [empty]
+    assert list(found.left_out) == [empty]
 
 
 def test_folders_and_patterns(home: Path) -> None:
@@ -245,18 +245,18 @@ def test_folders_and_patterns(home: Path) -> None:
 def test_the_same_settings_and_seed_twice_count_once(home: Path) -> None:
     run = home / "runs" / "detr-resnet18-seed0"
     shutil.copytree(run, home / "runs" / "detr-resnet18-seed0-again")
-    found = look(home)
-    assert found.unjudged.keys() == {home / "runs" / "detr-resnet18-seed0-again"}
-    assert "says nothing new" in found.unjudged[home / "runs" / "detr-resnet18-seed0-again"]
+    found = analysed(home)
+    assert found.left_out.keys() == {home / "runs" / "detr-resnet18-seed0-again"}
+    assert "adds nothing new" in found.left_out[home / "runs" / "detr-resnet18-seed0-again"]
 
 
-def test_settings_that_differ_make_cells_of_their_own_and_name_them(home: Path) -> None:
+def test_settings_that_differ_make_arms_of_their_own_and_name_them(home: Path) -> None:
     config = home / "runs" / "detr-resnet18-seed1" / "config.json"
     values = read_json(config)
     values["train"]["lr"] = 7e-4
     write_json(config, values)
-    cells, left_out = cells_of(read_runs(folders_of([str(home / "runs")])))
-    labels = {cell.label for cell in cells}
+    arms, left_out = arms_of(read_runs(folders_of([str(home / "runs")])))
+    labels = {arm.label for arm in arms}
     assert {"DETR, resnet18, lr=0.0003", "DETR, resnet18, lr=0.0007"} <= labels
     assert len(labels) == 5
     assert not left_out
@@ -273,48 +273,48 @@ def test_other_data_are_refused(home: Path, split: str) -> None:
     write_jsonl(run / "provenance.jsonl", [line])
     word = {"val": "evaluated", "train": "trained"}[split]
     with pytest.raises(ValueError, match=rf"these runs were {word} on different data .*000000000000: \S*smca-resnet18"):
-        look(home)
+        analysed(home)
 
 
 def test_other_data_are_refused_even_when_nobody_noted_them(tmp_path: Path) -> None:
     for number in (0, 1):
-        world = make_data(tmp_path / f"data{number}", pictures=5, seed=number)
+        world = make_data(tmp_path / f"data{number}", count=5, seed=number)
         experiment = experiment_of(tmp_path / f"data{number}", "smca", "resnet18", seed=number)
         run = make_run(tmp_path / "runs" / str(number), experiment, world, 0.5)
         line = provenance_line(experiment)
         del line["data"]
         write_jsonl(run / "provenance.jsonl", [line])
     with pytest.raises(ValueError, match=r"evaluated on different data"):
-        look(tmp_path)
+        analysed(tmp_path)
 
 
 def test_an_annotation_file_that_was_edited_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
-    world = make_data(tmp_path / "data", pictures=5)
+    world = make_data(tmp_path / "data", count=5)
     make_run(tmp_path / "runs" / "a", experiment_of(tmp_path / "data", "smca", "resnet18"), world, 0.5)
     path = tmp_path / "data" / "annotations" / "instances_val2017.json"
     path.write_text(path.read_text() + " ")
     with pytest.raises(ValueError, match=r"is not the annotation file that it was evaluated with"):
-        look(tmp_path)
+        analysed(tmp_path)
 
 
 def test_an_annotation_file_that_moved_can_be_named(tmp_path: Path) -> None:
-    world = make_data(tmp_path / "data", pictures=5)
+    world = make_data(tmp_path / "data", count=5)
     run = make_run(tmp_path / "runs" / "a", experiment_of(tmp_path / "data", "smca", "resnet18"), world, 0.5)
     moved = (tmp_path / "data").rename(tmp_path / "elsewhere") / "annotations" / "instances_val2017.json"
-    with pytest.raises(ValueError, match=r"instances_val2017\.json, is not there: name it with --annotations"):
-        look(tmp_path)
-    assert analyse([run], annotations=moved, count=5).judged
+    with pytest.raises(ValueError, match=r"instances_val2017\.json, does not exist: name it with --annotations"):
+        analysed(tmp_path)
+    assert analyse([run], annotations=moved, count=5).evaluated
 
 
 def test_one_class_and_one_run_make_a_report(tmp_path: Path) -> None:
-    world = make_data(tmp_path / "data", pictures=6, classes=1)
+    world = make_data(tmp_path / "data", count=6, classes=1)
     make_run(tmp_path / "runs" / "a", experiment_of(tmp_path / "data", "smca", "resnet18"), world, 0.5)
     page = write_report(ReportOptions((str(tmp_path / "runs"),), output=tmp_path / "report", resamples=5))
     assert "There is nothing to compare" in page.read_text()
 
 
-def test_data_without_pictures_on_disk_still_make_a_report(tmp_path: Path) -> None:
-    world = make_data(tmp_path / "data", pictures=6)
+def test_data_without_images_on_disk_still_make_a_report(tmp_path: Path) -> None:
+    world = make_data(tmp_path / "data", count=6)
     for seed in (0, 1):
         experiment = experiment_of(tmp_path / "data", "smca", "resnet18", seed)
         make_run(tmp_path / "runs" / str(seed), replace(experiment, seed=seed), world, 0.5, draw=seed)
@@ -325,8 +325,8 @@ def test_data_without_pictures_on_disk_still_make_a_report(tmp_path: Path) -> No
     assert "cannot be shown" in page.read_text() or "could not be drawn" in page.read_text()
 
 
-def test_a_backbone_that_cannot_be_built_has_no_costs_and_says_so(tmp_path: Path) -> None:
-    world = make_data(tmp_path / "data", pictures=6)
+def test_a_backbone_that_cannot_be_built_has_no_costs_and_is_named(tmp_path: Path) -> None:
+    world = make_data(tmp_path / "data", count=6)
     experiment = experiment_of(tmp_path / "data", "smca", "timm/resnet_of_tomorrow")
     run = make_run(tmp_path / "runs" / "a", experiment, world, 0.5)
     assert read_json(run / "config.json") == to_dict(experiment)

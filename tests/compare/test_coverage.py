@@ -1,7 +1,7 @@
-"""Do intervals hold what they say? Simulated experiments, again and again, on pictures and seeds of a known population.
+"""Do intervals hold what they state? Simulated experiments, again and again, on images and seeds of a known population.
 
-The population's pictures are matched once; an experiment draws some of them, and seeds, and is judged as a report
-does. What its interval should contain is the difference between the mean figures of all seeds on all pictures.
+The population's images are matched once; an experiment draws some of them, and seeds, and is evaluated as a report
+does. What its interval should contain is the difference between the mean metrics of all seeds on all images.
 """
 
 from __future__ import annotations
@@ -14,45 +14,45 @@ import pytest
 import simulated
 from coco_reference import Floats
 
-from detr_container.compare.intervals import LEVEL, Interval, Sample, of_difference, of_figure, resamples
+from detr_container.compare.intervals import LEVEL, Interval, Sample, of_difference, of_metric, resamples
 from detr_container.compare.matching import ClassMatches, match
-from detr_container.compare.precision import figures
+from detr_container.compare.precision import metrics_of
 
 pytestmark = pytest.mark.slow
-CLASSES, PER_PICTURE, PICTURES, RESAMPLES = 2, 10, 100, 120
+CLASSES, PER_IMAGE, IMAGES, RESAMPLES = 2, 10, 100, 120
 
 
 @dataclass(frozen=True)
 class Population:
-    """runs: the matches of each seed on all pictures; truth: their mean AP."""
+    """runs: the matches of each seed on all images; truth: their mean AP."""
 
     runs: list[list[ClassMatches]]
     truth: float
 
     @classmethod
     def of(cls, world: simulated.Scene, skills: Floats, seed: int) -> Population:
-        found = [simulated.detect(world, skill, seed + i, PER_PICTURE) for i, skill in enumerate(skills)]
+        found = [simulated.detect(world, skill, seed + i, PER_IMAGE) for i, skill in enumerate(skills)]
         runs = [match(world.ground, one) for one in found]
-        every = np.ones((1, len(world.ground.pictures)))
-        return cls(runs, float(np.mean([figures(run, every).overall[0, 0] for run in runs])))
+        every = np.ones((1, len(world.ground.images)))
+        return cls(runs, float(np.mean([metrics_of(run, every).overall[0, 0] for run in runs])))
 
-    def draw(self, rng: np.random.Generator, seeds: int, pictures: list[int], weights: Floats, again: bool) -> Sample:
-        """An experiment with some of the seeds on some of the pictures. again: whether a seed may be drawn twice."""
+    def draw(self, rng: np.random.Generator, seeds: int, images: list[int], weights: Floats, again: bool) -> Sample:
+        """An experiment with some of the seeds on some of the images. again: whether a seed may be drawn twice."""
         chosen = rng.choice(len(self.runs), seeds, replace=again)
-        rows = [figures([_only(one, pictures) for one in self.runs[i]], weights).overall[:, 0] for i in chosen]
-        judged = np.stack(rows)
-        return Sample(judged[:, 0], judged[:, 1:], len(pictures))
+        rows = [metrics_of([_only(one, images) for one in self.runs[i]], weights).overall[:, 0] for i in chosen]
+        evaluated = np.stack(rows)
+        return Sample(evaluated[:, 0], evaluated[:, 1:], len(images))
 
 
-def _only(one: ClassMatches, pictures: list[int]) -> ClassMatches:
-    """The matches in these pictures (rising), which are counted anew from 0."""
-    here, objects = np.isin(one.picture, pictures), np.isin(one.object_picture, pictures)
+def _only(one: ClassMatches, images: list[int]) -> ClassMatches:
+    """The matches in these images (rising), which are counted anew from 0."""
+    kept, objects = np.isin(one.image, images), np.isin(one.object_image, images)
     return replace(
         one,
-        picture=np.searchsorted(pictures, one.picture[here]),
-        score=one.score[here],
-        outcome=one.outcome[:, :, here],
-        object_picture=np.searchsorted(pictures, one.object_picture[objects]),
+        image=np.searchsorted(images, one.image[kept]),
+        score=one.score[kept],
+        outcome=one.outcome[:, :, kept],
+        object_image=np.searchsorted(images, one.object_image[objects]),
         counted=one.counted[:, objects],
     )
 
@@ -60,14 +60,14 @@ def _only(one: ClassMatches, pictures: list[int]) -> ClassMatches:
 def experiments(
     a: Population, b: Population, total: int, seeds: int, trials: int, again: bool = True
 ) -> list[tuple[Sample, Sample]]:
-    told = []
+    pairs = []
     for trial in range(trials):
         rng = np.random.default_rng(trial)
-        pictures = np.sort(rng.choice(total, PICTURES, replace=False)).tolist()
-        weights = np.concatenate([np.ones((1, PICTURES)), resamples(PICTURES, RESAMPLES, trial)])
-        drawn = [side.draw(rng, seeds, pictures, weights, again) for side in (a, b)]
-        told.append((drawn[0], drawn[1]))
-    return told
+        images = np.sort(rng.choice(total, IMAGES, replace=False)).tolist()
+        weights = np.concatenate([np.ones((1, IMAGES)), resamples(IMAGES, RESAMPLES, trial)])
+        drawn = [side.draw(rng, seeds, images, weights, again) for side in (a, b)]
+        pairs.append((drawn[0], drawn[1]))
+    return pairs
 
 
 def coverage(intervals: list[Interval], truth: float) -> float:
@@ -75,7 +75,7 @@ def coverage(intervals: list[Interval], truth: float) -> float:
 
 
 def widths_over_spread(intervals: list[Interval]) -> float:
-    """The stated standard error over how much the figures really vary from one experiment to the next."""
+    """The stated standard error over how much the metrics really vary from one experiment to the next."""
     stated = math.sqrt(np.mean([one.error**2 for one in intervals]))
     return stated / float(np.std([one.value for one in intervals], ddof=1))
 
@@ -85,18 +85,18 @@ def tolerance(trials: int) -> float:
     return 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
 
 
-def test_intervals_over_pictures_cover_at_their_rate() -> None:
+def test_intervals_over_images_cover_at_their_rate() -> None:
     """One seed a side, and no more to a seed than the noise of single detections."""
     total, trials = 4000, 150
     world = simulated.scene(total, CLASSES, 0, objects=4)
     a, b = (Population.of(world, np.array([skill]), 10 * place) for place, skill in enumerate((0.6, 0.2)))
-    told = experiments(a, b, total, 1, trials)
-    differences = [of_difference(one, other) for one, other in told]
+    pairs = experiments(a, b, total, 1, trials)
+    differences = [of_difference(one, other) for one, other in pairs]
     truth = a.truth - b.truth
     assert not any(one.seeds for one in differences)
     assert abs(coverage(differences, truth) - LEVEL) <= tolerance(trials)
     assert 0.8 < widths_over_spread(differences) < 1.25
-    of_one = [of_figure(one) for one, _ in told]
+    of_one = [of_metric(one) for one, _ in pairs]
     assert abs(coverage(of_one, a.truth) - LEVEL) <= tolerance(trials)
 
 
@@ -106,17 +106,17 @@ def test_intervals_over_seeds_cover_at_their_rate_and_those_that_ignore_seeds_do
     world = simulated.scene(total, CLASSES, 0, objects=4)
     rng = np.random.default_rng(0)
     a, b = (Population.of(world, rng.normal(skill, spread, 8), 100 * place) for place, skill in enumerate((0.6, 0.2)))
-    told = experiments(a, b, total, 3, trials)
-    differences = [of_difference(one, other) for one, other in told]
+    pairs = experiments(a, b, total, 3, trials)
+    differences = [of_difference(one, other) for one, other in pairs]
     truth = a.truth - b.truth
     assert all(one.seeds for one in differences)
     assert coverage(differences, truth) >= LEVEL - tolerance(trials)
     assert 0.8 < widths_over_spread(differences) < 1.35
 
     def careless(sample: Sample) -> Sample:
-        return Sample(sample.plain.mean(keepdims=True), sample.resampled.mean(axis=0, keepdims=True), sample.pictures)
+        return Sample(sample.plain.mean(keepdims=True), sample.resampled.mean(axis=0, keepdims=True), sample.images)
 
-    ignorant = [of_difference(careless(one), careless(other)) for one, other in told]
+    ignorant = [of_difference(careless(one), careless(other)) for one, other in pairs]
     assert [one.value for one in ignorant] == pytest.approx([one.value for one in differences])
     assert coverage(ignorant, truth) < 0.75
 
@@ -130,9 +130,9 @@ def test_intervals_of_two_seeds_cover_where_one_side_varies_more() -> None:
         Population.of(world, rng.normal(skill, spread, count), 100 * place)
         for place, (skill, spread) in enumerate(((0.6, 0.8), (0.2, 0.1)))
     )
-    # Of so few runs one would be drawn twice in one of 24 experiments, which tells that seeds do nothing.
-    told = experiments(a, b, total, 2, trials, again=False)
-    differences, truth = [of_difference(one, other) for one, other in told], a.truth - b.truth
-    assert np.std([one.mean for one, _ in told]) > 2 * np.std([other.mean for _, other in told])
+    # Of so few runs one would be drawn twice in one of 24 experiments, from which seeds seem to do nothing.
+    pairs = experiments(a, b, total, 2, trials, again=False)
+    differences, truth = [of_difference(one, other) for one, other in pairs], a.truth - b.truth
+    assert np.std([one.mean for one, _ in pairs]) > 2 * np.std([other.mean for _, other in pairs])
     assert coverage(differences, truth) >= LEVEL - tolerance(trials)
-    assert coverage([of_figure(one) for one, _ in told], a.truth) >= LEVEL - tolerance(trials)
+    assert coverage([of_metric(one) for one, _ in pairs], a.truth) >= LEVEL - tolerance(trials)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import EPOCHS, experiment_of, make_data, make_run, read_json
+from synthetic_runs import EPOCHS, experiment_of, make_data, make_run, read_json
 
 from detr_container.base.files import read_jsonl, write_json, write_jsonl
 from detr_container.compare import results
@@ -34,7 +34,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "train.lr": ("schedule", 7e-4),
     "train.batch": ("schedule", 6),
     "train.precision": ("precision", "bf16"),
-    "train.micro_batch": ("pictures per forward pass", 1),
+    "train.micro_batch": ("images per forward pass", 1),
     "train.eval_every": ("chances to be the best epoch", 3),
     "head.queries": ("head", 50),
     "loss.l1_weight": ("loss", 4.0),
@@ -54,7 +54,7 @@ FACTS: dict[str, tuple[str, dict[str, Any]]] = {
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two backbones under one head with two seeds each."""
     home = tmp_path_factory.mktemp("whole")
-    world = make_data(home / "data", pictures=4)
+    world = make_data(home / "data", count=4)
     for number, backbone in enumerate(BACKBONES):
         for seed in (0, 1):
             experiment = experiment_of(home / "data", "smca", backbone, seed)
@@ -129,7 +129,7 @@ def test_code_that_changed_alike_under_all_backbones_is_a_warning_too(home: Path
 
 @pytest.mark.parametrize("backbones", [BACKBONES[:1], BACKBONES], ids=["one backbone", "all"])
 def test_evaluations_that_were_made_otherwise_are_warnings(backbones: tuple[str, ...], home: Path) -> None:
-    """What an evaluation noted counts, whatever the settings say now."""
+    """What an evaluation noted counts, whatever the settings are now."""
     for backbone in backbones:
         for scores in of(home, backbone)[0].glob("detections/*/scores.json"):
             content = read_json(scores)
@@ -139,7 +139,7 @@ def test_evaluations_that_were_made_otherwise_are_warnings(backbones: tuple[str,
     assert (found.topic, found.name, found.expected) == ("evaluation", "eval_batch", False)
 
 
-def test_a_head_and_its_loss_are_told_and_are_no_warning(whole: Path, tmp_path: Path) -> None:
+def test_a_head_and_its_loss_are_listed_and_are_no_warning(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "runs")
     for run in list((tmp_path / "runs").iterdir()):
         other = Path(shutil.copytree(run, tmp_path / "runs" / f"detr-{run.name}"))
@@ -152,57 +152,59 @@ def test_a_head_and_its_loss_are_told_and_are_no_warning(whole: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("theirs", "said"),
+    ("theirs", "origin"),
     [
         ("timm/convnext_tiny", "imagenet (timm's in12k_ft_in1k)"),
         ("timm/convnext_tiny.fb_in1k", "imagenet (timm's fb_in1k)"),
         ("resnet50", None),
     ],
 )
-def test_imagenet_weights_of_another_kind_are_a_warning(theirs: str, said: str | None, home: Path) -> None:
+def test_imagenet_weights_of_another_kind_are_a_warning(theirs: str, origin: str | None, home: Path) -> None:
     """ "imagenet" in both settings, but not the same pretraining."""
     for backbone, name in zip(BACKBONES, ("resnet18", theirs), strict=True):
         change(of(home, backbone), "backbone.weights", "imagenet")
         if backbone != name:
             change(of(home, backbone), "backbone.name", name)
     found = differences(home)
-    if said is None:
+    if origin is None:
         assert found == ()
     else:
         (one,) = found
         assert one.topic == "pretraining"
-        assert list(one.values.values()) == [said, "imagenet (torchvision's IMAGENET1K_V1)"]
+        assert list(one.values.values()) == [origin, "imagenet (torchvision's IMAGENET1K_V1)"]
 
 
 def test_warnings_are_at_the_top_of_the_page(home: Path, tmp_path: Path) -> None:
     change(of(home, "resnet18"), "train.precision", "bf16")
     page = write_report(ReportOptions((str(home),), output=tmp_path / "report", resamples=2)).read_text()
     top, _, rest = page.partition("<main>")
-    said = "precision: train.precision differs: fp32 (SMCA-DETR, container_light_tiny); bf16 (SMCA-DETR, resnet18)"
-    assert said in top.replace("<wbr>", "")
+    message = "precision: train.precision differs: fp32 (SMCA-DETR, container_light_tiny); bf16 (SMCA-DETR, resnet18)"
+    assert message in top.replace("<wbr>", "")
     assert "WARNING" in rest
 
 
-def test_maps_of_another_stride_are_a_warning(home: Path, tmp_path: Path) -> None:
+def test_feature_maps_of_another_stride_are_a_warning(home: Path, tmp_path: Path) -> None:
     """CONTAINER-LIGHT's tiny version ends at stride 16, a ResNet at 32 unless one stride is asked for."""
-    said = "feature map: stride differs: 16 pixels (SMCA-DETR, container_light_tiny); 32 pixels (SMCA-DETR, resnet18)"
+    message = (
+        "feature map: stride differs: 16 pixels (SMCA-DETR, container_light_tiny); 32 pixels (SMCA-DETR, resnet18)"
+    )
     for number, warned in enumerate((True, False)):
         output = tmp_path / str(number)
         write_report(ReportOptions((str(home),), output=output, resamples=2))
-        assert read_json(output / "report.json")["warnings"] == ([said] if warned else [])
+        assert read_json(output / "report.json")["warnings"] == ([message] if warned else [])
         if warned:
             for backbone in BACKBONES:
                 change(of(home, backbone), "backbone.stride", 16)
 
 
-def test_the_page_says_how_to_make_it_again(home: Path, tmp_path: Path) -> None:
+def test_the_page_shows_how_to_make_it_again(home: Path, tmp_path: Path) -> None:
     output = tmp_path / "a report"
     options = ReportOptions((str(home / "*-seed?"),), output=output, epoch=2, resamples=3, title="Two seeds")
     first = write_report(options).read_bytes()
     code = next(one["code"] for one in read_json(output / "report.json")["sections"] if one["code"])
-    said = f"detr-container report '{home}/*-seed?' --output '{output}' --epoch 2 --resamples 3 --title 'Two seeds'"
-    assert code == said
-    # A folder's plan says what trained its runs.
+    command = f"detr-container report '{home}/*-seed?' --output '{output}' --epoch 2 --resamples 3 --title 'Two seeds'"
+    assert code == command
+    # A folder's plan names what trained its runs.
     write_json(home / PLAN, {"command": "detr-container compare --name two-seeds", "members": None})
     write_report(ReportOptions((str(home),), output=tmp_path / "another", resamples=3))
     code = next(one["code"] for one in read_json(tmp_path / "another" / "report.json")["sections"] if one["code"])

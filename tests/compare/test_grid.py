@@ -1,4 +1,4 @@
-"""The grid of a comparison: what its members share, what they do not, and what is refused."""
+"""The grid of a comparison: what its runs share, what they do not, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from runs import tiny
 
-from detr_container.compare.grid import check_cell, members_of, on_backbone, with_head
+from detr_container.compare.grid import check_arm, on_backbone, runs_of, with_head
 from detr_container.compare.reading import settings_of
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
@@ -24,30 +24,30 @@ BACKBONES = ("resnet18", "container_light_tiny", "timm/convnext_atto")
 
 def grid(**changed: Any) -> list[Any]:
     usual: dict[str, Any] = {"heads": ("detr", "smca"), "backbones": BACKBONES, "seeds": (0, 3), "base": "debug"}
-    return members_of(Path("runs/x"), **{**usual, **changed})
+    return runs_of(Path("runs/x"), **{**usual, **changed})
 
 
 def test_every_combination_has_a_run_of_its_own() -> None:
-    members = grid()
-    assert len({member.folder for member in members}) == 2 * 3 * 2
-    found = {(m.experiment.head.kind, m.experiment.backbone.name, m.experiment.seed) for m in members}
+    runs = grid()
+    assert len({run.folder for run in runs}) == 2 * 3 * 2
+    found = {(run.experiment.head.kind, run.experiment.backbone.name, run.experiment.seed) for run in runs}
     assert found == {(head, name, seed) for head in ("detr", "smca") for name in BACKBONES for seed in (0, 3)}
-    assert members[2].folder == Path("runs/x/detr-timm_convnext_atto-seed0")
-    # All cells of a seed before the next seed, so that an unfinished comparison can be judged.
-    assert [member.experiment.seed for member in members] == [0] * 6 + [3] * 6
+    assert runs[2].folder == Path("runs/x/detr-timm_convnext_atto-seed0")
+    # All arms of a seed before the next seed, so that an unfinished comparison can be evaluated.
+    assert [run.experiment.seed for run in runs] == [0] * 6 + [3] * 6
 
 
 def test_under_one_head_only_the_backbone_differs() -> None:
     for head in ("detr", "smca"):
-        settings = [settings_of(m.experiment) for m in grid() if m.experiment.head.kind == head]
+        settings = [settings_of(run.experiment) for run in grid() if run.experiment.head.kind == head]
         for one in settings:
             del one["backbone.name"]
         assert len({json.dumps(one) for one in settings}) == 1
 
 
-def test_the_demo_gives_every_head_as_many_cells() -> None:
-    members = members_of(Path("x"), ("detr", "smca"), ("resnet18", "container_light_small"), (0,), "compare_demo")
-    strides = [build_detector(member.experiment, 3, weights=False).backbone.strides for member in members]
+def test_the_demo_gives_every_head_as_many_positions() -> None:
+    runs = runs_of(Path("x"), ("detr", "smca"), ("resnet18", "container_light_small"), (0,), "compare_demo")
+    strides = [build_detector(run.experiment, 3, weights=False).backbone.strides for run in runs]
     assert strides == [(16,)] * 4
 
 
@@ -57,20 +57,20 @@ def keeping_all(experiment: DetectionExperiment) -> DetectionExperiment:
 
 
 def test_all_stages_are_trained_unless_settings_say_otherwise() -> None:
-    published = members_of(Path("x"), ("detr",), ("resnet50",), (0,))[0].experiment
+    published = runs_of(Path("x"), ("detr",), ("resnet50",), (0,))[0].experiment
     assert named("detr_r50_50e").experiment.backbone.frozen_stages == 2
     assert published.backbone.frozen_stages == 0
-    frozen = members_of(Path("x"), ("detr",), ("resnet50",), (0,), settings=("backbone.frozen_stages=2",))[0]
+    frozen = runs_of(Path("x"), ("detr",), ("resnet50",), (0,), settings=("backbone.frozen_stages=2",))[0]
     assert frozen.experiment == keeping_all(named("detr_r50_50e").experiment)
     settings = ("backbone.frozen_stages=2", "train.keep_detections=newest_and_best")
-    (plain,) = members_of(Path("x"), ("detr",), ("resnet50",), (0,), settings=settings)
+    (plain,) = runs_of(Path("x"), ("detr",), ("resnet50",), (0,), settings=settings)
     assert plain.experiment == named("detr_r50_50e").experiment
 
 
 def test_without_a_base_each_head_has_its_published_experiment() -> None:
-    members = members_of(Path("x"), ("detr", "smca"), ("resnet50",), (0,))
-    for member, name in zip(members, ("detr_r50_50e", "smca_r50_50e"), strict=True):
-        assert member.experiment == keeping_all(on_backbone(named(name).experiment, "resnet50"))
+    runs = runs_of(Path("x"), ("detr", "smca"), ("resnet50",), (0,))
+    for run, name in zip(runs, ("detr_r50_50e", "smca_r50_50e"), strict=True):
+        assert run.experiment == keeping_all(on_backbone(named(name).experiment, "resnet50"))
 
 
 def test_the_other_head_on_a_base_has_its_own_loss_and_nothing_else() -> None:
@@ -82,13 +82,13 @@ def test_the_other_head_on_a_base_has_its_own_loss_and_nothing_else() -> None:
 
 
 def test_weights_are_named_with_the_backbone(tmp_path: Path) -> None:
-    members = grid(backbones=("resnet18", "container_light_tiny=tiny.pth"), base="debug")
-    weights = {member.experiment.backbone.name: member.experiment.backbone.weights for member in members}
+    runs = grid(backbones=("resnet18", "container_light_tiny=tiny.pth"), base="debug")
+    weights = {run.experiment.backbone.name: run.experiment.backbone.weights for run in runs}
     assert weights == {"resnet18": "none", "container_light_tiny": "tiny.pth"}
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"heads": ()}, "at least one each of --heads, --backbones and --seeds"),
         ({"seeds": (1, 1)}, r"--seeds 1 1: name each once"),
@@ -101,20 +101,20 @@ def test_weights_are_named_with_the_backbone(tmp_path: Path) -> None:
         ({"settings": ("train.lr",)}, r"'train.lr': write setting=value"),
     ],
 )
-def test_what_is_refused(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         grid(**changed)
 
 
-def test_a_cell_that_cannot_be_ends_no_other() -> None:
+def test_an_arm_that_cannot_be_ends_no_other() -> None:
     """Weights that no program can download, and settings that one backbone cannot have."""
-    members = grid(backbones=("container_light", "resnet50"), base="")
-    light, resnet = (members[place].experiment for place in (0, 1))
-    check_cell(resnet)
+    runs = grid(backbones=("container_light", "resnet50"), base="")
+    light, resnet = (runs[place].experiment for place in (0, 1))
+    check_arm(resnet)
     with pytest.raises(ValueError, match=r"--backbones container_light=container_light.pth"):
-        check_cell(light)
+        check_arm(light)
     with pytest.raises(ValueError, match=r"backbone.dilation"):
-        check_cell(replace(light, backbone=replace(light.backbone, dilation=True)))
+        check_arm(replace(light, backbone=replace(light.backbone, dilation=True)))
 
 
 # -- the same for all backbones ---------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def seen(experiment: DetectionExperiment, steps: int) -> list[Batch]:
     return [next(supply) for _ in range(steps * train.batch // train.micro_batch)]
 
 
-def test_the_same_seed_shows_the_same_pictures_to_every_backbone(root: Path) -> None:
+def test_the_same_seed_shows_the_same_images_to_every_backbone(root: Path) -> None:
     """Order, augmentation and the composition of batches; only the padding at their edges may differ."""
     base = tiny(
         root, data__augment="detr", data__scales=(48, 64), data__crop_range=(32, 60), data__crop_resize=(48, 64)

@@ -1,4 +1,4 @@
-"""Intervals: their formula recomputed, what is certain, and what may be said when many differences are looked at."""
+"""Intervals: their formula recomputed, what is certain, and what may be called real among many differences."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from detr_container.compare.intervals import (
     holm,
     image_part,
     of_difference,
-    of_figure,
+    of_metric,
     ranks,
     reach,
     resamples,
     seed_parts,
 )
 from detr_container.compare.matching import match
-from detr_container.compare.precision import figures
+from detr_container.compare.precision import metrics_of
 
-PICTURES = 50
+IMAGES = 50
 
 
-def sample(seeds: int, seed: int, mean: float = 0.4, count: int = 40, pictures: int = PICTURES) -> Sample:
+def sample(seeds: int, seed: int, mean: float = 0.4, count: int = 40, images: int = IMAGES) -> Sample:
     rng = np.random.default_rng(seed)
     plain = mean + rng.normal(0, 0.02, seeds)
-    return Sample(plain, plain[:, None] + rng.normal(0, 0.01, (seeds, count)), pictures)
+    return Sample(plain, plain[:, None] + rng.normal(0, 0.01, (seeds, count)), images)
 
 
 def student_quantile(freedom: float, p: float = 1 - LEVEL) -> float:
@@ -46,9 +46,9 @@ def student_quantile(freedom: float, p: float = 1 - LEVEL) -> float:
     return math.sqrt(freedom * (1 - share) / share)
 
 
-def by_hand(value: float, images: list[float], seeds: list[list[float]], pictures: int) -> Interval:
-    """images: the figure in each resample; seeds: what to take the spread of, none when they do not count."""
-    parts = [(statistics.variance(images) * pictures / (pictures - 1), pictures - 1)]
+def by_hand(value: float, images: list[float], seeds: list[list[float]], count: int) -> Interval:
+    """images: the metric in each resample; seeds: what to take the spread of, none when they do not count."""
+    parts = [(statistics.variance(images) * count / (count - 1), count - 1)]
     parts += [(statistics.variance(side) / len(side), len(side) - 1) for side in seeds]
     half = math.sqrt(sum(part * student_quantile(count) ** 2 for part, count in parts))
 
@@ -61,25 +61,25 @@ def by_hand(value: float, images: list[float], seeds: list[list[float]], picture
 
 
 def assert_same(one: Interval, other: Interval) -> None:
-    told, expected = ([i.value, i.low, i.high, i.error, i.p] for i in (one, other))
-    assert told == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    values, expected = ([i.value, i.low, i.high, i.error, i.p] for i in (one, other))
+    assert values == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert one.seeds is other.seeds
 
 
 @pytest.mark.parametrize(("left", "right"), [(1, 1), (2, 2), (4, 4), (5, 3), (1, 4), (3, 1)])
-@pytest.mark.parametrize("pictures", [2, 50])
-def test_the_formula_recomputed(left: int, right: int, pictures: int) -> None:
-    a, b = sample(left, 1, pictures=pictures), sample(right, 2, 0.39, pictures=pictures)
+@pytest.mark.parametrize("images", [2, 50])
+def test_the_formula_recomputed(left: int, right: int, images: int) -> None:
+    a, b = sample(left, 1, images=images), sample(right, 2, 0.39, images=images)
     means = [[statistics.fmean(column) for column in s.resampled.T.tolist()] for s in (a, b)]
     value = statistics.fmean(a.plain.tolist()) - statistics.fmean(b.plain.tolist())
     both = [a.plain.tolist(), b.plain.tolist()] if left > 1 and right > 1 else []
     if left == right > 1:
         both = [[x - y for x, y in zip(*both, strict=True)]]
-    assert_same(of_difference(a, b), by_hand(value, [x - y for x, y in zip(*means, strict=True)], both, pictures))
+    assert_same(of_difference(a, b), by_hand(value, [x - y for x, y in zip(*means, strict=True)], both, images))
     own = [a.plain.tolist()] if left > 1 else []
-    whole = by_hand(statistics.fmean(a.plain.tolist()), means[0], own, pictures)
+    whole = by_hand(statistics.fmean(a.plain.tolist()), means[0], own, images)
     # No AP is below 0 or above 1.
-    assert_same(of_figure(a), replace(whole, low=max(whole.low, 0.0), high=min(whole.high, 1.0)))
+    assert_same(of_metric(a), replace(whole, low=max(whole.low, 0.0), high=min(whole.high, 1.0)))
     assert a.mean == pytest.approx(statistics.fmean(a.plain.tolist()))
     assert a.deviation == (pytest.approx(statistics.stdev(a.plain.tolist())) if left > 1 else None)
 
@@ -102,24 +102,24 @@ def test_zero_is_excluded_exactly_when_p_is_small() -> None:
 def test_what_a_seed_does_to_both_sides_alike_cancels_from_their_difference() -> None:
     rng = np.random.default_rng(0)
     shared = rng.normal(0, 0.05, 4)
-    a, b = (Sample(shared + rng.normal(mean, 1e-4, 4), np.full((4, 5), mean), PICTURES) for mean in (0.4, 0.3))
+    a, b = (Sample(shared + rng.normal(mean, 1e-4, 4), np.full((4, 5), mean), IMAGES) for mean in (0.4, 0.3))
     assert of_difference(a, b).excludes_zero
-    assert of_figure(a).error > 20 * of_difference(a, b).error
+    assert of_metric(a).error > 20 * of_difference(a, b).error
     # With other numbers of seeds, which runs belong together is not known.
-    fewer = Sample(b.plain[:3], b.resampled[:3], PICTURES)
+    fewer = Sample(b.plain[:3], b.resampled[:3], IMAGES)
     assert of_difference(a, fewer).error > 20 * of_difference(a, b).error
 
 
 @pytest.mark.parametrize("value", [1e-12, 1e-3, 1.0, 1e6, 1e40, 1e200])
 def test_p_is_the_level_of_the_interval_that_ends_at_zero(value: float) -> None:
     rng = np.random.default_rng(0)
-    sides = [Sample(np.array([0.0, 1e-4, 3e-4])[:n], rng.normal(0, 1e-4, (n, 30)), PICTURES) for n in (3, 2)]
+    sides = [Sample(np.array([0.0, 1e-4, 3e-4])[:n], rng.normal(0, 1e-4, (n, 30)), IMAGES) for n in (3, 2)]
     sides[0] = replace(sides[0], plain=sides[0].plain + value)
-    told = of_difference(*sides)
-    parts = [image_part(sides[0].resampled.mean(axis=0) - sides[1].resampled.mean(axis=0), PICTURES)]
+    interval = of_difference(*sides)
+    parts = [image_part(sides[0].resampled.mean(axis=0) - sides[1].resampled.mean(axis=0), IMAGES)]
     parts += seed_parts(sides[0].plain, sides[1].plain)
-    if told.p:
-        assert float(reach(parts, told.p)) == pytest.approx(abs(told.value), rel=1e-6)
+    if interval.p:
+        assert float(reach(parts, interval.p)) == pytest.approx(abs(interval.value), rel=1e-6)
     else:
         assert value >= 1e40
 
@@ -140,7 +140,7 @@ def test_intervals_miss_as_often_as_stated_at_most_whatever_the_spreads(seeds: t
 
 
 def test_tables_and_intervals_of_few_seeds_simulated() -> None:
-    """Rates of intervals are those that were integrated; with all cells, and one alone, more variable than others.
+    """Rates of intervals are those that were integrated; with all arms, and one alone, more variable than others.
 
     Margins of four standard deviations: of 48 shares one is further out by chance in one of 300 streams.
     """
@@ -162,27 +162,27 @@ def test_tables_and_intervals_of_few_seeds_simulated() -> None:
 
 @pytest.mark.parametrize(("first", "others"), [(2, 2), (3, 3), (2, 5)])
 def test_tables_of_differences_are_wrong_at_most_as_often_as_stated(first: int, others: int) -> None:
-    """A 2 x 2 grid in which one cell alone varies: what a report computes, from samples to verdicts."""
-    rng, trials, pictures = np.random.default_rng(first), 800, 200
+    """A 2 x 2 grid in which one arm alone varies: what a report computes, from samples to verdicts."""
+    rng, trials, images = np.random.default_rng(first), 800, 200
     grid = [(0, 1), (2, 3), (0, 2), (1, 3)]
     wrong = 0
     for _ in range(trials):
-        cells = []
+        arms = []
         for place in range(4):
             count, shift = (others if place else first), rng.normal(0, 0.01)
             plain = 0.4 + shift + rng.normal(0, 0.0 if place else 0.02, count)
-            cells.append(Sample(plain, plain[:, None] + rng.normal(0, 0.01, 40), pictures))
-        wrong += any(holm([of_difference(cells[a], cells[b]).p for a, b in grid]))
+            arms.append(Sample(plain, plain[:, None] + rng.normal(0, 0.01, 40), images))
+        wrong += any(holm([of_difference(arms[a], arms[b]).p for a, b in grid]))
     assert wrong / trials <= 1 - LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / trials)
 
 
 def test_what_is_always_the_same_is_certain() -> None:
     one = sample(2, 0)
-    same = Sample(one.plain[:1], one.resampled[:1], PICTURES)
+    same = Sample(one.plain[:1], one.resampled[:1], IMAGES)
     none = of_difference(same, same)
     assert (none.value, none.low, none.high, none.error, none.p) == (0.0, 0.0, 0.0, 0.0, 1.0)
     assert not none.excludes_zero
-    shifted = Sample(same.plain + 0.5, same.resampled + 0.5, PICTURES)
+    shifted = Sample(same.plain + 0.5, same.resampled + 0.5, IMAGES)
     constant = of_difference(
         Sample(np.array([0.75]), np.full((1, 5), 0.75), 9), Sample(np.array([0.5]), np.full((1, 5), 0.5), 9)
     )
@@ -193,54 +193,54 @@ def test_what_is_always_the_same_is_certain() -> None:
 
 def test_identical_detectors_differ_by_exactly_nothing() -> None:
     world = simulated.scene(30, 3, 0)
-    found = simulated.detect(world, 0.5, 1, per_picture=10)
+    found = simulated.detect(world, 0.5, 1, per_image=10)
     weights = np.concatenate([np.ones((1, 30)), resamples(30, 20)])
-    rows = [figures(match(world.ground, found), weights).overall[:, 0] for _ in range(2)]
+    rows = [metrics_of(match(world.ground, found), weights).overall[:, 0] for _ in range(2)]
     a, b = (Sample(row[:1], row[None, 1:], 30) for row in rows)
     none = of_difference(a, b)
     assert (none.value, none.low, none.high, none.p) == (0.0, 0.0, 0.0, 1.0)
-    assert of_figure(a).error > 0.01
+    assert of_metric(a).error > 0.01
 
 
 def test_what_is_hard_for_both_cancels_from_their_difference() -> None:
     world = simulated.scene(80, 3, 0)
     weights = np.concatenate([np.ones((1, 80)), resamples(80, 100)])
 
-    def judged(skill: float, seed: int) -> Sample:
-        row = figures(match(world.ground, simulated.detect(world, skill, seed, 10)), weights).overall[:, 0]
+    def evaluated(skill: float, seed: int) -> Sample:
+        row = metrics_of(match(world.ground, simulated.detect(world, skill, seed, 10)), weights).overall[:, 0]
         return Sample(row[:1], row[None, 1:], 80)
 
-    a, b = judged(0.5, 1), judged(0.6, 2)
-    unpaired = math.hypot(of_figure(a).error, of_figure(b).error)
+    a, b = evaluated(0.5, 1), evaluated(0.6, 2)
+    unpaired = math.hypot(of_metric(a).error, of_metric(b).error)
     assert of_difference(a, b).error < 0.85 * unpaired
 
 
 @pytest.mark.filterwarnings("error")
-def test_figures_that_do_not_exist_are_not_compared() -> None:
+def test_metrics_that_do_not_exist_are_not_compared() -> None:
     a, b = sample(2, 1), sample(2, 2)
-    nothing = Sample(np.full(2, np.nan), np.full((2, 40), np.nan), PICTURES)
-    unknown = Sample(nothing.plain[:1], b.resampled[:1], PICTURES)
-    for interval in (of_difference(a, nothing), of_difference(nothing, b), of_figure(nothing), of_figure(unknown)):
+    nothing = Sample(np.full(2, np.nan), np.full((2, 40), np.nan), IMAGES)
+    unknown = Sample(nothing.plain[:1], b.resampled[:1], IMAGES)
+    for interval in (of_difference(a, nothing), of_difference(nothing, b), of_metric(nothing), of_metric(unknown)):
         assert all(math.isnan(x) for x in (interval.value, interval.low, interval.high, interval.error, interval.p))
         assert not interval.excludes_zero
-    single = Sample(a.plain, a.resampled[:, :1], PICTURES)  # one resample has no spread
-    assert math.isnan(of_figure(single).error)
-    assert of_figure(single).value == a.mean
-    none = Sample(a.plain, np.full((2, 3), np.nan), PICTURES)
-    assert math.isnan(of_figure(none).error)
+    single = Sample(a.plain, a.resampled[:, :1], IMAGES)  # one resample has no spread
+    assert math.isnan(of_metric(single).error)
+    assert of_metric(single).value == a.mean
+    none = Sample(a.plain, np.full((2, 3), np.nan), IMAGES)
+    assert math.isnan(of_metric(none).error)
 
 
-def test_resamples_without_the_figure_are_left_out() -> None:
+def test_resamples_without_the_metric_are_left_out() -> None:
     a, b = sample(2, 1), sample(2, 2)
     gaps = np.arange(40) % 5 == 0
-    holes = Sample(a.plain, np.where(gaps, np.nan, a.resampled), PICTURES)
-    less = [Sample(s.plain, s.resampled[:, ~gaps], PICTURES) for s in (a, b)]
+    holes = Sample(a.plain, np.where(gaps, np.nan, a.resampled), IMAGES)
+    less = [Sample(s.plain, s.resampled[:, ~gaps], IMAGES) for s in (a, b)]
     assert_same(of_difference(holes, b), of_difference(*less))
     assert_same(of_difference(b, holes), of_difference(*less[::-1]))
-    assert_same(of_figure(holes), of_figure(less[0]))
+    assert_same(of_metric(holes), of_metric(less[0]))
 
 
-def test_resamples_draw_as_many_pictures_as_there_are() -> None:
+def test_resamples_draw_as_many_images_as_there_are() -> None:
     drawn = resamples(30, 400)
     assert drawn.shape == (400, 30)
     assert (drawn.sum(axis=1) == 30).all()
@@ -250,7 +250,7 @@ def test_resamples_draw_as_many_pictures_as_there_are() -> None:
     np.testing.assert_array_equal(resamples(30, 10), drawn[:10])
     assert (resamples(30, 400, seed=1) != drawn).any(axis=1).all()
     assert len(np.unique(drawn, axis=0)) == 400
-    # Each picture is drawn once on average, and is binomial: variance 1 - 1 / N, missing with (1 - 1 / N)^N.
+    # Each image is drawn once on average, and is binomial: variance 1 - 1 / N, missing with (1 - 1 / N)^N.
     assert np.abs(drawn.mean(axis=0) - 1).max() < 5 * math.sqrt(1 / 400)
     assert drawn.var() == pytest.approx(1 - 1 / 30, rel=0.05)
     assert (drawn == 0).mean() == pytest.approx((1 - 1 / 30) ** 30, abs=0.02)
@@ -258,9 +258,9 @@ def test_resamples_draw_as_many_pictures_as_there_are() -> None:
 
 def naive_holm(p: list[float], level: float = LEVEL) -> list[bool]:
     """By adjusted p: the largest of (how many are not smaller) x p among those that are not larger."""
-    there = sorted(x for x in p if not math.isnan(x))
-    adjusted = [max((len(there) - i) * there[i] for i in range(place + 1)) for place in range(len(there))]
-    return [not math.isnan(x) and adjusted[there.index(x)] <= 1 - level for x in p]
+    known = sorted(x for x in p if not math.isnan(x))
+    adjusted = [max((len(known) - i) * known[i] for i in range(place + 1)) for place in range(len(known))]
+    return [not math.isnan(x) and adjusted[known.index(x)] <= 1 - level for x in p]
 
 
 @given(st.lists(st.floats(0, 1) | st.just(math.nan) | st.floats(0, 0.03), unique=True, max_size=8))
@@ -270,7 +270,7 @@ def test_holm_is_its_definition(p: list[float]) -> None:
 
 
 def test_holm_by_hand() -> None:
-    # Limits: 0.05 / 4, / 3, / 2, / 1. The third fails, and what comes after it is not looked at any more.
+    # Limits: 0.05 / 4, / 3, / 2, / 1. The third fails, and what comes after it is not considered any more.
     assert holm([0.01, 0.03, 0.015, 0.031]) == [True, False, True, False]
     assert holm([0.011, 0.02, 0.021, 0.022]) == [True, False, False, False]
     assert holm([1 - LEVEL]) == [True]

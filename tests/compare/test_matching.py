@@ -1,4 +1,4 @@
-"""Which detection finds which object: COCO's rules, against a literal re-telling of them and pycocotools' IoU."""
+"""Which detection finds which object: COCO's rules, against a literal implementation of them and pycocotools' IoU."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ def surest_first(found: Columns, rows: NDArray[np.int64]) -> list[int]:
     return sorted(rows.tolist(), key=lambda row: -found.scores[row])
 
 
-def retold(ground: Ground, found: Columns) -> tuple[dict[tuple[int, int, int], int], dict[int, int]]:
+def outcomes_by_rules(ground: Ground, found: Columns) -> tuple[dict[tuple[int, int, int], int], dict[int, int]]:
     """The outcome of (row, area, threshold) and the object that a row found at IoU 0.5, all sizes.
 
-    In a picture the detections of a class choose in turn, the surest first. Each takes the object of its class that it
+    In an image the detections of a class choose in turn, the surest first. Each takes the object of its class that it
     overlaps most, if that is enough; an object that is not asked for (a crowd, or of another size) only when there is
     no other. An object can be taken once, a crowd for ever.
     """
     outcomes, hits = {}, {}
-    for picture, label in np.ndindex(len(ground.pictures), len(ground.names)):
-        of_image = (found.images == ground.pictures[picture]) & (found.categories == ground.categories[label])
+    for image, label in np.ndindex(len(ground.images), len(ground.names)):
+        of_image = (found.images == ground.images[image]) & (found.categories == ground.categories[label])
         rows = surest_first(found, np.flatnonzero(of_image))[:100]
-        objects = np.flatnonzero((ground.picture == picture) & (ground.label == label)).tolist()
+        objects = np.flatnonzero((ground.image == image) & (ground.label == label)).tolist()
         overlaps = {
             (row, thing): naive_iou(found.boxes[row].tolist(), ground.box[thing].tolist(), bool(ground.crowd[thing]))
             for row in rows
             for thing in objects
         }
         for area, (low, high) in enumerate(AREAS.values()):
-            wanted = {thing for thing in objects if not ground.crowd[thing] and low <= ground.area[thing] <= high}
+            counted = {thing for thing in objects if not ground.crowd[thing] and low <= ground.area[thing] <= high}
             for step, threshold in enumerate(np.linspace(0.5, 0.95, 10)):
                 taken: set[int] = set()
                 for row in rows:
                     near = [thing for thing in objects if overlaps[row, thing] >= threshold and thing not in taken]
-                    pool = [thing for thing in near if thing in wanted] or near
+                    pool = [thing for thing in near if thing in counted] or near
                     if pool:
                         best = max(reversed(pool), key=lambda thing: overlaps[row, thing])  # of equal ones, the last
-                        outcomes[row, area, step] = TRUE if best in wanted else UNCOUNTED
+                        outcomes[row, area, step] = TRUE if best in counted else UNCOUNTED
                         if not ground.crowd[best]:
                             taken.add(best)
                         if (area, step) == ALL:
@@ -61,7 +61,7 @@ def retold(ground: Ground, found: Columns) -> tuple[dict[tuple[int, int, int], i
     return outcomes, hits
 
 
-def told(ground: Ground, found: Columns) -> tuple[dict[tuple[int, int, int], int], dict[int, int]]:
+def outcomes_of_match(ground: Ground, found: Columns) -> tuple[dict[tuple[int, int, int], int], dict[int, int]]:
     """The same from `match`."""
     outcomes, hits = {}, {}
     for one in match(ground, found):
@@ -75,10 +75,10 @@ def told(ground: Ground, found: Columns) -> tuple[dict[tuple[int, int, int], int
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_every_outcome_is_that_of_the_rules_retold(seed: int) -> None:
+def test_every_outcome_is_that_of_the_literal_rules(seed: int) -> None:
     ground, found = oddities(seed)
-    outcomes, hits = told(ground, found)
-    assert (outcomes, hits) == retold(ground, found)
+    outcomes, hits = outcomes_of_match(ground, found)
+    assert (outcomes, hits) == outcomes_by_rules(ground, found)
     assert {TRUE, FALSE, UNCOUNTED} == set(outcomes.values())
     assert any(ground.crowd[thing] for thing in hits.values())
 
@@ -90,7 +90,7 @@ def test_tiny_cases_with_equal_overlaps_equal_scores_and_areas_at_a_limit(
 ) -> None:
     ground = ground_of(objects, 2, 2)
     found = columns_of(ground, detections)
-    assert told(ground, found) == retold(ground, found)
+    assert outcomes_of_match(ground, found) == outcomes_by_rules(ground, found)
 
 
 def test_of_objects_that_overlap_equally_the_last_is_found() -> None:
@@ -127,42 +127,42 @@ def test_iou_is_that_of_pycocotools() -> None:
     assert (ours == 0).any()
 
 
-def test_detections_come_surest_first_then_by_picture_and_know_their_row() -> None:
+def test_detections_come_surest_first_then_by_image_and_know_their_row() -> None:
     ground, found = oddities(0)
     matches = match(ground, found)
     for label, one in enumerate(matches):
         np.testing.assert_array_equal(found.scores[one.row], one.score)
-        np.testing.assert_array_equal(found.images[one.row], ground.pictures[one.picture])
+        np.testing.assert_array_equal(found.images[one.row], ground.images[one.image])
         assert (found.categories[one.row] == ground.categories[label]).all()
-        order = list(zip((-one.score).tolist(), one.picture.tolist(), one.row.tolist(), strict=True))
+        order = list(zip((-one.score).tolist(), one.image.tolist(), one.row.tolist(), strict=True))
         assert order == sorted(order)
         things = np.flatnonzero(ground.label == label)
-        things = things[np.argsort(ground.picture[things], kind="stable")]
-        np.testing.assert_array_equal(one.object_picture, ground.picture[things])
+        things = things[np.argsort(ground.image[things], kind="stable")]
+        np.testing.assert_array_equal(one.object_image, ground.image[things])
         for area, (low, high) in enumerate(AREAS.values()):
             fits = (ground.area[things] >= low) & (ground.area[things] <= high)
             np.testing.assert_array_equal(one.counted[area], fits & ~ground.crowd[things])
-    assert len(matches[1].row) == 0 < len(matches[1].object_picture)
-    assert len(matches[-1].object_picture) == 0 < len(matches[-1].row)
+    assert len(matches[1].row) == 0 < len(matches[1].object_image)
+    assert len(matches[-1].object_image) == 0 < len(matches[-1].row)
 
 
-def test_only_the_hundred_surest_of_a_class_in_a_picture_are_there() -> None:
+def test_only_the_hundred_surest_of_a_class_in_an_image_are_kept() -> None:
     ground, found = oddities(1)
     of_first = found.categories == ground.categories[0]
     where = np.bincount(found.images[of_first]).argmax()
     rows = np.flatnonzero(of_first & (found.images == where))
     assert len(rows) > LIMIT == 100
     one = match(ground, found)[0]
-    kept = one.row[ground.pictures[one.picture] == where]
+    kept = one.row[ground.images[one.image] == where]
     assert sorted(kept.tolist()) == sorted(surest_first(found, rows)[:100])
 
 
-def test_ground_is_what_the_file_says() -> None:
+def test_ground_is_what_the_file_holds() -> None:
     ground = simulated.scene(9, 4, 3).ground
     content = simulated.annotation_file(simulated.Scene(ground, np.zeros(9)))
     again = Ground.of(truth_of(parse_annotations(content, Path(), Path())[0]))
     assert again.names == ground.names
-    for name in ("pictures", "categories", "picture", "label", "box", "area", "crowd"):
+    for name in ("images", "categories", "image", "label", "box", "area", "crowd"):
         np.testing.assert_array_equal(getattr(again, name), getattr(ground, name))
     bare = {"images": content["images"][:2], "categories": [{"id": 4, "name": "a"}], "annotations": []}
     empty = Ground.of(truth_of(parse_annotations(bare, Path(), Path())[0]))

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import made_reports
 import pytest
+import synthetic_reports
 from browser import SIGHTS, Media, Scheme, apart, browser, contrast, settle
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from detr_container.compare.drawing import look
 from detr_container.compare.options import ReportOptions
 from detr_container.compare.report import write_report
+from detr_container.compare.svg import series_style
 
-MADE = ("two seeds", "one seed", "awkward")
+REPORTS = ("two seeds", "one seed", "awkward")
 A4_LANDSCAPE = 1032
 """CSS pixels between the margins of 12 mm."""
 
@@ -32,18 +32,18 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
     return {
-        "two seeds": made_reports.ordinary(folder / "two", seeds=2),
-        "one seed": made_reports.ordinary(folder / "one", seeds=1),
-        "awkward": made_reports.awkward(folder / "awkward"),
+        "two seeds": synthetic_reports.ordinary(folder / "two", seeds=2),
+        "one seed": synthetic_reports.ordinary(folder / "one", seeds=1),
+        "awkward": synthetic_reports.awkward(folder / "awkward"),
     }
 
 
-@pytest.fixture(scope="module", params=MADE)
-def report(request: pytest.FixtureRequest, made: dict[str, Path]) -> Path:
-    return made[request.param]
+@pytest.fixture(scope="module", params=REPORTS)
+def report(request: pytest.FixtureRequest, reports: dict[str, Path]) -> Path:
+    return reports[request.param]
 
 
 @pytest.fixture
@@ -64,17 +64,17 @@ def colour(text: str) -> list[float]:
 
 def test_nothing_is_fetched_or_run(chromium: Browser, report: Path) -> None:
     context = chromium.new_context()
-    opened, tried, said = context.new_page(), [], []
+    opened, tried, messages = context.new_page(), [], []
     opened.route("**/*", lambda route: route.continue_() if route.request.url == report.as_uri() else route.abort())
     opened.on("request", lambda request: tried.append(request.url))
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    opened.on("console", lambda message: messages.append(message.text))
+    opened.on("pageerror", lambda error: messages.append(str(error)))
+    opened.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
     opened.goto(report.as_uri(), wait_until="networkidle")
     for width in (360, 1280):
         settle(opened, width)
     assert {url for url in tried if not url.startswith("data:")} == {report.as_uri()}
-    assert not said
+    assert not messages
     strange = opened.evaluate("""() => [...document.querySelectorAll('*')].filter(one =>
         ['SCRIPT', 'IFRAME', 'OBJECT', 'EMBED', 'LINK', 'FORM', 'foreignObject'].includes(one.tagName)
         || [...one.attributes].some(a => a.name.startsWith('on')
@@ -94,11 +94,11 @@ def test_it_never_scrolls_sideways_but_in_its_tables(page: Page) -> None:
                 .map(one => one.outerHTML.slice(0, 100))]""")
         assert wide <= width
         assert not beyond
-    told = page.evaluate("""() => [...document.querySelectorAll('.scroll')].map(one => { one.focus(); return [
+    regions = page.evaluate("""() => [...document.querySelectorAll('.scroll')].map(one => { one.focus(); return [
         one.tabIndex, one.getAttribute('role'), !!one.getAttribute('aria-label').trim(), document.activeElement === one,
         getComputedStyle(one).overflowX]; })""")
-    assert told
-    assert all(one == [0, "region", True, True, "auto"] for one in told)
+    assert regions
+    assert all(one == [0, "region", True, True, "auto"] for one in regions)
 
 
 def test_letters_are_large_enough_and_whole_on_a_phone_and_a_desk(page: Page) -> None:
@@ -135,9 +135,9 @@ def test_names_of_series_and_ticks_do_not_lie_on_one_another(page: Page) -> None
 
 
 def test_it_can_be_read_aloud_and_walked_through(page: Page) -> None:
-    told = page.evaluate("""() => { const all = name => [...document.querySelectorAll(name)]; return {
+    content = page.evaluate("""() => { const all = name => [...document.querySelectorAll(name)]; return {
         lang: document.documentElement.lang, title: document.title, levels: all('h1,h2,h3,h4').map(h => +h.tagName[1]),
-        pictures: all('img').map(one => one.alt.trim()), main: all('main').length,
+        images: all('img').map(one => one.alt.trim()), main: all('main').length,
         drawings: all('svg').map(svg => [svg.getAttribute('role'), svg.firstElementChild.tagName,
             svg.firstElementChild.textContent.trim().length > 20, svg.closest('figure').innerText.trim().length > 5]),
         tables: all('table').map(one => [one.caption.textContent.trim() != '', !!one.closest('.scroll'),
@@ -146,20 +146,20 @@ def test_it_can_be_read_aloud_and_walked_through(page: Page) -> None:
         anchors: all('nav a').map(one => document.getElementById(one.hash.slice(1))?.tagName),
         sections: all('main > section').length,
         ids: all('[id]').map(one => one.id) }; }""")
-    assert told["lang"] == "en"
-    assert told["title"] == page.locator("h1").inner_text()
-    assert told["levels"][0] == 1
-    assert told["levels"].count(1) == 1
-    assert max(b - a for a, b in zip(told["levels"], told["levels"][1:], strict=False)) == 1
-    assert told["main"] == 1
-    assert told["pictures"]
-    assert all(told["pictures"])
-    assert told["drawings"]
-    assert all(one == ["img", "title", True, True] for one in told["drawings"])
-    assert told["tables"]
-    assert all(all(one) for one in told["tables"])
-    assert told["anchors"] == ["SECTION"] * told["sections"]
-    assert len(set(told["ids"])) == len(told["ids"])
+    assert content["lang"] == "en"
+    assert content["title"] == page.locator("h1").inner_text()
+    assert content["levels"][0] == 1
+    assert content["levels"].count(1) == 1
+    assert max(b - a for a, b in zip(content["levels"], content["levels"][1:], strict=False)) == 1
+    assert content["main"] == 1
+    assert content["images"]
+    assert all(content["images"])
+    assert content["drawings"]
+    assert all(one == ["img", "title", True, True] for one in content["drawings"])
+    assert content["tables"]
+    assert all(all(one) for one in content["tables"])
+    assert content["anchors"] == ["SECTION"] * content["sections"]
+    assert len(set(content["ids"])) == len(content["ids"])
 
 
 def test_the_contents_lead_to_the_sections(page: Page) -> None:
@@ -218,16 +218,16 @@ def test_text_and_series_stand_out(page: Page, scheme: str) -> None:
     assert [one for one in plain if one not in known and one != [0, 0, 0]] == []
 
 
-def test_series_are_told_apart_by_all_eyes_and_without_colour(chromium: Browser, made: dict[str, Path]) -> None:
+def test_series_are_told_apart_by_all_eyes_and_without_colour(chromium: Browser, reports: dict[str, Path]) -> None:
     page = chromium.new_page()
-    page.goto(made["awkward"].as_uri())
+    page.goto(reports["awkward"].as_uri())
     for scheme in SCHEMES.values():
         settle(page, 1280, *scheme)
         series = _series(page)
         for sight in SIGHTS:
             assert apart(series[:4], sight) > 20
             assert apart(series, sight) > 10
-    assert len({look(number)["marker"] for number in range(8)}) == 8
+    assert len({series_style(number)["marker"] for number in range(8)}) == 8
     dashes = page.evaluate("""() => [...document.querySelectorAll('#figure-curves-ap-1 svg path')]
         .map(one => one.getAttribute('style') ?? '')
         .filter(style => /var\\(--s\\d/.test(style) && !/opacity/.test(style))
@@ -242,9 +242,11 @@ def test_series_are_told_apart_by_all_eyes_and_without_colour(chromium: Browser,
     page.close()
 
 
-def test_a_backbone_has_one_colour_in_the_whole_report(made: dict[str, Path]) -> None:
+def test_a_backbone_has_one_colour_in_the_whole_report(reports: dict[str, Path]) -> None:
     """Also under a head with which another backbone has no result."""
-    drawing = (made["awkward"].parent / "index.html").read_text().split('id="figure-precision-2"')[1].split("</svg>")[0]
+    drawing = (
+        (reports["awkward"].parent / "index.html").read_text().split('id="figure-precision-2"')[1].split("</svg>")[0]
+    )
     assert {"--s0", "--s1", "--s3"} == set(re.findall(r"--s\d", drawing))
 
 
@@ -307,8 +309,8 @@ def test_numbers_are_those_of_the_files(page: Page, report: Path) -> None:
     assert compared > 100
 
 
-def test_markdown_has_the_same_tables_and_sentences(chromium: Browser, made: dict[str, Path]) -> None:
-    page, report = chromium.new_page(), made["two seeds"]
+def test_markdown_has_the_same_tables_and_sentences(chromium: Browser, reports: dict[str, Path]) -> None:
+    page, report = chromium.new_page(), reports["two seeds"]
     page.goto(report.as_uri())
     text = (report.parent / "report.md").read_text().replace("&lt;", "<")
     lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| :---")]
@@ -328,8 +330,8 @@ def test_every_figure_is_a_file_of_its_own(page: Page, report: Path) -> None:
     assert set(names) == set(files)
     for path in files.values():
         if path.suffix == ".jpg":
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as image:
+                image.load()
             continue
         drawing = ET.parse(path).getroot()
         assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
@@ -344,20 +346,20 @@ def test_every_figure_is_a_file_of_its_own(page: Page, report: Path) -> None:
     assert {name for name in used if f"{name}: " not in text} == set()
 
 
-def test_names_are_shown_as_they_are(chromium: Browser, made: dict[str, Path]) -> None:
+def test_names_are_shown_as_they_are(chromium: Browser, reports: dict[str, Path]) -> None:
     page = chromium.new_page()
-    page.goto(made["awkward"].as_uri())
+    page.goto(reports["awkward"].as_uri())
     rows = page.locator("#table-results tbody th").all_text_contents()
-    assert rows == 2 * list(made_reports.BACKBONES)
+    assert rows == 2 * list(synthetic_reports.BACKBONES)
     drawn = page.locator("#figure-curves-ap-1 svg text").all_text_contents()
-    for name in made_reports.BACKBONES:
+    for name in synthetic_reports.BACKBONES:
         assert name.replace(" ", "") in "".join(drawn).replace(" ", "")
-    assert made_reports.ATTACK in page.locator(".warnings").first.inner_text()
+    assert synthetic_reports.ATTACK in page.locator(".warnings").first.inner_text()
     page.close()
 
 
-def test_the_same_runs_give_the_same_bytes(made: dict[str, Path]) -> None:
-    folder = made["one seed"].parent
+def test_the_same_runs_give_the_same_bytes(reports: dict[str, Path]) -> None:
+    folder = reports["one seed"].parent
     before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     write_report(ReportOptions((str(folder.parent / "runs"),), output=folder, resamples=50))
     after = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Whether scores can be believed, and how well single pictures are done: against loops."""
+"""Whether scores can be trusted, and how well single images are done: against loops."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 from coco_reference import columns_of, distinct, ground_of, oddities
 
 from detr_container.compare.matching import TRUE, UNCOUNTED, ClassMatches, match
-from detr_container.compare.quality import BINS, calibration, picture_quality
+from detr_container.compare.quality import BINS, calibration, image_quality
 
 BOX: list[float] = [10, 10, 50, 50]
 AWAY: list[float] = [300, 300, 50, 50]
 
 
-def told(matches: list[ClassMatches], threshold: int = 0) -> list[tuple[int, float, bool]]:
-    """Picture, score and whether it is right, of each detection that counts."""
+def counted_detections(matches: list[ClassMatches], threshold: int = 0) -> list[tuple[int, float, bool]]:
+    """Image, score and whether it is right, of each detection that counts."""
     return [
-        (int(one.picture[place]), float(one.score[place]), bool(one.outcome[0, threshold, place] == TRUE))
+        (int(one.image[place]), float(one.score[place]), bool(one.outcome[0, threshold, place] == TRUE))
         for one in matches
         for place in range(len(one.score))
         if one.outcome[0, threshold, place] != UNCOUNTED
@@ -33,7 +33,7 @@ def test_calibration_is_that_of_a_loop(seed: int, rounded: bool) -> None:
         found = distinct(found, seed)
         found = found._replace(scores=found.scores**3)
     matches = match(ground, found)
-    rows = told(matches)
+    rows = counted_detections(matches)
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(BINS)]
     for _, score, right in rows:
         bins[min(int(score * 10), 9)].append((score, right))  # score 1.0 is in the last
@@ -79,20 +79,22 @@ def area(right: list[bool], total: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_quality_of_a_picture_is_that_of_a_loop(seed: int) -> None:
+def test_the_quality_of_an_image_is_that_of_a_loop(seed: int) -> None:
     ground, found = oddities(seed)
     found = distinct(found, seed)
     matches = match(ground, found)
-    ours = picture_quality(matches, len(ground.pictures))
-    assert len(ours) == len(ground.pictures)
+    ours = image_quality(matches, len(ground.images))
+    assert len(ours) == len(ground.images)
     for number, quality in enumerate(ours.tolist()):
-        total = int((~ground.crowd[ground.picture == number]).sum())
+        total = int((~ground.crowd[ground.image == number]).sum())
         if not total:
             assert math.isnan(quality)
             continue
         areas = []
         for threshold in range(10):
-            rows = sorted((row for row in told(matches, threshold) if row[0] == number), key=lambda row: -row[1])
+            rows = sorted(
+                (row for row in counted_detections(matches, threshold) if row[0] == number), key=lambda row: -row[1]
+            )
             areas.append(area([right for _, _, right in rows], total))
         assert quality == pytest.approx(sum(areas) / 10)
     assert math.isnan(ours[1])
@@ -100,7 +102,7 @@ def test_the_quality_of_a_picture_is_that_of_a_loop(seed: int) -> None:
     assert np.nanmax(ours) > 0.1
 
 
-def test_the_quality_of_a_picture_by_hand() -> None:
+def test_the_quality_of_an_image_by_hand() -> None:
     near = [10.0, 10.0, 50.0, 36.0]  # IoU 0.72 with BOX: right at five of the ten thresholds
     objects = [(0, 0, BOX, False), (0, 1, AWAY, False), (2, 0, BOX, False), (3, 0, BOX, True)]
     ground = ground_of(objects, 4, 2)
@@ -108,8 +110,8 @@ def test_the_quality_of_a_picture_by_hand() -> None:
         *((0, 0, near, 0.9), (0, 1, AWAY, 0.8), (0, 1, BOX, 0.7)),
         *((1, 0, BOX, 0.9), (3, 1, BOX, 0.9), (2, 1, BOX, 0.9), (2, 0, BOX, 0.8)),
     ]
-    quality = picture_quality(match(ground, columns_of(ground, detections)), 4)
+    quality = image_quality(match(ground, columns_of(ground, detections)), 4)
     assert quality[0] == pytest.approx((5 * 1.0 + 5 * (1 / 2) / 2) / 10)
     assert quality[2] == pytest.approx(0.5)  # a surer one of another class stands before it
     assert np.isnan(quality[[1, 3]]).all()
-    assert np.isnan(picture_quality([], 2)).all()
+    assert np.isnan(image_quality([], 2)).all()

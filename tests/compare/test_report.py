@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_runs import EPOCHS, comparison, experiment_of, make_data, make_run, read_json, records
 from scipy import optimize, stats
+from synthetic_runs import EPOCHS, comparison, experiment_of, make_data, make_run, read_json, records
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,7 +44,7 @@ LABELS = [f"{head}, {backbone}" for head in ("DETR", "SMCA-DETR") for backbone i
 
 
 @dataclass(frozen=True)
-class Made:
+class Reported:
     """Runs and their report."""
 
     home: Path
@@ -69,16 +69,16 @@ class Made:
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one seed", "two seeds"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    home = tmp_path_factory.mktemp("made")
+def reported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    home = tmp_path_factory.mktemp("reported")
     comparison(home, request.param)
     options = ReportOptions((str(home / "runs"),), output=home / "report", resamples=RESAMPLES)
     page = write_report(options)
-    return Made(home, request.param, read_json(page.parent / "report.json"))
+    return Reported(home, request.param, read_json(page.parent / "report.json"))
 
 
 def scores_of(run: Path, truth: Path, epoch: int = EPOCHS) -> dict[str, Any]:
-    """What pycocotools says of a run's detections."""
+    """pycocotools' scores of a run's detections."""
     return score(truth, records(run, epoch), "pycocotools").to_dict()
 
 
@@ -86,9 +86,9 @@ def close(value: float | None) -> Any:
     return None if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
-def check_range(row: dict[str, Any], name: str, wanted: dict[str, float]) -> None:
+def check_range(row: dict[str, Any], name: str, interval: dict[str, float]) -> None:
     for part, key in (("", "value"), (" low", "low"), (" high", "high")):
-        assert row[name + part] == close(wanted[key])
+        assert row[name + part] == close(interval[key])
 
 
 def check_spread(row: dict[str, Any], name: str, values: list[float]) -> None:
@@ -98,27 +98,27 @@ def check_spread(row: dict[str, Any], name: str, values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_the_headline_has_the_figures_of_pycocotools(label: str, made: Made) -> None:
-    row = made.row("results", label)
-    found = [scores_of(run, made.truth) for run in made.runs(label)]
+def test_the_headline_has_the_metrics_of_pycocotools(label: str, reported: Reported) -> None:
+    row = reported.row("results", label)
+    found = [scores_of(run, reported.truth) for run in reported.runs(label)]
     for name, key in SIX.items():
         check_spread(row, name, [one[key] for one in found])
-    assert row["seeds"] == str(made.seeds)
+    assert row["seeds"] == str(reported.seeds)
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_the_best_epoch_stands_by_itself(label: str, made: Made) -> None:
-    best = [max(scores_of(run, made.truth, epoch)["ap"] for epoch in (1, 2, 3)) for run in made.runs(label)]
-    check_spread(made.row("results", label), "best-epoch AP", best)
+def test_the_best_epoch_stands_by_itself(label: str, reported: Reported) -> None:
+    best = [max(scores_of(run, reported.truth, epoch)["ap"] for epoch in (1, 2, 3)) for run in reported.runs(label)]
+    check_spread(reported.row("results", label), "best-epoch AP", best)
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_what_it_cost(label: str, made: Made) -> None:
-    row, logs = made.row("results", label), [read_jsonl(run / "metrics.jsonl") for run in made.runs(label)]
-    experiment = load(made.runs(label)[0] / "config.json")
+def test_what_it_cost(label: str, reported: Reported) -> None:
+    row, logs = reported.row("results", label), [read_jsonl(run / "metrics.jsonl") for run in reported.runs(label)]
+    experiment = load(reported.runs(label)[0] / "config.json")
     model = build_detector(experiment, 3, weights=False).eval()
     assert row["parameters, M"] == close(sum(p.numel() for p in model.parameters()) / 1e6)
-    # Every picture is 640 x 480, and comes out as 64 x 48.
+    # Every image is 640 x 480, and comes out as 64 x 48.
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(torch.zeros(1, 3, 48, 64), torch.tensor([[48, 64]]))
     assert row["GFLOPs"] == close(counter.get_total_flops() / 1e9)
@@ -133,12 +133,12 @@ def test_what_it_cost(label: str, made: Made) -> None:
     assert row["device-hours"] == close(statistics.fmean(hours) / 3600)
 
 
-def resampled(made: Made) -> dict[Path, list[dict[str, Any]]]:
-    """The figures of every run on data sets in which pictures are really repeated as often as they were drawn."""
-    content, rng = read_json(made.truth), np.random.default_rng(0)
+def resampled(reported: Reported) -> dict[Path, list[dict[str, Any]]]:
+    """The metrics of every run on data sets in which images are really repeated as often as they were drawn."""
+    content, rng = read_json(reported.truth), np.random.default_rng(0)
     ids = sorted(image["id"] for image in content["images"])
-    found: dict[Path, list[dict[str, Any]]] = {run: [] for label in LABELS for run in made.runs(label)}
-    target = made.home / "resampled.json"
+    found: dict[Path, list[dict[str, Any]]] = {run: [] for label in LABELS for run in reported.runs(label)}
+    target = reported.home / "resampled.json"
     for _ in range(RESAMPLES):
         drawn = [ids[index] for index in rng.integers(0, len(ids), len(ids))]
         new = {image_id: [1000 * image_id + n for n in range(drawn.count(image_id))] for image_id in ids}
@@ -148,23 +148,23 @@ def resampled(made: Made) -> dict[Path, list[dict[str, Any]]]:
             target,
             {**content, "images": images, "annotations": [{**row, "id": n} for n, row in enumerate(rows, start=1)]},
         )
-        for run, figures in found.items():
+        for run, metrics in found.items():
             copies: list[Any] = [{**row, "image_id": i} for row in records(run) for i in new[row["image_id"]]]
-            figures.append(score(target, copies, "pycocotools").to_dict())
+            metrics.append(score(target, copies, "pycocotools").to_dict())
     return found
 
 
-def expected(made: Made, a: list[np.ndarray], b: list[np.ndarray] | None = None) -> dict[str, float]:
-    """An interval by its definition: of each seed the plain figure first, then those of the resamples."""
+def expected(reported: Reported, a: list[np.ndarray], b: list[np.ndarray] | None = None) -> dict[str, float]:
+    """An interval by its definition: of each seed the plain metric first, then those of the resamples."""
     sides = [np.stack(side) for side in (a, b) if side is not None]
     value = sides[0][:, 0].mean() - (sides[1][:, 0].mean() if len(sides) > 1 else 0)
     together = sides[0][:, 1:].mean(axis=0) - (sides[1][:, 1:].mean(axis=0) if len(sides) > 1 else 0)
-    pictures = len(read_json(made.truth)["images"])
-    parts = [(statistics.variance(together) * pictures / (pictures - 1), pictures - 1)]
-    if made.seeds > 1:
+    images = len(read_json(reported.truth)["images"])
+    parts = [(statistics.variance(together) * images / (images - 1), images - 1)]
+    if reported.seeds > 1:
         # Both sides have the same seeds, in the same order.
         spread = sides[0][:, 0] - (sides[1][:, 0] if len(sides) > 1 else 0)
-        parts.append((statistics.variance(spread) / made.seeds, made.seeds - 1))
+        parts.append((statistics.variance(spread) / reported.seeds, reported.seeds - 1))
 
     def half(p: float) -> float:
         return math.sqrt(sum(part * stats.t.isf(p / 2, count) ** 2 for part, count in parts))
@@ -177,8 +177,11 @@ def expected(made: Made, a: list[np.ndarray], b: list[np.ndarray] | None = None)
     return {"value": 100 * value, "low": 100 * low, "high": 100 * high, "p": p}
 
 
-def figures_of(made: Made, drawn: dict[Path, list[dict[str, Any]]], label: str, key: str) -> list[np.ndarray]:
-    return [np.array([scores_of(run, made.truth)[key], *(one[key] for one in drawn[run])]) for run in made.runs(label)]
+def metrics_of(reported: Reported, drawn: dict[Path, list[dict[str, Any]]], label: str, key: str) -> list[np.ndarray]:
+    return [
+        np.array([scores_of(run, reported.truth)[key], *(one[key] for one in drawn[run])])
+        for run in reported.runs(label)
+    ]
 
 
 def pairs() -> Iterator[tuple[str, str]]:
@@ -194,40 +197,42 @@ def name_of(a: str, b: str) -> str:
     return f"{backbone}: {head} \N{MINUS SIGN} {other_head}"
 
 
-def test_differences_and_their_intervals(made: Made) -> None:
-    drawn = resampled(made)
-    rows = {row["difference"]: row for row in made.table("differences")}
+def test_differences_and_their_intervals(reported: Reported) -> None:
+    drawn = resampled(reported)
+    rows = {row["difference"]: row for row in reported.table("differences")}
     assert len(rows) == len(list(pairs()))
-    by_size = {row["difference"]: row for row in made.table("size-differences")}
+    by_size = {row["difference"]: row for row in reported.table("size-differences")}
     assert list(by_size) == list(rows)
     p_values, p_by_size = dict[str, float](), dict[tuple[str, str], float]()
     for a, b in pairs():
         name = name_of(a, b)
         a, b, name = (a, b, name) if name in rows else (b, a, name_of(b, a))
         for column, key in (("AP", "ap"), ("AP50", "ap50"), ("AP75", "ap75"), *BY_SIZE):
-            wanted = expected(made, figures_of(made, drawn, a, key), figures_of(made, drawn, b, key))
-            check_range((by_size if (column, key) in BY_SIZE else rows)[name], column, wanted)
+            interval = expected(reported, metrics_of(reported, drawn, a, key), metrics_of(reported, drawn, b, key))
+            check_range((by_size if (column, key) in BY_SIZE else rows)[name], column, interval)
             if key == "ap":
-                assert wanted["value"] >= 0
-                assert rows[name]["p"] == close(wanted["p"])
-                p_values[name] = wanted["p"]
+                assert interval["value"] >= 0
+                assert rows[name]["p"] == close(interval["p"])
+                p_values[name] = interval["p"]
             elif (column, key) in BY_SIZE:
-                p_by_size[name, column.removeprefix("AP ")] = wanted["p"]
+                p_by_size[name, column.removeprefix("AP ")] = interval["p"]
     real = real_of(p_values)
     for name in p_values:
         if name not in real:
             assert rows[name]["AP is"] == "not distinguishable"
         else:
             assert rows[name]["AP is"].startswith("higher")
-            assert ("seeds not measured" in rows[name]["AP is"]) == (made.seeds == 1)
+            assert ("seeds not measured" in rows[name]["AP is"]) == (reported.seeds == 1)
     real_sizes = real_of(p_by_size)
     for name, row in by_size.items():
         words = [word for pair, word in p_by_size if pair == name and (pair, word) in real_sizes]
         assert row["real"] == (", ".join(words) or "none")
     for label in LABELS:
         for column, key in BY_SIZE:
-            check_range(made.row("sizes", label), column, expected(made, figures_of(made, drawn, label, key)))
-    check_classes(made, drawn)
+            check_range(
+                reported.row("sizes", label), column, expected(reported, metrics_of(reported, drawn, label, key))
+            )
+    check_classes(reported, drawn)
 
 
 def real_of(p_values: dict[Any, float]) -> set[Any]:
@@ -237,19 +242,19 @@ def real_of(p_values: dict[Any, float]) -> set[Any]:
     return {order[at] for at in kept}
 
 
-def check_classes(made: Made, drawn: dict[Path, list[dict[str, Any]]]) -> None:
+def check_classes(reported: Reported, drawn: dict[Path, list[dict[str, Any]]]) -> None:
     """Differences by class, for both heads."""
-    content = read_json(made.truth)
+    content = read_json(reported.truth)
     names = {row["id"]: row["name"] for row in content["categories"]}
     for number, head in enumerate(("DETR", "SMCA-DETR"), start=1):
-        rows = made.table(f"classes-{number}")
+        rows = reported.table(f"classes-{number}")
         a, b = [key for key in rows[0] if key in ("container_light_tiny", "resnet18")]
         assert len(rows) == len(names)
         for row in rows:
             sides = []
             for backbone in (a, b):
-                runs = made.runs(f"{head}, {backbone}")
-                plain = [scores_of(run, made.truth) for run in runs]
+                runs = reported.runs(f"{head}, {backbone}")
+                plain = [scores_of(run, reported.truth) for run in runs]
                 sides.append(
                     [
                         np.array([of_class(one, row["class"]) for one in (first, *drawn[run])])
@@ -257,7 +262,7 @@ def check_classes(made: Made, drawn: dict[Path, list[dict[str, Any]]]) -> None:
                     ]
                 )
                 assert row[backbone] == close(100 * statistics.fmean(side[0] for side in sides[-1]))
-            check_range(row, "difference", expected(made, *sides))
+            check_range(row, "difference", expected(reported, *sides))
             count = sum(names[o["category_id"]] == row["class"] and not o["iscrowd"] for o in content["annotations"])
             assert row["objects"] == count
 
@@ -267,40 +272,40 @@ def of_class(scores: dict[str, Any], name: str) -> float:
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_every_run_by_itself(label: str, made: Made) -> None:
-    rows = {row["run"]: row for row in made.table("runs")}
-    for seed, run in enumerate(made.runs(label)):
-        row, found = rows[str(run)], scores_of(run, made.truth)
+def test_every_run_by_itself(label: str, reported: Reported) -> None:
+    rows = {row["run"]: row for row in reported.table("runs")}
+    for seed, run in enumerate(reported.runs(label)):
+        row, found = rows[str(run)], scores_of(run, reported.truth)
         assert row["seed"] == str(seed)
         assert row["AP"] == close(100 * found["ap"])
-        assert (row["last epoch"], row["judged after epoch"]) == (str(EPOCHS), str(EPOCHS))
+        assert (row["last epoch"], row["evaluated after epoch"]) == (str(EPOCHS), str(EPOCHS))
         assert row["remarks"] == ""
-        data = made.report["runs"][str(run)]
+        data = reported.report["runs"][str(run)]
         assert data["ap"] == close(found["ap"])
         assert data["ap_by_class"] == {one["name"]: close(one["ap"]) for one in found["per_class"]}
         assert data["errors"]["ap50"] == close(found["ap50"])
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_tables_of_errors_and_calibration_are_means_over_seeds(label: str, made: Made) -> None:
-    row = made.row("errors", label)
+def test_tables_of_errors_and_calibration_are_means_over_seeds(label: str, reported: Reported) -> None:
+    row = reported.row("errors", label)
     for kind in KINDS:
-        costs = [made.report["runs"][str(run)]["errors"]["cost"][kind] for run in made.runs(label)]
+        costs = [reported.report["runs"][str(run)]["errors"]["cost"][kind] for run in reported.runs(label)]
         assert row[kind] == close(100 * statistics.fmean(costs))
-    found = [len(records(run)) for run in made.runs(label)]
+    found = [len(records(run)) for run in reported.runs(label)]
     # Those on crowds do not count.
-    assert 0.9 * sum(found) <= made.row("calibration", label)["detections"] <= sum(found)
+    assert 0.9 * sum(found) <= reported.row("calibration", label)["detections"] <= sum(found)
 
 
-def test_the_summary_ranks_only_what_can_be_told_apart(made: Made) -> None:
-    rows = {row["difference"]: row for row in made.table("differences")}
+def test_the_summary_ranks_only_what_can_be_told_apart(reported: Reported) -> None:
+    rows = {row["difference"]: row for row in reported.table("differences")}
     for head in ("DETR", "SMCA-DETR"):
         row = next(row for name, row in rows.items() if name.startswith(f"{head}: "))
-        line = next(line for line in made.report["summary"] if line.startswith(f"{head}: "))
+        line = next(line for line in reported.report["summary"] if line.startswith(f"{head}: "))
         if row["AP is"] == "not distinguishable":
             assert "not distinguishable" in line
-            # An interval without 0 in it is told apart from the judgement of all pairs together.
-            why = "by itself, but one of 4 pairs" if row["AP low"] > 0 else "within what other pictures"
+            # An interval without 0 in it is distinct from the verdict on all pairs together.
+            why = "by itself, but one of 4 pairs" if row["AP low"] > 0 else "within what other images"
             assert why in line
             assert "1.\N{EN DASH}2." in line
         else:
@@ -310,8 +315,8 @@ def test_the_summary_ranks_only_what_can_be_told_apart(made: Made) -> None:
 
 
 @pytest.mark.parametrize("what", ["ap", "loss", "class", "l1", "giou"])
-def test_learning_curves_end_where_the_logs_do(what: str, made: Made) -> None:
-    drawn = {name: alt for section in made.report["sections"] for name, alt in section["figures"].items()}
+def test_learning_curves_end_where_the_logs_do(what: str, reported: Reported) -> None:
+    drawn = {name: alt for section in reported.report["sections"] for name, alt in section["figures"].items()}
     for number, head in enumerate(("DETR", "SMCA-DETR"), start=1):
         alt = drawn[f"curves-{what}-{number}"]
         assert alt.startswith(f"{head}, ")
@@ -319,24 +324,24 @@ def test_learning_curves_end_where_the_logs_do(what: str, made: Made) -> None:
             if not label.startswith(f"{head}, "):
                 continue
             if what == "ap":
-                ends = [100 * read_jsonl(run / "evaluations.jsonl")[-1]["ap"] for run in made.runs(label)]
+                ends = [100 * read_jsonl(run / "evaluations.jsonl")[-1]["ap"] for run in reported.runs(label)]
             else:
-                rows = [read_jsonl(run / "metrics.jsonl")[-1] for run in made.runs(label)]
+                rows = [read_jsonl(run / "metrics.jsonl")[-1] for run in reported.runs(label)]
                 ends = [row["loss"] if what == "loss" else row["losses"][what] for row in rows]
             assert f"{label.split(', ')[1]} {statistics.fmean(ends):.3g}" in alt
 
 
 def results_on(root: Path, names: list[str]) -> list[dict[str, Any]]:
     """The headline table of one run each of what was published, on a data set with these classes."""
-    world = make_data(root / "data", pictures=6, names=names)
+    world = make_data(root / "data", count=6, names=names)
     for head in ("detr", "smca"):
         for backbone in ("resnet50", "container_light"):
             make_run(root / "runs" / f"{head}-{backbone}", experiment_of(root / "data", head, backbone), world, 1.0)
     found = analyse([*(root / "runs").iterdir()], count=5)
-    return results.headline(found, {}).tables[0].records()
+    return results.headline(found, {}).tables[0].as_data()
 
 
-def test_published_figures_have_columns_of_their_own(tmp_path: Path) -> None:
+def test_published_metrics_have_columns_of_their_own(tmp_path: Path) -> None:
     rows = results_on(tmp_path, [category.name for category in COCO])
     assert {(row["head"], row["backbone"]): row["published AP"] for row in rows} == {
         ("DETR", "resnet50"): 34.9,
@@ -354,10 +359,10 @@ def test_nothing_was_published_on_other_data(tmp_path: Path) -> None:
     assert not any("published" in key for row in rows for key in row)
 
 
-def test_csv_and_json_say_the_same(made: Made) -> None:
-    for section in made.report["sections"]:
+def test_csv_and_json_hold_the_same(reported: Reported) -> None:
+    for section in reported.report["sections"]:
         for name, rows in section["tables"].items():
-            with (made.home / "report" / "tables" / f"{name}.csv").open(newline="") as file:
+            with (reported.home / "report" / "tables" / f"{name}.csv").open(newline="") as file:
                 read = list(csv.DictReader(file))
             assert len(read) == len(rows)
             for one, other in zip(read, rows, strict=True):

@@ -1,4 +1,4 @@
-"""Settings: the same from the command line, a file and a checkpoint; wrong ones are named, idle ones are told."""
+"""Settings: the same from the command line, a file and a checkpoint; wrong ones are named, idle ones are reported."""
 
 import ast
 import json
@@ -27,7 +27,7 @@ def test_json_and_back(experiment: DetectionExperiment, tmp_path: Path) -> None:
     path.write_text(json.dumps(to_dict(experiment)))
     again = load(path)
     assert again == experiment
-    # == would not tell a list from a tuple inside a path or a number written as text.
+    # == would not distinguish a list from a tuple inside a path or a number written as text.
     assert repr(again) == repr(experiment)
 
 
@@ -57,7 +57,7 @@ def test_difference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "said"),
+    ("section", "key", "value", "message"),
     [
         ("head", "querries", 5, r"head\.querries: Unexpected"),
         ("head", "queries", "many", r"head\.queries: .*integer"),
@@ -66,10 +66,10 @@ def test_difference() -> None:
         ("data", "crop_range", [1], r"data\.crop_range\.1: Field required"),
     ],
 )
-def test_a_wrong_setting_in_a_file_is_named(section: str, key: str, value: object, said: str) -> None:
+def test_a_wrong_setting_in_a_file_is_named(section: str, key: str, value: object, message: str) -> None:
     values = to_dict(DetectionExperiment())
     (values[section] if section else values)[key] = value
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         from_dict(values)
 
 
@@ -81,7 +81,7 @@ def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"head__kind": "detr", "head__smooth": 4.0}, "head.smooth has no effect on DETR"),
         ({"head__kind": "detr", "head__gaussian": "type1"}, "head.gaussian has no effect on DETR"),
@@ -89,20 +89,20 @@ def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
         ({"loss__no_object_weight": 0.2}, "loss.no_object_weight has no effect on focal loss"),
         ({"loss__classification": "softmax", "loss__focal_gamma": 1.0}, "loss.focal_gamma has no effect on softmax"),
         ({"data__crop_range": (30, 40)}, "data.crop_range has no effect with data.augment=flip"),
-        ({"data__resize": "square"}, "data.max_size has no effect on square pictures"),
+        ({"data__resize": "square"}, "data.max_size has no effect on square images"),
         ({"train__lr_drop": 1}, "train.lr_drop has no effect on the cosine schedule"),
         ({"train__schedule": "step"}, "train.lr_drop=40 has no effect: it is not before the end (train.epochs=2)"),
         ({"head__position": "learned", "train__lr_backbone": 0.0}, "train.lr_backbone=0 also stops the learned pos"),
     ],
 )
-def test_a_setting_without_effect_is_told(changed: dict[str, Any], said: str) -> None:
+def test_a_setting_without_effect_is_reported(changed: dict[str, Any], message: str) -> None:
     warnings = validate(tiny(Path("data"), **changed))
     assert len(warnings) == 1
-    assert warnings[0].startswith(said)
+    assert warnings[0].startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"head__pre_norm": True}, r"head\.pre_norm=True: SMCA-DETR"),
         ({"head__width": 33}, r"head\.width=33 cannot be shared by head\.heads=2"),
@@ -123,13 +123,13 @@ def test_a_setting_without_effect_is_told(changed: dict[str, Any], said: str) ->
         ({"seed": -1}, r"seed=-1: it must be 0 or greater"),
     ],
 )
-def test_a_value_that_no_run_can_have(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_value_that_no_run_can_have(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         validate(tiny(Path("data"), **changed))
 
 
 def test_every_option_is_explained(repository: Path) -> None:
-    """The line after a field is what --help says of it; a section is explained by its class."""
+    """The line after a field is what --help shows of it; a section is explained by its class."""
     missing, classes = [], 0
     folders = ("commands", "config", "measure", "compare", "jobs")
     for path in sorted(path for folder in folders for path in (repository / "detr_container" / folder).glob("*.py")):
@@ -148,7 +148,7 @@ def test_every_option_is_explained(repository: Path) -> None:
     assert classes > 20
 
 
-def test_every_setting_says_what_it_means_for_a_resume_and_for_fairness() -> None:
+def test_every_setting_states_what_it_means_for_a_resume_and_for_fairness() -> None:
     traits = traits_of(DetectionExperiment)
     assert list(traits) == list(config.flatten(DetectionExperiment()))
     fixed = {name for name, each in traits.items() if not each.resume.may_change}

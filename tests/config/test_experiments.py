@@ -35,7 +35,7 @@ def test_the_published_schedule(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIFTY)
-def test_the_published_pictures(name: str) -> None:
+def test_the_published_images(name: str) -> None:
     data = of(name).data
     assert (data.augment, data.resize) == ("detr", "shortest")
     assert data.scales == (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -85,13 +85,13 @@ def test_only_what_is_published_is_claimed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ("smca_r50", "smca_r50_50e"),
         ("detr_containr_light_50e", "did you mean detr_container_light_50e"),
         ("xyz", "there are detr_r50_50e, "),
     ],
 )
-def test_a_misspelt_name(given: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"there is no experiment '{given}'.*{said}"):
+def test_a_misspelt_name(given: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"there is no experiment '{given}'.*{message}"):
         named(given)

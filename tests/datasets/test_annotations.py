@@ -25,7 +25,7 @@ HERE = Path("folder/annotations.json")
 
 
 def valid() -> dict[str, Any]:
-    """Two classes with a gap, three pictures out of order (one empty), a crowd, and a box without area's field."""
+    """Two classes with a gap, three images out of order (one empty), a crowd, and a box without area's field."""
     return {
         "categories": [{"id": 7, "name": "star"}, {"id": 2, "name": "circle"}],
         "images": [
@@ -51,7 +51,7 @@ def found(raw: object) -> set[tuple[str, str]]:
 
 
 def test_a_file_is_read_in_order_of_image_ids_with_contiguous_labels(tmp_path: Path) -> None:
-    read = read_annotations(write(tmp_path / "a.json", valid()), tmp_path / "pictures")
+    read = read_annotations(write(tmp_path / "a.json", valid()), tmp_path / "images")
     assert [(category.id, category.name) for category in read.categories] == [(2, "circle"), (7, "star")]
     assert read.image_ids.tolist() == [10, 20, 30]
     assert read.file_names == ("a.jpg", "b.jpg", "c.jpg")
@@ -65,7 +65,7 @@ def test_a_file_is_read_in_order_of_image_ids_with_contiguous_labels(tmp_path: P
     dtypes = [getattr(read, name).dtype for name in ("image_ids", "sizes", "labels", "annotation_ids", "starts")]
     assert dtypes == [np.int64] * 5
     assert (read.boxes.dtype, read.areas.dtype, read.crowd.dtype) == (np.float64, np.float64, np.bool_)
-    assert (read.path, read.image_dir) == (tmp_path / "a.json", tmp_path / "pictures")
+    assert (read.path, read.image_dir) == (tmp_path / "a.json", tmp_path / "images")
     assert found(valid()) == set()
 
 
@@ -192,7 +192,7 @@ DAMAGE = [
     (changed("images", 0, file_name=""), "error", "file-name", "image 30"),
     (changed("images", 0, file_name="a\0.jpg"), "error", "file-name", "image 30"),
     (changed("images", 0, file_name="a\ud800.jpg"), "error", "file-name", "image 30"),
-    (changed("images", 0, file_name="/pictures/c.jpg"), "warning", "file-elsewhere", "/pictures/c.jpg leads out"),
+    (changed("images", 0, file_name="/images/c.jpg"), "warning", "file-elsewhere", "/images/c.jpg leads out"),
     (changed("images", 0, file_name="../c.jpg"), "warning", "file-elsewhere", "image 30"),
     (changed("images", 0, file_name=None, coco_url="http://x/train2017/1.jpg"), "error", "file-name", "as in LVIS"),
     (without("images", 0, "file_name"), "error", "file-name", "image 30"),
@@ -210,11 +210,11 @@ DAMAGE = [
 ]
 
 
-@pytest.mark.parametrize(("raw", "severity", "kind", "says"), DAMAGE)
-def test_every_kind_of_damage_is_found_and_named(raw: Any, severity: str, kind: str, says: str) -> None:
+@pytest.mark.parametrize(("raw", "severity", "kind", "message"), DAMAGE)
+def test_every_kind_of_damage_is_found_and_named(raw: Any, severity: str, kind: str, message: str) -> None:
     matching = [p for p in find_problems(raw, HERE) if (p.severity, p.kind) == (severity, kind)]
     assert matching
-    assert any(says in problem.message for problem in matching)
+    assert any(message in problem.message for problem in matching)
     assert all(problem.message.startswith("folder/annotations.json: ") for problem in matching)
 
 
@@ -292,7 +292,7 @@ def test_a_file_cut_short_is_named_with_the_place(tmp_path: Path) -> None:
     line = text[: len(text) // 2].count("\n") + 1
     with pytest.raises(ValueError, match=rf"a\.json is not valid JSON: .* at line ({line}|{line - 1}), column \d+"):
         read_annotations(path, tmp_path)
-    path.write_bytes(b"\xff\xd8\xff\xe0 a picture")
+    path.write_bytes(b"\xff\xd8\xff\xe0 an image")
     with pytest.raises(ValueError, match="not a JSON text file"):
         read_annotations(path, tmp_path)
     with pytest.raises(FileNotFoundError, match="no annotation file"):
@@ -364,7 +364,7 @@ def test_the_layout_is_found_under_a_root_and_explicit_paths_win(tmp_path: Path)
     assert resolve_split("val", None, own_images, own_file) == (own_images, own_file)
 
 
-def test_what_is_missing_is_said_with_the_layout_and_its_source(tmp_path: Path) -> None:
+def test_what_is_missing_is_named_with_the_layout_and_its_source(tmp_path: Path) -> None:
     root = layout(tmp_path / "coco")
     (root / "val2017").rmdir()
     with pytest.raises(FileNotFoundError, match=r"val2017.*cocodataset\.org") as caught:

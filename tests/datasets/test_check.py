@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from detr_container.datasets.annotations import resolve
 from detr_container.datasets.check import check_dataset
-from detr_container.datasets.report import Report
+from detr_container.datasets.check_report import Report
 from detr_container.datasets.shapes import make_shapes
 
 Damage = Callable[[Path, dict[str, Any]], None]
@@ -76,7 +76,7 @@ def truncated_png(root: Path, raw: dict[str, Any]) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def no_picture(root: Path, raw: dict[str, Any]) -> None:
+def no_image(root: Path, raw: dict[str, Any]) -> None:
     first_file(root, raw).write_text("<html>404</html>")
 
 
@@ -151,14 +151,14 @@ DAMAGE: list[tuple[Damage, dict[tuple[str, str], int], str]] = [
     (missing, {("error", "missing-image"): 1}, "does not exist"),
     (truncated_jpeg, {("error", "unreadable-image"): 1}, "cannot be read"),
     (truncated_png, {("error", "unreadable-image"): 1}, "cannot be read"),
-    (no_picture, {("error", "unreadable-image"): 1}, "cannot be read"),
+    (no_image, {("error", "unreadable-image"): 1}, "cannot be read"),
     (empty_file, {("error", "unreadable-image"): 1}, "cannot be read"),
     (other_size, {("error", "image-size-differs"): 1}, "the file has 64 x 60 pixels"),
     (turned, {("error", "image-size-differs"): 1}, "orientation tag"),
     (turned_by_its_tag, {("warning", "orientation"): 1}, "val: 3 of 24 images carry an orientation tag"),
     (blank, {("warning", "flat-image"): 1}, "all pixels are about the same"),
     (pipe, {("error", "unreadable-image"): 1}, "pipe"),
-    (one_wrong_bit, {("error", "unreadable-image"): 1}, "not a complete picture"),
+    (one_wrong_bit, {("error", "unreadable-image"): 1}, "not a complete image"),
     (in_both_splits, {("error", "overlap"): 1}, "the same content as train: "),
     (same_name, {("warning", "same-file-name"): 1}, "the same file name as train: "),
     (twice, {("warning", "duplicate-image"): 1}, "the same content as val: "),
@@ -168,9 +168,9 @@ DAMAGE: list[tuple[Damage, dict[tuple[str, str], int], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "expected", "says"), DAMAGE, ids=[case[0].__name__ for case in DAMAGE])
+@pytest.mark.parametrize(("damage", "expected", "message"), DAMAGE, ids=[case[0].__name__ for case in DAMAGE])
 def test_damage_is_found_named_and_nothing_else_is(
-    root: Path, damage: Damage, expected: dict[tuple[str, str], int], says: str
+    root: Path, damage: Damage, expected: dict[tuple[str, str], int], message: str
 ) -> None:
     path = root / "annotations" / "instances_val2017.json"
     raw = json.loads(path.read_text())
@@ -181,7 +181,7 @@ def test_damage_is_found_named_and_nothing_else_is(
     for problem in report.problems:
         counts[problem.severity, problem.kind] = counts.get((problem.severity, problem.kind), 0) + 1
     assert counts == expected
-    assert any(says in problem.message for problem in report.problems)
+    assert any(message in problem.message for problem in report.problems)
     errors = sum(count for (severity, _), count in expected.items() if severity == "error")
     assert report.errors == errors
     if damage in (missing, truncated_jpeg, other_size):
@@ -271,7 +271,7 @@ def test_names_of_classes_and_files_are_text_in_a_table_that_can_be_read(root: P
 
 
 @pytest.mark.parametrize("name", ["bccd", "coco_permissive"])
-def test_the_figures_of_real_data_sets_agree_with_naive_counts(shared_data: Path, name: str) -> None:
+def test_the_counts_of_real_data_sets_agree_with_naive_counts(shared_data: Path, name: str) -> None:
     splits = dict(zip(("train", "val"), resolve(shared_data / name, None, None, None, None), strict=True))
     report = check_dataset(splits)
     assert report.errors == 0

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_images import colours
 from PIL import Image
+from synthetic_images import colours
 
 from detr_container.base.shortage import ShortageError, asking
 from detr_container.datasets.annotations import read_annotations
@@ -23,11 +23,11 @@ AS_THEY_ARE = Augmentation((1,), 100_000, augment="none")
 TRAINING = Augmentation((48, 64), 120, crop_resize=(40, 60), crop_range=(30, 50), augment="detr")
 
 
-def write(folder: Path, pictures: dict[str, tuple[int, int]], objects: list[dict[str, Any]]) -> Path:
-    """A COCO file of pictures {name: (height, width)}, whose ids are 10, 11, ..., and of objects {image, box, ...}."""
+def write(folder: Path, sizes: dict[str, tuple[int, int]], objects: list[dict[str, Any]]) -> Path:
+    """A COCO file of images {name: (height, width)}, whose ids are 10, 11, ..., and of objects {image, box, ...}."""
     images = [
         {"id": 10 + number, "file_name": name, "height": size[0], "width": size[1]}
-        for number, (name, size) in enumerate(pictures.items())
+        for number, (name, size) in enumerate(sizes.items())
     ]
     annotations = [
         {
@@ -51,7 +51,7 @@ def dataset_of(folder: Path, augmentation: Augmentation = TRAINING, seed: int = 
 
 
 def native(height: int, width: int) -> Augmentation:
-    """An evaluation transform that leaves pictures of this size as they are."""
+    """An evaluation transform that leaves images of this size as they are."""
     return Augmentation((min(height, width),), max(height, width))
 
 
@@ -78,7 +78,7 @@ def memory_error(*_: Any, **__: Any) -> Any:
     raise MemoryError
 
 
-def told_by_a_decoder(*_: Any, **__: Any) -> Any:
+def raised_by_a_decoder(*_: Any, **__: Any) -> Any:
     raise OSError("out of memory error when reading image file")
 
 
@@ -94,7 +94,7 @@ def no_files(*_: Any, **__: Any) -> Any:
     ("where", "lack", "ending"),
     [
         ("PIL.ImageFile.ImageFile.load", memory_error, "png"),
-        ("PIL.ImageFile.ImageFile.load", told_by_a_decoder, "png"),
+        ("PIL.ImageFile.ImageFile.load", raised_by_a_decoder, "png"),
         ("torchvision.io.decode_jpeg", no_memory, "jpg"),
         ("detr_container.datasets.images.open_regular", no_files, "png"),
     ],
@@ -109,11 +109,11 @@ def test_no_lack_of_memory_or_files_is_blamed_on_an_image(
     monkeypatch.setattr(where, lack)
     dataset = DetectionDataset(read_annotations(path, tmp_path), native(40, 60))
     for read in (lambda: dataset[0, 0], lambda: check_dataset({"train": (tmp_path, path)})):
-        with pytest.raises(ShortageError) as told, asking("it", {"a.b": 3}):
+        with pytest.raises(ShortageError) as caught, asking("it", {"a.b": 3}):
             read()
         ran_out = "too many open files" if lack is no_files else "not enough memory"
-        assert str(told.value).startswith(f"{ran_out} for it (")
-        assert f"while {tmp_path / name} was read" in str(told.value)
+        assert str(caught.value).startswith(f"{ran_out} for it (")
+        assert f"while {tmp_path / name} was read" in str(caught.value)
 
 
 def test_objects_are_those_the_published_code_trains_on(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_objects_are_those_the_published_code_trains_on(tmp_path: Path) -> None:
     assert torch.equal(empty.image[0], empty.image[2])
 
 
-def test_a_picture_whose_objects_are_all_crowds_is_kept(tmp_path: Path) -> None:
+def test_a_image_whose_objects_are_all_crowds_is_kept(tmp_path: Path) -> None:
     colours().save(tmp_path / "a.png")
     write(tmp_path, {"a.png": (24, 40)}, [{"image": 10, "box": [0, 0, 9, 9], "crowd": 1}])
     dataset = dataset_of(tmp_path)
@@ -207,24 +207,24 @@ def spoil(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "problem"),
     [
         ("missing", "does not exist"),
-        ("truncated", "not a complete picture"),
+        ("truncated", "not a complete image"),
         ("empty", "cannot be read"),
-        ("text", "not a picture"),
+        ("text", "not an image"),
         ("folder", "cannot be read"),
         ("other size", "40 x 25 pixels .* says 40 x 24"),
     ],
 )
-def test_a_spoilt_picture_is_named(tmp_path: Path, ending: str, how: str, said: str) -> None:
+def test_a_spoilt_image_is_named(tmp_path: Path, ending: str, how: str, problem: str) -> None:
     name = f"sub/a.{ending}"
     (tmp_path / "sub").mkdir()
     colours().save(tmp_path / name)
     write(tmp_path, {name: (24, 40)}, [])
     dataset = dataset_of(tmp_path)
     spoil(tmp_path / name, how)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=problem) as caught:
         dataset[(0, 0)]
     message = str(caught.value)
     assert message.startswith(str(tmp_path / name))
@@ -234,7 +234,7 @@ def test_a_spoilt_picture_is_named(tmp_path: Path, ending: str, how: str, said: 
 
 @pytest.mark.shared
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_real_pictures_and_their_boxes(shared_data: Path, split: str) -> None:
+def test_real_images_and_their_boxes(shared_data: Path, split: str) -> None:
     coco = shared_data / "coco_permissive"
     path = coco / "annotations" / f"instances_{split}2017.json"
     records = json.loads(path.read_text())

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_images import colours, png
 from PIL import Image, ImageOps
+from synthetic_images import colours, png
 
 from detr_container.datasets.images import read_image
 
@@ -35,8 +35,8 @@ from detr_container.datasets.images import read_image
         ("L", "tiff"),
     ],
 )
-def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str, ending: str) -> None:
-    path = tmp_path / f"picture.{ending}"
+def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str, ending: str) -> None:
+    path = tmp_path / f"image.{ending}"
     colours().convert(mode).save(path)
     image = read_image(path)
     assert image.dtype == torch.uint8
@@ -50,7 +50,7 @@ def test_orientation_tags_are_applied_on_request_alone(tmp_path: Path, ending: s
     options: dict[str, Any] = {"lossless": True} if ending == "webp" else {}
     colours(40, 60).save(tmp_path / f"upright.{ending}", **options)
     stored = read_image(tmp_path / f"upright.{ending}")
-    path = tmp_path / f"picture.{ending}"
+    path = tmp_path / f"image.{ending}"
     for tag in range(9):
         exif = Image.Exif()
         exif[0x0112] = tag
@@ -62,7 +62,7 @@ def test_orientation_tags_are_applied_on_request_alone(tmp_path: Path, ending: s
         assert torch.equal(read_image(path, apply_orientation=True), expected), tag
 
 
-def test_sixteen_bit_pictures_keep_their_contrast(tmp_path: Path) -> None:
+def test_sixteen_bit_images_keep_their_contrast(tmp_path: Path) -> None:
     values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     Image.fromarray(values).save(tmp_path / "deep.png")
     image = read_image(tmp_path / "deep.png")
@@ -101,13 +101,13 @@ def test_what_is_too_large_or_no_file_is_refused_before_it_is_read(tmp_path: Pat
     with open(tmp_path / "long.tif", "wb") as file:
         file.truncate(2**30)
     os.mkfifo(tmp_path / "pipe.jpg")
-    for name, said in (
+    for name, message in (
         ("huge.png", "more than 100,000,000"),
         ("wide.png", "11,000 x 10,000 pixels, more than 100,000,000"),
         ("long.tif", "1,073,741,824 bytes"),
         ("pipe.jpg", "pipe"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             read_image(tmp_path / name)
     for device in ("/dev/zero", "/dev/null"):
         with pytest.raises(ValueError, match="device"):
@@ -128,7 +128,7 @@ DAMAGE_IMAGES = """
 import io, random, sys, warnings
 from PIL import Image, features
 from detr_container.datasets.images import decode, orientation
-from made_images import colours, png
+from synthetic_images import colours, png
 warnings.simplefilter("ignore")
 def saved(kind, mode="RGB", **options):
     file = io.BytesIO()
@@ -138,7 +138,7 @@ files = [saved("PNG"), saved("PNG", "P"), saved("PNG", "RGBA"), saved("JPEG"), s
 files += [saved("GIF"), saved("WEBP"), saved("BMP"), saved("TIFF"), saved("TIFF", compression="tiff_lzw")]
 files += [saved("TIFF", "F"), saved("TIFF", "1", compression="group4"), saved("TGA"), saved("PPM")]
 files += [saved("JPEG2000"), png(16, 16, b"x", 1), *([saved("AVIF")] if features.check("avif") else [])]
-told = {"read": 0, "refused": 0}
+counts = {"read": 0, "refused": 0}
 for number in range(600):
     draw, data = random.Random(number), bytearray(files[number % len(files)])
     if number % 3 == 0:
@@ -149,12 +149,12 @@ for number in range(600):
     try:
         image = decode(bytes(data), apply_orientation=number % 2 == 0)
         assert image.ndim == 3 and image.shape[0] == 3 and str(image.dtype) == "torch.uint8"
-        told["read"] += 1
+        counts["read"] += 1
     except ValueError as error:
         assert str(error) and "\\n" not in str(error), repr(error)
-        told["refused"] += 1
+        counts["refused"] += 1
     assert 1 <= orientation(bytes(data)) <= 8
-print(told["read"], told["refused"])
+print(counts["read"], counts["refused"])
 """
 
 
@@ -175,7 +175,7 @@ def test_damaged_files_of_every_kind_are_read_or_refused(repository: Path) -> No
     assert min(read, refused) > 50
 
 
-def test_the_first_picture_of_an_animation_is_read(tmp_path: Path) -> None:
+def test_the_first_image_of_an_animation_is_read(tmp_path: Path) -> None:
     first, second = colours().convert("P"), colours().convert("L").convert("P")
     first.save(tmp_path / "two.gif", save_all=True, append_images=[second])
     expected = torch.from_numpy(np.array(first.convert("RGB"))).permute(2, 0, 1)

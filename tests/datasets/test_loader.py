@@ -25,14 +25,14 @@ from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import StepBatches, batches, evaluation_loader, steps_per_epoch, training_loader
 from detr_container.datasets.transforms import Augmentation
 
-PICTURES = 11
+IMAGES = 11
 
 
 def make_dataset(folder: Path) -> DetectionDataset:
-    """Eleven noisy pictures of different sizes with 0 to 3 objects each."""
+    """Eleven noisy images of different sizes with 0 to 3 objects each."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         height, width = 40 + 3 * number, 70 - 2 * number
         Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
@@ -49,11 +49,11 @@ def make_dataset(folder: Path) -> DetectionDataset:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
-    return make_dataset(tmp_path_factory.mktemp("pictures"))
+    return make_dataset(tmp_path_factory.mktemp("images"))
 
 
 def steps_of(start: int, total: int, **others: Any) -> StepBatches:
-    settings = {"length": PICTURES, "seed": 5, "batch": 4, "micro_batch": 2} | others
+    settings = {"length": IMAGES, "seed": 5, "batch": 4, "micro_batch": 2} | others
     return StepBatches(start_step=start, total_steps=total, **settings)
 
 
@@ -105,8 +105,8 @@ def test_ranks_and_micro_batches_divide_the_same_steps(
         assert len(share) == len(sampler) == (total - start) * accumulation
         assert all(len(keys) == micro for keys in share)
     for step in range(start, total):
-        turns = range((step - start) * accumulation, (step - start + 1) * accumulation)
-        keys = [key for share in shares for turn in turns for key in share[turn]]
+        micro_steps = range((step - start) * accumulation, (step - start + 1) * accumulation)
+        keys = [key for share in shares for micro_step in micro_steps for key in share[micro_step]]
         assert sorted(keys) == sorted(whole[step])
     per_epoch = length // batch
     for epoch in range(-(-total // per_epoch)):
@@ -139,7 +139,7 @@ def test_orders_are_those_of_earlier_versions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"batch": 12}, "train.batch=12 .* has 11: choose train.batch between 1 and 11"),
         ({"micro_batch": 3}, "multiple of 3"),
@@ -148,8 +148,8 @@ def test_orders_are_those_of_earlier_versions() -> None:
         ({"rank": 2, "world": 2}, "ranks count from 0 to 1"),
     ],
 )
-def test_batches_that_cannot_be_are_refused(change: dict[str, int], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_batches_that_cannot_be_are_refused(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         steps_of(0, 3, **change)
 
 
@@ -173,8 +173,8 @@ def test_workers_and_resumption_change_nothing(dataset: DetectionDataset) -> Non
     assert all(side % 8 == 0 for batch in alone for side in batch.images.shape[2:])
 
 
-def test_ranks_see_the_pictures_of_one_process(dataset: DetectionDataset) -> None:
-    def pictures(**division: int) -> dict[tuple[int, int], torch.Tensor]:
+def test_ranks_see_the_images_of_one_process(dataset: DetectionDataset) -> None:
+    def images(**division: int) -> dict[tuple[int, int], torch.Tensor]:
         seen = {}
         for rank in range(division.get("world", 1)):
             sampler = steps_of(0, 5, **division, rank=rank)
@@ -183,18 +183,18 @@ def test_ranks_see_the_pictures_of_one_process(dataset: DetectionDataset) -> Non
                     seen[number // sampler.accumulation, image_id] = image
         return seen
 
-    one = pictures(micro_batch=4)
+    one = images(micro_batch=4)
     assert len(one) == 20
     for division in ({"micro_batch": 1}, {"micro_batch": 2, "world": 2}, {"micro_batch": 1, "world": 2}):
-        others = pictures(**division)
+        others = images(**division)
         assert others.keys() == one.keys()
         assert all(torch.equal(others[key], one[key]) for key in one)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_takes_every_picture_once_in_the_same_company(dataset: DetectionDataset, workers: int) -> None:
+def test_evaluation_takes_every_image_once_in_the_same_company(dataset: DetectionDataset, workers: int) -> None:
     alone = [batch.image_ids for batch in evaluation_loader(dataset, batch=2)]
-    assert [image_id for image_ids in alone for image_id in image_ids] == list(range(PICTURES))
+    assert [image_id for image_ids in alone for image_id in image_ids] == list(range(IMAGES))
     for world in (2, 3, 7):
         shares = []
         for rank in range(world) if workers == 0 else range(1):
@@ -208,7 +208,7 @@ def test_evaluation_takes_every_picture_once_in_the_same_company(dataset: Detect
         evaluation_loader(dataset, batch=0)
 
 
-def test_an_unreadable_picture_is_told_plainly_through_a_worker(tmp_path: Path) -> None:
+def test_an_unreadable_image_is_reported_plainly_through_a_worker(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     content = (tmp_path / "7.png").read_bytes()
     (tmp_path / "7.png").write_bytes(content[: len(content) // 2])

@@ -18,14 +18,14 @@ from pycocotools.coco import COCO
 
 from detr_container.datasets.annotations import read_annotations, resolve
 from detr_container.datasets.check import check_dataset
-from detr_container.datasets.shapes import CATEGORY_IDS, draw_picture, make_shapes
+from detr_container.datasets.shapes import CATEGORY_IDS, draw_image, make_shapes
 
 TRAIN, VAL, SIZE = 48, 32, 96
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("made") / "shapes"
+    root = tmp_path_factory.mktemp("synthetic") / "shapes"
     assert make_shapes(root, TRAIN, VAL, SIZE, workers=0)
     return root
 
@@ -39,20 +39,20 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_processes_do_not_change_a_byte_and_the_seed_changes_every_picture(shapes: Path, tmp_path: Path) -> None:
+def test_processes_do_not_change_a_byte_and_the_seed_changes_every_image(shapes: Path, tmp_path: Path) -> None:
     make_shapes(tmp_path / "two", TRAIN, VAL, SIZE, workers=2)
     assert contents(tmp_path / "two") == contents(shapes)
     make_shapes(tmp_path / "seed", 4, 4, SIZE, seed=1, workers=0)
-    other, here = contents(tmp_path / "seed"), contents(shapes)
-    assert not [name for name in other if name.endswith(".jpg") and other[name] == here[name]]
+    other, own = contents(tmp_path / "seed"), contents(shapes)
+    assert not [name for name in other if name.endswith(".jpg") and other[name] == own[name]]
 
 
 def test_a_larger_data_set_begins_with_the_smaller_one(shapes: Path, tmp_path: Path) -> None:
     make_shapes(tmp_path / "few", 5, 3, SIZE, workers=0)
     few, many = contents(tmp_path / "few"), contents(shapes)
-    pictures = [name for name in few if name.endswith(".jpg")]
-    assert len(pictures) == 8
-    assert all(few[name] == many[name] for name in pictures)
+    images = [name for name in few if name.endswith(".jpg")]
+    assert len(images) == 8
+    assert all(few[name] == many[name] for name in images)
 
 
 def test_it_passes_the_checker(shapes: Path) -> None:
@@ -76,7 +76,7 @@ def test_it_has_what_coco_has(coco: COCO) -> None:
     assert min(coco.anns) == 1
 
 
-def test_boxes_are_tight_around_the_masks_and_inside_the_picture(coco: COCO) -> None:
+def test_boxes_are_tight_around_the_masks_and_inside_the_image(coco: COCO) -> None:
     for record in coco.anns.values():
         mask = coco.annToMask(record).astype(bool)
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -107,7 +107,7 @@ def test_objects_overlap_but_none_is_hidden(coco: COCO) -> None:
 def test_an_object_differs_from_what_is_around_it() -> None:
     compared = 0
     for index in range(60):
-        pixels, records = draw_picture("train", index, 128, 0)
+        pixels, records = draw_image("train", index, 128, 0)
         if len(records) != 1 or records[0]["iscrowd"]:
             continue
         left, top, width, height = (int(side) for side in records[0]["bbox"])
@@ -122,12 +122,12 @@ def test_an_object_differs_from_what_is_around_it() -> None:
     assert compared >= 4
 
 
-def test_the_file_on_disk_is_the_drawn_picture(shapes: Path) -> None:
+def test_the_file_on_disk_is_the_drawn_image(shapes: Path) -> None:
     read = read_annotations(shapes / "annotations" / "instances_val2017.json", shapes / "val2017")
     for index, name in enumerate(read.file_names[:8]):
-        pixels, records = draw_picture("val", index, SIZE, 0)
-        with Image.open(shapes / "val2017" / name) as picture:
-            assert np.abs(np.asarray(picture, dtype=np.float64) - pixels).mean() < 6  # noise is what JPEG keeps least
+        pixels, records = draw_image("val", index, SIZE, 0)
+        with Image.open(shapes / "val2017" / name) as image:
+            assert np.abs(np.asarray(image, dtype=np.float64) - pixels).mean() < 6  # noise is what JPEG keeps least
         rows = slice(read.starts[index], read.starts[index + 1])
         assert read.boxes[rows].tolist() == [record["bbox"] for record in records]
         ids = [read.categories[label].id for label in read.labels[rows]]
@@ -147,7 +147,7 @@ def test_a_second_call_does_nothing_and_another_data_set_is_never_overwritten(tm
         make_shapes(root, **settings, seed=4)
     assert contents(root) == before
     next((root / "train2017").iterdir()).unlink()
-    with pytest.raises(FileExistsError, match="2 of 3 train pictures"):
+    with pytest.raises(FileExistsError, match="2 of 3 train images"):
         make_shapes(root, **settings)
     shutil.rmtree(root / "train2017")
     (root / "shapes.json").unlink()

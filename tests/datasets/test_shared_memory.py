@@ -1,4 +1,4 @@
-"""Loader processes that find no room in shared memory: waited for, told, and ended when the run is told to stop."""
+"""Loader processes that find no room in shared memory: waited for, reported, and ended when a run is asked to stop."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("side", "full"), [pytest.param(300, False, marks=pytest.mark.long), (1100, True)])
-def test_little_shared_memory_is_waited_for_and_none_is_told(
+def test_little_shared_memory_is_waited_for_and_none_is_reported(
     root: Path, repository: Path, tmp_path: Path, side: int, full: bool
 ) -> None:
     """With 8 MiB of it: batches of 1 MiB fit one after the other, and one of 14 MiB never does."""
@@ -55,7 +55,7 @@ def test_little_shared_memory_is_waited_for_and_none_is_told(
         assert "docker run --shm-size" in done.stderr
 
 
-TOLD_TO_STOP = """
+ASKED_TO_STOP = """
 import os, signal, sys
 import psutil
 from detr_container.commands import cli
@@ -81,12 +81,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.long
-def test_a_run_without_shared_memory_is_saved_when_told_to_stop(repository: Path, tmp_path: Path) -> None:
+def test_a_run_without_shared_memory_is_saved_when_asked_to_stop(repository: Path, tmp_path: Path) -> None:
     """Sooner than it gives up by itself, and its loader processes end with it."""
     mount = "mount -t tmpfs -o size=8m tmpfs /dev/shm"
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a small /dev/shm")
-    (tmp_path / "run.py").write_text(TOLD_TO_STOP)
+    (tmp_path / "run.py").write_text(ASKED_TO_STOP)
     line = "train debug --data.make-shapes 4 1 64 --data.scales 1100 --data.max-size 1100 --data.workers 2 --device cpu"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "run.py", *line.split()],

@@ -71,10 +71,10 @@ def test_normalised_boxes_equal_the_published_code() -> None:
 
 def test_resized_pixels_are_within_two_levels_of_pillow() -> None:
     case = GOLDEN["pixels"]
-    picture = (pattern.image(240, 320) * 50 + 128).clip(0, 255).to(torch.uint8)
+    image = (pattern.image(240, 320) * 50 + 128).clip(0, 255).to(torch.uint8)
     size = shortest_size((240, 320), case["short"])
     assert size == height_width(case["out_wh"])
-    resized = apply_image(Plan(False, (Resize(size),), size), picture)
+    resized = apply_image(Plan(False, (Resize(size),), size), image)
     for y, x, *rgb in case["samples_yx_rgb"]:
         assert (resized[:, y, x].int() - torch.tensor(rgb)).abs().max() <= 2
     torch.testing.assert_close(resized.float().mean((1, 2)), torch.tensor(case["mean"]), atol=0.5, rtol=0)

@@ -24,12 +24,12 @@ from detr_container.engine.checkpoint import Checkpoints, load
 
 def example(step: int = 7) -> dict[str, Any]:
     model = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3))
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
     model(torch.randn(4, 5)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     return {
         "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimizer": optimizer.state_dict(),
         "step": step,
         "rng": [torch.get_rng_state(), random.getstate()],
         "names": ("a", None, True, 1.5),

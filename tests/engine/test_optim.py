@@ -1,4 +1,4 @@
-"""The optimiser against PyTorch's own clipping and AdamW, and the learning rates against a naive loop."""
+"""The optimizer against PyTorch's own clipping and AdamW, and the learning rates against a naive loop."""
 
 import copy
 import math
@@ -45,19 +45,19 @@ def test_clipped_step_is_clip_grad_norm_and_adamw(clip: float, scale: float) -> 
     config = DetectionTrainConfig(lr=1e-3, lr_backbone=1e-4, clip=clip)
     ours = detector()
     theirs = copy.deepcopy(ours)
-    optimiser = make_optimizer(parameter_groups(ours, config), config)
+    optimizer = make_optimizer(parameter_groups(ours, config), config)
     groups = [
         {"params": [p for n, p in theirs.named_parameters() if not n.startswith("backbone.")], "lr": config.lr},
         {"params": [p for n, p in theirs.named_parameters() if n.startswith("backbone.")], "lr": config.lr_backbone},
     ]
     reference = torch.optim.AdamW(groups, weight_decay=config.weight_decay, foreach=False)
     for step in range(5):
-        set_rates(optimiser, 1.0)
+        set_rates(optimizer, 1.0)
         give_gradients(ours, scale, step)
         give_gradients(theirs, scale, step)
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or math.inf)
         reference.step()
-        norm, norms = clipped_step(optimiser, clip)
+        norm, norms = clipped_step(optimizer, clip)
         torch.testing.assert_close(norm, expected)
         torch.testing.assert_close(norms.square().sum().sqrt(), expected)
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
@@ -69,27 +69,27 @@ def test_clipped_step_is_clip_grad_norm_and_adamw(clip: float, scale: float) -> 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing(poison: float, clip: float) -> None:
     model = detector()
-    optimiser = make_optimizer(parameter_groups(model, DetectionTrainConfig()), DetectionTrainConfig())
+    optimizer = make_optimizer(parameter_groups(model, DetectionTrainConfig()), DetectionTrainConfig())
     give_gradients(model, 1.0, 0)
-    clipped_step(optimiser, clip)
+    clipped_step(optimizer, clip)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    state = copy.deepcopy(optimiser.state_dict()["state"])
+    state = copy.deepcopy(optimizer.state_dict()["state"])
     give_gradients(model, 1.0, 1)
     wrong = "decoder.layers.1.ffn.linear1.weight"
     gradient = model.get_parameter(wrong).grad
     assert gradient is not None
     gradient[3, 4] = poison
-    norm, norms = clipped_step(optimiser, clip)
+    norm, norms = clipped_step(optimizer, clip)
     assert not norm.isfinite()
-    bad = [name for name, value in zip(parameter_names(model, optimiser), norms, strict=True) if not value.isfinite()]
+    bad = [name for name, value in zip(parameter_names(model, optimizer), norms, strict=True) if not value.isfinite()]
     assert bad == [wrong]
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name]), name
-    for index, entries in optimiser.state_dict()["state"].items():
+    for index, entries in optimizer.state_dict()["state"].items():
         for key, value in entries.items():
             assert torch.equal(value, state[index][key]), (index, key)
     give_gradients(model, 1.0, 2)
-    norm, _ = clipped_step(optimiser, clip)
+    norm, _ = clipped_step(optimizer, clip)
     assert norm.isfinite()
     assert not torch.equal(model.get_parameter(wrong), weights[wrong])
 
@@ -130,16 +130,16 @@ def test_the_published_schedule() -> None:
 def test_groups_hold_every_trained_parameter_once() -> None:
     model = detector()
     model.backbone.freeze(1)
-    optimiser = make_optimizer(
+    optimizer = make_optimizer(
         parameter_groups(model, DetectionTrainConfig(lr=3e-4, lr_backbone=2e-5)),
         DetectionTrainConfig(lr=3e-4, lr_backbone=2e-5),
     )
-    set_rates(optimiser, 0.1)
-    rates = {group["name"]: group["lr"] for group in optimiser.param_groups}
+    set_rates(optimizer, 0.1)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == pytest.approx({"head": 3e-5, "backbone": 2e-6})
-    names = parameter_names(model, optimiser)
+    names = parameter_names(model, optimizer)
     assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
-    held: list[Tensor] = [p for group in optimiser.param_groups for p in group["params"]]
+    held: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     assert all(model.get_parameter(name) is p for name, p in zip(names, held, strict=True))
     assert not any(name.startswith("backbone.embeds.0") for name in names)
 
@@ -161,9 +161,9 @@ def test_a_backbone_with_nothing_to_train() -> None:
 
 def test_learned_positions_train_with_the_backbone() -> None:
     model = build_detector(tiny(Path("unused"), head__position="learned"), 6)
-    optimiser = make_optimizer(parameter_groups(model, DetectionTrainConfig()), DetectionTrainConfig())
+    optimizer = make_optimizer(parameter_groups(model, DetectionTrainConfig()), DetectionTrainConfig())
     names = dict(zip(map(id, model.parameters()), dict(model.named_parameters()), strict=True))
-    slow = [names[id(p)] for group in optimiser.param_groups if group["name"] == "backbone" for p in group["params"]]
+    slow = [names[id(p)] for group in optimizer.param_groups if group["name"] == "backbone" for p in group["params"]]
     assert slow[-2:] == ["position.row_embed.weight", "position.col_embed.weight"]
     assert all(name.startswith("backbone.") for name in slow[:-2])
 

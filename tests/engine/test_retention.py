@@ -64,19 +64,19 @@ def test_files_follow_from_the_evaluations_whatever_happened_on_the_way() -> Non
 
 
 @pytest.fixture(scope="module")
-def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert train_in(folder, tiny(root, train__epochs=4)) == 0
     return folder
 
 
-def test_a_finished_run_keeps_the_newest_and_the_best(undisturbed: Path) -> None:
-    rows = Run(undisturbed).evaluations()
+def test_a_finished_run_keeps_the_newest_and_the_best(uninterrupted: Path) -> None:
+    rows = Run(uninterrupted).evaluations()
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-    assert kept(undisturbed) == {4} | best(rows)
-    assert len(list(undisturbed.glob("detections/*/scores.json"))) == 4
+    assert kept(uninterrupted) == {4} | best(rows)
+    assert len(list(uninterrupted.glob("detections/*/scores.json"))) == 4
     with pytest.raises(ValueError, match=r"epoch-00\d/detections\.npz is missing.*train\.keep_detections=all"):
-        analyse([undisturbed], epoch=min({1, 2, 3, 4} - kept(undisturbed)), count=2)
+        analyse([uninterrupted], epoch=min({1, 2, 3, 4} - kept(uninterrupted)), count=2)
 
 
 def test_a_run_may_keep_all(root: Path, tmp_path: Path) -> None:
@@ -87,14 +87,14 @@ def test_a_run_may_keep_all(root: Path, tmp_path: Path) -> None:
     assert kept(tmp_path / "run") == {3} | best(Run(tmp_path / "run").evaluations())
 
 
-def test_a_run_that_was_stopped_keeps_the_same(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_keeps_the_same(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for steps in (6, 2, 5):
         assert train_in(folder, tiny(root, train__epochs=4, train__max_steps=steps)) == 0
         rows = Run(folder).evaluations()
         assert {rows[-1]["epoch"]} | best(rows) <= kept(folder)
     assert train_in(folder, tiny(root, train__epochs=4)) == 0
-    assert_same_run(folder, undisturbed)
+    assert_same_run(folder, uninterrupted)
 
 
 class Killed(BaseException):
@@ -102,15 +102,15 @@ class Killed(BaseException):
 
 
 def test_a_kill_before_or_after_a_removal_changes_nothing(
-    root: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, kills = DetectionTask.discard, list[bool]()
 
     def discard(self: DetectionTask, run: Path, epoch: int) -> None:
-        before, there = len(kills) % 2 == 0, epoch in kept(run)
-        if not (there and before):
+        before, present = len(kills) % 2 == 0, epoch in kept(run)
+        if not (present and before):
             real(self, run, epoch)
-        if there and len(kills) < 4:
+        if present and len(kills) < 4:
             kills.append(before)
             raise Killed
 
@@ -126,7 +126,7 @@ def test_a_kill_before_or_after_a_removal_changes_nothing(
             assert {rows[-1]["epoch"]} | best(rows) <= kept(folder)
     assert starts == len(kills) + 1 > 2
     assert set(kills) == {True, False}
-    assert_same_run(folder, undisturbed)
+    assert_same_run(folder, uninterrupted)
 
 
 def test_a_damaged_checkpoint_finds_the_detections_of_the_one_before(root: Path, tmp_path: Path) -> None:

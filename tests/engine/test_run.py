@@ -1,4 +1,4 @@
-"""A run's folder: what it holds, what may change when it goes on, and what is forgotten when it goes back."""
+"""A run's folder: what it holds, what may change when it resumes, and what is forgotten when it goes back."""
 
 import json
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 
 
 def checkpoint(experiment: DetectionExperiment) -> dict[str, Any]:
-    """What a checkpoint says of its run, without the weights."""
+    """What a checkpoint holds of its run, without the weights."""
     return {"optimizer": {}, "step": 2, "steps_per_epoch": 4, "meters": [], "experiment": to_dict(experiment)}
 
 

@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import made_runs
 import pytest
+import synthetic_runs
 
 from detr_container.base.checked import read_json
 from detr_container.base.lock import NAME, FolderLock, holder
@@ -37,21 +37,21 @@ CONTENTS = (b"", b"[" * 100_000 + b"\n", b"\xff\xfe\x00\n", b"null\n", b"[1]\n",
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    world = made_runs.make_data(tmp_path / "data", pictures=3)
+    world = synthetic_runs.make_data(tmp_path / "data", count=3)
     for seed, name in enumerate(("good", "bad")):
         run = tmp_path / "runs" / name
-        experiment = made_runs.experiment_of(tmp_path / "data", "smca", "resnet18", seed)
-        made_runs.make_run(run, experiment, world, 0.5, old=True)
+        experiment = synthetic_runs.experiment_of(tmp_path / "data", "smca", "resnet18", seed)
+        synthetic_runs.make_run(run, experiment, world, 0.5, old=True)
         place = run / "job" / "submissions" / "001"
         (place / "jobs").mkdir(parents=True)
         (place / "jobs" / "1_0_log.out").write_text("step 1\n")
         Submission(place, "local", [str(run)], Resources(), "", str(run), str(run), jobs=["1"]).write()
-        made_runs.write_json(
+        synthetic_runs.write_json(
             run / "job" / "job.json",
             {"submission": str(place), "where": "local", "index": 0, "job": "1", "host": "elsewhere"},
         )
         line = {"name": "1-0", "hosts": ["a"], "began": 1.0, "ended": 2.0, "outcome": "finished", "why": ""}
-        made_runs.write_jsonl(run / "job" / "history.jsonl", [line])
+        synthetic_runs.write_jsonl(run / "job" / "history.jsonl", [line])
     return tmp_path
 
 
@@ -91,7 +91,7 @@ def test_status_and_report_show_the_other_runs_whatever_a_file_holds(
 def analyse_all(home: Path) -> list[Any]:
     """The runs that a report counts."""
     found = analyse([home / "runs" / "good", home / "runs" / "bad"], count=3)
-    return [result.record for cell in found.cells for result in cell.results]
+    return [result.record for arm in found.arms for result in arm.results]
 
 
 def test_what_is_wrong_is_named_by_file_line_key_and_value(home: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_named_by_file_line_key_and_value(home: Path) -> None:
 def test_a_newer_versions_keys_are_no_fault(home: Path) -> None:
     job = JobFolder(home / "runs" / "bad")
     row = json.loads(job.history_path.read_text())
-    made_runs.write_jsonl(job.history_path, [{**row, "novel": [1]}])
+    synthetic_runs.write_jsonl(job.history_path, [{**row, "novel": [1]}])
     faults: list[str] = []
     assert [attempt.outcome for attempt in job.history(faults)] == ["finished"]
     assert not faults
@@ -133,7 +133,7 @@ def test_a_folder_or_a_pipe_in_place_of_a_file_is_named(home: Path, capsys: pyte
     shutil.rmtree(home / "runs" / "bad")
 
 
-LAST = f"detections/epoch-{made_runs.EPOCHS:03d}"
+LAST = f"detections/epoch-{synthetic_runs.EPOCHS:03d}"
 SUBMISSION = "job/submissions/001/submission.json"
 MORE = (SUBMISSION, f"{LAST}/scores.json", f"{LAST}/detections.json", NAME)
 
@@ -150,13 +150,13 @@ def mutants(path: Path, rng: random.Random, count: int) -> list[bytes]:
             found.append(whole[:at] + bytes([rng.randrange(256)]) + whole[at + rng.randrange(3) :])
         else:
             value = [json.loads(line) for line in whole.splitlines()] if path.suffix == ".jsonl" else json.loads(whole)
-            here = value
-            while isinstance(here, dict | list) and here:
-                key = rng.choice(list(here) if isinstance(here, dict) else range(len(here)))
-                if not isinstance(here[key], dict | list) or not here[key] or rng.random() < 0.4:
-                    here[key] = rng.choice(VALUES)
+            node = value
+            while isinstance(node, dict | list) and node:
+                key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+                if not isinstance(node[key], dict | list) or not node[key] or rng.random() < 0.4:
+                    node[key] = rng.choice(VALUES)
                     break
-                here = here[key]
+                node = node[key]
             lines = value if path.suffix == ".jsonl" else [value]
             found.append("".join(f"{json.dumps(line)}\n" for line in lines).encode())
     return found
@@ -170,14 +170,14 @@ def test_no_command_ends_in_a_traceback_whatever_a_runs_files_hold(
     (home / "empty").mkdir()
     monkeypatch.setenv("PATH", str(home / "empty"))
     run, rng = home / "runs" / "bad", random.Random(13)
-    made_runs.write_json(run / NAME, {"host": "elsewhere", "pid": 1, "process": "x", "job": "7", "since": 0})
-    picture = str(next((home / "data" / "val2017").iterdir()))
+    synthetic_runs.write_json(run / NAME, {"host": "elsewhere", "pid": 1, "process": "x", "job": "7", "since": 0})
+    image = str(next((home / "data" / "val2017").iterdir()))
     commands = (
         ("status", str(home / "runs")),
         ("logs", str(run)),
         ("cancel", str(run)),
         ("resubmit", str(run), "--cluster", "slurm"),
-        ("predict", str(run), picture, "--output", str(home / "predictions")),
+        ("predict", str(run), image, "--output", str(home / "predictions")),
         ("evaluate", str(run)),
     )
     for name in (*FILES, *MORE):
@@ -188,8 +188,8 @@ def test_no_command_ends_in_a_traceback_whatever_a_runs_files_hold(
             for line in commands:
                 status = cli.main(list(line))
                 err = capsys.readouterr().err
-                told = [said for said in err.splitlines() if said.startswith("error: ")]
-                assert len(told) == (status == 2), (name, content[:200], line, err)
+                errors = [row for row in err.splitlines() if row.startswith("error: ")]
+                assert len(errors) == (status == 2), (name, content[:200], line, err)
                 assert status in ((0, 1, 2) if line[0] in ("status", "logs", "cancel") else (2,))
             assert any(one.folder.name == "good" for one in analyse_all(home))
             with contextlib.suppress(ValueError, OSError):
@@ -228,24 +228,24 @@ def test_what_cannot_be_read_of_a_job_is_refused_by_name(
 
 
 @pytest.mark.parametrize("name", ["job/job.json", "config.json"])
-def test_a_damaged_member_is_left_out_and_the_others_go_on(
+def test_a_damaged_run_is_left_out_and_the_others_continue(
     name: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usual = ["data.make_shapes=4 4 64", "data.workers=0", "device=cpu", f"data.root={home}/shapes", "train.epochs=9"]
     sweep = ["sweep", "s", "--experiments", "debug", "--seeds", "0", "1", "--cluster", "local", "--set", *usual]
     compare = ["compare", "--name", "s", "--heads", "smca", "--base", "debug", "--seeds", "0", "1"]
     compare += ["--backbones", "container_light_tiny", "--setting", *usual]
-    for line, member in ((sweep, "debug-seed{}"), (compare, "smca-container_light_tiny-seed{}")):
+    for line, pattern in ((sweep, "debug-seed{}"), (compare, "smca-container_light_tiny-seed{}")):
         runs = home / line[0]
-        bad, good = (runs / "s" / member.format(seed) for seed in range(2))
+        bad, good = (runs / "s" / pattern.format(seed) for seed in range(2))
         (bad / name).parent.mkdir(parents=True, exist_ok=True)
         (bad / name).write_text('{"job": [1]}')
         assert cli.main([*line, "--runs", str(runs), "--dry-run"]) == 1
         out, err = capsys.readouterr()
-        (told,) = (row for row in out.splitlines() if row.startswith(f"{bad}: "))
-        assert str(bad / name) in told, told
+        (message,) = (row for row in out.splitlines() if row.startswith(f"{bad}: "))
+        assert str(bad / name) in message, message
         assert any(row.startswith(f"{good}: ") and "to " in row for row in out.splitlines()), out + err
-        # With nothing else to do, that is said, too.
+        # With nothing else to do, that is printed, too.
         (good / name).parent.mkdir(parents=True, exist_ok=True)
         (good / name).write_text("[")
         assert cli.main([*line, "--runs", str(runs)]) == (1 if line[0] == "sweep" else 2)
@@ -282,7 +282,7 @@ def test_damaged_notes_are_named(home: Path) -> None:
                 read()
 
 
-def test_a_damaged_note_of_the_code_is_told_in_a_line(
+def test_a_damaged_note_of_the_code_is_reported_in_a_line(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """To whoever resubmits from within a copy of the code."""
@@ -328,24 +328,24 @@ def test_a_lock_whose_holder_cannot_be_read_is_held_all_the_same(home: Path) -> 
 
 def test_a_detection_that_is_none_is_named(home: Path) -> None:
     path = home / "runs" / "bad" / LAST / "detections.json"
-    rows = made_runs.read_json(path)
+    rows = synthetic_runs.read_json(path)
     for key, value in (("score", "0.5"), ("bbox", ["1", "2", "3", "4"]), ("score", True), ("image_id", 1.0)):
         bad = [{**row, key: value} if index >= 2 else row for index, row in enumerate(rows)]
         path.write_text(json.dumps(bad if key != "score" or value is not True else [{**r, key: True} for r in rows]))
         found = analyse([home / "runs" / "good", home / "runs" / "bad"], count=3)
-        (why,) = found.unjudged.values()
+        (why,) = found.left_out.values()
         assert f"{key}" in why
         assert "record 0" in why if value is True else "record 2" in why
 
 
-def test_a_resume_says_when_it_cannot_tell_which_data_there_was(home: Path) -> None:
+def test_a_resume_reports_when_it_does_not_know_which_data_there_was(home: Path) -> None:
     """Of a checkpoint that does not hold the annotation files' hashes itself."""
     path = home / "runs" / "bad" / "provenance.jsonl"
     line = json.loads(path.read_text())
     now = {split: {**entry, "sha256": 64 * "0"} for split, entry in line["data"].items()}
     assert len(data_changes({}, path.parent, now)) == 2
-    made_runs.write_jsonl(path, [line, {**line, "data": {"train": {"sha256": 3}}}])
-    told = data_changes({}, path.parent, now)
-    assert len(told) == 3
-    assert f"{path}, line 2: data.train.sha256=3" in told[0]
+    synthetic_runs.write_jsonl(path, [line, {**line, "data": {"train": {"sha256": 3}}}])
+    messages = data_changes({}, path.parent, now)
+    assert len(messages) == 3
+    assert f"{path}, line 2: data.train.sha256=3" in messages[0]
     assert data_changes({"data": {"val": 64 * "0"}}, path.parent, now) == []

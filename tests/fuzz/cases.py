@@ -57,8 +57,8 @@ def make_base(folder: Path, environment: dict[str, str]) -> Base:
     """Make the data set and both runs, as a person would."""
     base = Base(folder / "data", folder / "runs")
     call = [sys.executable, "-m", "detr_container"]
-    made = ["data", "make-shapes", str(base.data), "--train", "8", "--val", "4", "--size", "64", "--workers", "1"]
-    subprocess.run([*call, *made], cwd=folder, env=environment, check=True, capture_output=True)
+    shapes = ["data", "make-shapes", str(base.data), "--train", "8", "--val", "4", "--size", "64", "--workers", "1"]
+    subprocess.run([*call, *shapes], cwd=folder, env=environment, check=True, capture_output=True)
     for seed, name in enumerate(("one", "two")):
         job = [
             "submit",
@@ -300,7 +300,7 @@ def _options(command: str) -> list[str]:
 
 
 def environments(maker: Maker, folder: Path, rng: random.Random) -> Case:
-    """Variables of a launcher that say what cannot be."""
+    """Variables of a launcher with values that cannot be."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID",
              "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_CPUS_PER_TASK", "SLURM_JOB_ID", "SLURM_NODEID",
              "SLURM_RESTART_COUNT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "COLUMNS", "LANG", "PYTHONIOENCODING",
@@ -354,7 +354,7 @@ KINDS: dict[str, Callable[[Maker, Path, random.Random], Case]] = {
 }
 
 
-def told(arguments: Sequence[str]) -> str:
+def readable(arguments: Sequence[str]) -> str:
     """A command as one can read it."""
     return " ".join(f"{word!r}" if any(mark in word for mark in " \n[") or not word else word for word in arguments)
 

@@ -109,7 +109,7 @@ def spoil_bytes(data: bytes, rng: random.Random) -> tuple[bytes, str]:
     if kind == "cut":
         return data[:place], f"cut at {place}"
     if kind == "flip" and data:
-        # The first bytes tell a decoder how to go on.
+        # The first bytes show a decoder how to continue.
         place = rng.randrange(min(len(data), 64)) if rng.random() < 0.5 else place
         return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :], f"bit at {place}"
     if kind == "flips":
@@ -118,14 +118,14 @@ def spoil_bytes(data: bytes, rng: random.Random) -> tuple[bytes, str]:
             if changed:
                 changed[rng.randrange(len(changed))] = rng.randrange(256)
         return bytes(changed), "20 bytes"
-    made = {
+    contents = {
         "twice": data + data,
         "bom": b"\xef\xbb\xbf" + data,
         "zeros": b"\0" * 1000,
         "nested": b"[" * 100_000,
         "text": b"not what it was\xff\n",
     }
-    return made.get(kind, b""), kind
+    return contents.get(kind, b""), kind
 
 
 def spoil_json(path: Path, rng: random.Random) -> str:
@@ -141,7 +141,7 @@ def spoil_json(path: Path, rng: random.Random) -> str:
 
 
 def spoil_whole(path: Path, rng: random.Random, replaced: float, damaged: float) -> str:
-    """Replace a file or damage its bytes, as often as two rising shares say. Returns what was done, "" for nothing."""
+    """Replace a file or damage its bytes, as often as two rising shares have it. Returns what was done, or ""."""
     draw = rng.random()
     if draw < replaced:
         return replace_file(path, rng)

@@ -1,4 +1,4 @@
-"""Run commands by the hundred: a process that has imported everything forks one child for each, and judges its end.
+"""Run commands by the hundred: a process that has imported everything forks one child for each, and checks its end.
 
 A child is what `detr-container ARGUMENTS` is on a fresh machine, in a folder, a home and a temporary folder of its own;
 importing torch would otherwise take most of the time.
@@ -55,9 +55,9 @@ class Forks:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process that forks has ended with status {self._process.wait()}")
-        said = [(folder / name).read_text(errors="replace") for name in ("stdout", "stderr")]
+        outputs = [(folder / name).read_text(errors="replace") for name in ("stdout", "stderr")]
         answer = json.loads(line)
-        return Ended(answer["status"], answer["stopped"], said[0], said[1], answer["left"])
+        return Ended(answer["status"], answer["stopped"], outputs[0], outputs[1], answer["left"])
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def forks(environment: dict[str, str]) -> Iterator[Forks]:
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
-    """Fork one child per request, a line of JSON, and say how it ended."""
+    """Fork one child per request, a line of JSON, and report how it ended."""
     _import_everything()
     for line in requests:
         request = json.loads(line)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cases import KINDS, OUTPUTS, Base, Case, Maker, contents, make_base, told
+from cases import KINDS, OUTPUTS, Base, Case, Maker, contents, make_base, readable
 from processes import Ended, Forks, forks
 from runs import environment
 
@@ -52,11 +52,11 @@ def test_inputs(kind: str, part: int, base: Base, server: Forks, tmp_path: Path)
     before = contents(base.data.parent)
     wrong = []
     for case in Maker(base, tmp_path, SEED * PARTS + part).make(kind, max(1, round(COUNTS[kind] * SHARE / PARTS))):
-        there = set(os.listdir(case.folder / "work"))
+        names = set(os.listdir(case.folder / "work"))
         ended = server.run(case.arguments, case.folder, **case.environment)
-        if faults := list(judge(case, ended, there)):
+        if faults := list(faults_of(case, ended, names)):
             wrong.append(
-                f"{case.folder.name}: {told(case.arguments)}\n  {case.what}\n"
+                f"{case.folder.name}: {readable(case.arguments)}\n  {case.what}\n"
                 f"  status {ended.status}: {'; '.join(faults)}\n  {ended.errors.strip()[-600:]}"
             )
         else:
@@ -65,26 +65,26 @@ def test_inputs(kind: str, part: int, base: Base, server: Forks, tmp_path: Path)
     assert not wrong, f"{len(wrong)} inputs:\n" + "\n".join(wrong)
 
 
-def judge(case: Case, ended: Ended, there: set[str]) -> Iterator[str]:
+def faults_of(case: Case, ended: Ended, names: set[str]) -> Iterator[str]:
     """What is wrong with how a command ended."""
-    said = ended.output + ended.errors
-    if "Traceback (most recent call last)" in said:
+    output = ended.output + ended.errors
+    if "Traceback (most recent call last)" in output:
         yield "a traceback"
     if ended.status < 0:
         yield f"ended by signal {-ended.status}"
     if ended.stopped and not (case.long and ended.stopped == "it did not end by itself" and ended.status >= 0):
         yield ended.stopped
-    if ended.status in (1, 2) and not said.strip():
+    if ended.status in (1, 2) and not output.strip():
         yield "it failed without a word"
     if ended.left:
         yield f"processes left: {ended.left}"
     if case.refused and ended.status == 0:
         yield "taken in silence"
-    if case.shown and case.shown not in said:
+    if case.shown and case.shown not in output:
         yield f"nothing of {case.shown}"
-    # What it was told to write it may write, in its working folder.
+    # What it was asked to write it may write, in its working folder.
     named = {Path(word).parts[0] for word in case.arguments if Path(word).parts}
-    yield from written_elsewhere(case.folder, there | named)
+    yield from written_elsewhere(case.folder, names | named)
 
 
 def written_elsewhere(folder: Path, expected: set[str]) -> Iterator[str]:

@@ -61,8 +61,8 @@ def detector(name: str, settings: DetectionExperiment | None = None) -> Detector
     return model
 
 
-def pictures() -> tuple[Tensor, Tensor]:
-    """The two pictures in one padded batch, already normalised, and their true sizes."""
+def images() -> tuple[Tensor, Tensor]:
+    """The two images in one padded batch, already normalised, and their true sizes."""
     images = torch.zeros(2, 3, 192, 256)
     images[0] = pattern.image(192, 256)
     images[1, :, :160, :224] = pattern.image(160, 224)

@@ -23,9 +23,9 @@ from detr_container.base.files import read_jsonl, write_json
 from detr_container.base.lock import FolderLock
 from detr_container.config.experiments import named
 from detr_container.config.settings import difference
-from detr_container.jobs.status import ACTIVE, Standing, standing
-from detr_container.jobs.submit import Member, check_member
-from detr_container.jobs.sweep import members_of, with_settings
+from detr_container.jobs.status import ACTIVE, RunStatus, status_of
+from detr_container.jobs.submit import PlannedRun, check_run
+from detr_container.jobs.sweep import planned_runs, with_settings
 from detr_container.launch.attempts import JobFolder
 
 LOCAL = ["--cluster", "local", "--slurm.gpus-per-node", "0"]
@@ -53,15 +53,15 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 300) -
         time.sleep(0.05)
 
 
-def end_of(run: Path) -> Standing:
-    """How a run stands once it neither runs nor waits."""
-    wait_until(lambda: standing(run).state not in ACTIVE, "over")
-    return standing(run)
+def end_of(run: Path) -> RunStatus:
+    """The status of a run once it neither runs nor waits."""
+    wait_until(lambda: status_of(run).state not in ACTIVE, "over")
+    return status_of(run)
 
 
 def steps(run: Path) -> int:
     """How far a run is."""
-    return standing(run).step
+    return status_of(run).step
 
 
 def reached(run: Path, step: int) -> bool:
@@ -81,17 +81,17 @@ def controller(run: Path) -> psutil.Process:
     return psutil.Process(int(facts["job"]))
 
 
-def said(run: Path) -> str:
+def log_of(run: Path) -> str:
     """All that a run's processes wrote."""
     return "\n".join(path.read_text() for path in sorted(run.glob("job/submissions/*/jobs/*log*")))
 
 
 @pytest.fixture(scope="module")
 def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run on two processes that nobody disturbed."""
+    """A folder with a run on two processes that nobody interrupted."""
     folder = tmp_path_factory.mktemp("jobs")
     run = submit(folder, root, "quiet", "--slurm.tasks-per-node", "2")
-    assert end_of(run).state == "finished", said(run)
+    assert end_of(run).state == "finished", log_of(run)
     return folder
 
 
@@ -105,7 +105,7 @@ def test_interruptions_change_nothing(place: Path, root: Path) -> None:
         else:
             controller(run).send_signal(signal.SIGUSR2)
         wait_until(functools.partial(settled, run, number), "settled")
-    assert end_of(run).state == "finished", said(run)
+    assert end_of(run).state == "finished", log_of(run)
     history = JobFolder(run).history()
     assert [attempt.why for attempt in history] == ["killed", "preemption", ""]
     assert re.match(r"rank 1 on \S+ ended without a word", history[0].message)
@@ -137,7 +137,7 @@ def test_cancelled_and_resubmitted_for_longer(root: Path, tmp_path: Path) -> Non
         tmp_path, "resubmit", "runs/a", "--train.epochs", str(epochs), "--train.eval-every", str(epochs)
     )
     assert longer.returncode == 0, longer.stderr
-    assert end_of(run).state == "finished", said(run)
+    assert end_of(run).state == "finished", log_of(run)
     again = run_command(tmp_path, "submit", "debug", "--run", "a", *LOCAL, *experiment_options(root, 5, **constant))
     assert again.returncode == 2
     assert "runs/a is finished" in again.stderr
@@ -154,21 +154,21 @@ def test_cancelled_and_resubmitted_for_longer(root: Path, tmp_path: Path) -> Non
     assert_same_run(run, tmp_path / "runs" / "b")
 
 
-def test_an_error_on_one_rank_is_told_in_one_place(root: Path, tmp_path: Path) -> None:
+def test_an_error_on_one_rank_is_reported_in_one_place(root: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     shutil.copytree(root, bad)
-    picture = sorted((bad / "train2017").iterdir())[5]
-    picture.write_bytes(picture.read_bytes()[:100])
+    image = sorted((bad / "train2017").iterdir())[5]
+    image.write_bytes(image.read_bytes()[:100])
     run = submit(tmp_path, bad, "bad", "--slurm.tasks-per-node", "2")
     now = end_of(run)
     assert now.state == "failed"
-    assert str(picture) in now.message
+    assert str(image) in now.message
     assert "not started again: it would fail in the same way" in now.message
     assert len(JobFolder(run).history()) == 1
     shown = run_command(tmp_path, "status", "runs/bad").stdout
     assert "Traceback" in shown
     assert re.search(r"rank [01] on \S+ \(process \d+\)", shown)
-    assert shown.count(str(picture)) >= 2
+    assert shown.count(str(image)) >= 2
 
 
 def test_three_deaths_before_it_gets_anywhere(root: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_three_deaths_before_it_gets_anywhere(root: Path, tmp_path: Path) -> Non
     assert len(JobFolder(run).history()) == 3
     done = run_command(tmp_path, "resubmit", "runs/small", "--slurm.setup", "true", "--train.epochs", "2")
     assert done.returncode == 0, done.stderr
-    assert end_of(run).state == "finished", said(run)
+    assert end_of(run).state == "finished", log_of(run)
 
 
 def test_an_edit_changes_no_queued_run(root: Path, tmp_path: Path) -> None:
@@ -197,11 +197,11 @@ def test_an_edit_changes_no_queued_run(root: Path, tmp_path: Path) -> None:
     assert edited.exists()
     edited.write_text("raise SyntaxError('half an edit')")
     run = tmp_path / "runs" / "a"
-    assert end_of(run).state == "finished", said(run)
+    assert end_of(run).state == "finished", log_of(run)
     (row,) = read_jsonl(run / "provenance.jsonl")
     assert row["git"]["copied_from"] == str(checkout / "detr_container")
     assert len(row["git"]["sha256"]) == 64
-    # Nor one that is continued, unless it is asked for.
+    # Nor one that is resumed, unless it is asked for.
     again = run_command(tmp_path, "resubmit", "runs/a", "--train.epochs", "3")
     assert again.returncode == 0, again.stderr
     assert end_of(run).state == "finished"
@@ -216,7 +216,7 @@ def test_a_job_that_becomes_another_program_is_not_over(tmp_path: Path) -> None:
     try:
         facts = {"submission": "", "where": "local", "index": 0, "job": str(process.pid), "host": platform.node()}
         write_json(tmp_path / "run" / "job" / "job.json", facts)
-        assert {standing(tmp_path / "run").state for _ in range(100)} == {"queued"}
+        assert {status_of(tmp_path / "run").state for _ in range(100)} == {"queued"}
     finally:
         process.kill()
         process.wait()
@@ -228,14 +228,14 @@ def test_two_processes_in_one_folder(root: Path, tmp_path: Path) -> None:
         done = run_command(tmp_path, "train", "debug", "--run", "a", *experiment_options(root, 1))
         assert done.returncode == 2
         assert re.search(rf"runs/a is in use by process {os.getpid()} on", done.stderr)
-        assert standing(run).state == "running"
+        assert status_of(run).state == "running"
 
 
 def test_in_this_process(root: Path, tmp_path: Path) -> None:
     done = run_command(tmp_path, "submit", "debug", "--run", "a", "--cluster", "debug", *experiment_options(root, 2))
     assert done.returncode == 0, done.stderr
     assert "step 2/8" in done.stderr
-    assert standing(tmp_path / "runs" / "a").state == "finished"
+    assert status_of(tmp_path / "runs" / "a").state == "finished"
 
 
 def test_the_script_is_shown_without_a_cluster(root: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_the_script_is_shown_without_a_cluster(root: Path, tmp_path: Path) -> No
     done = run_command(tmp_path, "submit", "debug", *options, DETR_CONTAINER_CLUSTER=str(facts))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for wanted in (
+    for option in (
         "--partition=a100",
         "--nodes=2",
         "--gpus-per-node=4",
@@ -257,13 +257,13 @@ def test_the_script_is_shown_without_a_cluster(root: Path, tmp_path: Path) -> No
         "--signal=USR2@120",
         "--requeue",
     ):
-        assert f"#SBATCH {wanted}" in lines
+        assert f"#SBATCH {option}" in lines
     assert lines.index("module load cuda") < next(i for i, line in enumerate(lines) if line.startswith("srun "))
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--cluster", "local", "--slurm.nodes", "2"], r"slurm\.nodes=2: --cluster local is this machine alone"),
         (["--cluster", "local", "--slurm.gpus-per-node", "3"], r"train\.batch=4 is not divisible by 3 process"),
@@ -273,11 +273,11 @@ def test_the_script_is_shown_without_a_cluster(root: Path, tmp_path: Path) -> No
         (["--slurm.nodes", "1"], r"there is no sinfo on this machine: .*--cluster local"),
     ],
 )
-def test_what_can_be_known_is_refused_at_once(options: list[str], told: str, root: Path, tmp_path: Path) -> None:
+def test_what_can_be_known_is_refused_at_once(options: list[str], message: str, root: Path, tmp_path: Path) -> None:
     nowhere = f"{Path(sys.executable).parent}"
     done = run_command(tmp_path, "submit", "debug", *experiment_options(root, 2), *options, PATH=nowhere)
     assert done.returncode == 2
-    assert re.search(told, done.stderr), done.stderr
+    assert re.search(message, done.stderr), done.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -295,11 +295,11 @@ def test_a_sweep_one_after_the_other(root: Path, tmp_path: Path) -> None:
     done = run_command(tmp_path, *line)
     assert "submitted 2 of 2 runs" in done.stdout, done.stderr
     assert "left alone" in run_command(tmp_path, *line).stdout
-    members = sorted((tmp_path / "runs" / "lr").glob("debug*"))
-    assert [path.name for path in members] == ["debug-lr=1e-4-seed0", "debug-lr=3e-4-seed0"]
+    runs = sorted((tmp_path / "runs" / "lr").glob("debug*"))
+    assert [path.name for path in runs] == ["debug-lr=1e-4-seed0", "debug-lr=3e-4-seed0"]
     attempts = []
-    for run in members:
-        assert end_of(run).state == "finished", said(run)
+    for run in runs:
+        assert end_of(run).state == "finished", log_of(run)
         attempts += JobFolder(run).history()
     attempts.sort(key=lambda attempt: attempt.began)
     assert attempts[0].ended <= attempts[1].began
@@ -307,10 +307,10 @@ def test_a_sweep_one_after_the_other(root: Path, tmp_path: Path) -> None:
     assert run_command(tmp_path, "status").stdout.count("finished") == 2
 
 
-def test_the_members_of_a_grid() -> None:
-    members = members_of(Path("runs/x"), ["debug", "demo"], ["train.lr=1e-4,2e-4"], [3, 4], ["train.epochs=7"])
-    assert len(members) == 8
-    first = members[0]
+def test_the_runs_of_a_grid() -> None:
+    runs = planned_runs(Path("runs/x"), ["debug", "demo"], ["train.lr=1e-4,2e-4"], [3, 4], ["train.epochs=7"])
+    assert len(runs) == 8
+    first = runs[0]
     assert first.folder == Path("runs/x/debug-lr=1e-4-seed3")
     assert difference(named("debug").experiment, first.experiment) == {
         "train.lr": (3e-4, 1e-4),
@@ -320,7 +320,7 @@ def test_the_members_of_a_grid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((["debgu"], [], [0], []), "did you mean debug"),
         ((["debug"], ["train.lrr=1"], [0], []), r"there is no setting 'train\.lrr'"),
@@ -332,9 +332,9 @@ def test_the_members_of_a_grid() -> None:
         ((["debug"], [], [], []), "at least one of --seeds"),
     ],
 )
-def test_grids_that_cannot_be(arguments: tuple[Any, ...], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        members_of(Path("x"), *arguments)
+def test_grids_that_cannot_be(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        planned_runs(Path("x"), *arguments)
 
 
 def test_settings_of_several_values() -> None:
@@ -353,7 +353,7 @@ def test_a_run_may_start_from_a_folder_of_weights(root: Path, tmp_path: Path) ->
     weights = tmp_path / "hugging-face"
     weights.mkdir()
     experiment = with_settings(named("debug").experiment, [("data.root", str(root)), ("init", str(weights))])
-    check_member(Member(tmp_path / "run", experiment), 1)
+    check_run(PlannedRun(tmp_path / "run", experiment), 1)
 
 
 def test_status_where_there_is_nothing(tmp_path: Path) -> None:

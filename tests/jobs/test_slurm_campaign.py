@@ -33,10 +33,10 @@ def test_a_short_campaign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
             for name, value in {**slurm.environment, "OMP_NUM_THREADS": "1"}.items():
                 monkeypatch.setenv(name, value)
             status = campaign(slurm, folder, len(KINDS), 1, within=6.0, kinds=KINDS)
-        said = " ".join(capsys.readouterr().out.split())
-        assert status == 0, said
-        assert all(f"1 {kind}" in said for kind in KINDS)
-        assert "left behind: nothing" in said
+        output = " ".join(capsys.readouterr().out.split())
+        assert status == 0, output
+        assert all(f"1 {kind}" in output for kind in KINDS)
+        assert "left behind: nothing" in output
         history = JobFolder(folder / "soak-1" / "disturbed").history()
         assert history[-1].outcome == "finished"
         assert not any(attempt.own for attempt in history if attempt.outcome == "killed")

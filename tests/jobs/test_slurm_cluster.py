@@ -115,7 +115,7 @@ class TestRunning:
             slurm.run("scancel", job)
             slurm.wait(job, "CANCELLED", 20)
 
-    def test_a_job_that_is_preempted_with_grace_is_warned_and_goes_on(self, slurm: Cluster, folder: Path) -> None:
+    def test_a_job_that_is_preempted_with_grace_is_warned_and_resumes(self, slurm: Cluster, folder: Path) -> None:
         task = f"srun {sys.executable} {folder}/task.py {folder}/graceful"
         job = submit(slurm, task, "--partition=low", "--signal=USR2@60", "--cpus-per-task=2")
         slurm.wait(job, "RUNNING", 20)
@@ -237,7 +237,7 @@ def test_somebody_elses_slurm_is_left_alone(tmp_path: Path, monkeypatch: pytest.
     assert "no no-such-program). On Debian: apt-get install slurmctld" in str(slurm_cluster.missing())
 
 
-def test_what_scontrol_says_is_understood() -> None:
+def test_what_scontrol_prints_is_understood() -> None:
     line = "JobId=7 JobName=a b=c Reason=None ReqB:S:C:T=0:0:*:* Socks/Node=* Command=/a b/c WorkDir=/ Power= "
     assert slurm_cluster.parse(line) == {
         "JobId": "7",

@@ -1,4 +1,4 @@
-"""Runs as jobs of a real Slurm, disturbed in the ways that a cluster knows, against an undisturbed one, bit for bit."""
+"""Runs as jobs of a real Slurm, interrupted in the ways that a cluster knows, against an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from disturbances import DISTURBANCES, preempt
+from interruptions import INTERRUPTIONS, preempt
 from runs import REPOSITORY, assert_same_run, environment, run_command, settings_of, tiny
 from slurm_cluster import Cluster, cluster, missing
 
 from detr_container.base.files import read_jsonl
 from detr_container.engine.same import metrics
-from detr_container.jobs.status import Standing, standing
+from detr_container.jobs.status import RunStatus, status_of
 from detr_container.launch.attempts import JobFolder
 
 pytestmark = [
@@ -77,24 +77,24 @@ def rows(run: Path) -> int:
     return 0
 
 
-def end_of(run: Path, slurm: Cluster, seconds: float = 180) -> Standing:
-    """How a run stands once it neither runs nor waits."""
-    wait_until(lambda: standing(run).state in ("finished", "failed", "cancelled", "stopped"), "over", slurm, seconds)
-    return standing(run)
+def end_of(run: Path, slurm: Cluster, seconds: float = 180) -> RunStatus:
+    """The status of a run once it neither runs nor waits."""
+    wait_until(lambda: status_of(run).state in ("finished", "failed", "cancelled", "stopped"), "over", slurm, seconds)
+    return status_of(run)
 
 
 @pytest.fixture(scope="module")
 def quiet(slurm: Cluster, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which all runs are, with one, `quiet`, that nothing disturbed."""
+    """The folder in which all runs are, with one, `quiet`, that nothing interrupted."""
     folder = tmp_path_factory.mktemp("jobs")
     submit(folder, root, "quiet")
     now = end_of(folder / "runs" / "quiet", slurm)
-    assert now.state == "finished", said(folder / "runs" / "quiet")
+    assert now.state == "finished", log_of(folder / "runs" / "quiet")
     assert not now.restarts
     return folder
 
 
-def said(run: Path) -> str:
+def log_of(run: Path) -> str:
     """All that a run's processes wrote."""
     return "\n".join(path.read_text() for path in sorted(run.glob("job/submissions/*/jobs/*_log.out")))
 
@@ -113,33 +113,33 @@ def test_a_run_on_two_nodes(slurm: Cluster, quiet: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("disturb", "outcome", "reason"),
+    ("interrupt", "outcome", "reason"),
     [
         # The others are tried with work that counts (tests/launch/test_slurm.py), and here in the long tests.
         pytest.param(*each, marks=[] if each[0] is preempt else [pytest.mark.long])
-        for each in DISTURBANCES
+        for each in INTERRUPTIONS
     ],
 )
-def test_a_disturbed_run_equals_the_undisturbed_one(
-    disturb: Callable[[Cluster, str, Path], None],
+def test_an_interrupted_run_equals_the_uninterrupted_one(
+    interrupt: Callable[[Cluster, str, Path], None],
     outcome: str,
     reason: str,
     slurm: Cluster,
     quiet: Path,
     root: Path,
 ) -> None:
-    run = quiet / "runs" / disturb.__name__
+    run = quiet / "runs" / interrupt.__name__
     job = submit(quiet, root, run.name)
     wait_until(lambda: rows(run) >= 20, "20 lines of metrics", slurm)
-    disturb(slurm, job, run)
+    interrupt(slurm, job, run)
     now = end_of(run, slurm)
     history = JobFolder(run).history()
-    assert now.state == "finished", f"{history}\n{said(run)}"
+    assert now.state == "finished", f"{history}\n{log_of(run)}"
     assert (history[0].outcome, history[0].why) == (outcome, reason), history
     assert len(history) == 2
     assert sum(now.restarts.values()) == 1
-    # It went on from what was there.
-    assert f"resuming from {run}/checkpoints" in said(run)
+    # It resumed from what was there.
+    assert f"resuming from {run}/checkpoints" in log_of(run)
     assert_same_run(run, quiet / "runs" / "quiet")
 
 
@@ -149,7 +149,7 @@ def test_a_time_limit(slurm: Cluster, quiet: Path, root: Path) -> None:
     run = quiet / "runs" / "limit"
     submit(quiet, root, run.name, "--slurm.time", "1m", "--slurm.lead", "20", epochs=120)
     now = end_of(run, slurm, 600)
-    assert now.state == "finished", said(run)
+    assert now.state == "finished", log_of(run)
     assert set(now.restarts) == {"time limit"}
     submit(quiet, root, "unlimited", epochs=120)
     end_of(run.with_name("unlimited"), slurm, 300)
@@ -157,39 +157,39 @@ def test_a_time_limit(slurm: Cluster, quiet: Path, root: Path) -> None:
 
 
 @pytest.mark.long
-def test_an_array_with_a_member_that_fails(slurm: Cluster, quiet: Path, root: Path) -> None:
-    """The others finish; the same command, after the mending, submits the failed one alone."""
+def test_an_array_with_a_run_that_fails(slurm: Cluster, quiet: Path, root: Path) -> None:
+    """The others finish; the same command, after the fix, submits the failed one alone."""
     bad = quiet / "bad"
     shutil.copytree(root, bad)
-    picture = sorted((bad / "train2017").iterdir())[3]
-    content = picture.read_bytes()
-    picture.write_bytes(content[: len(content) // 2])
+    image = sorted((bad / "train2017").iterdir())[3]
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
     grid = ["sweep", "grid", "--experiments", "debug", "--seeds", "0", "1", "--grid", f"data.root={root},{bad}"]
     common = ["data.make-shapes=0 0 0", "data.workers=0", "data.eval-batch=2", "train.epochs=2", "device=cpu"]
     line = [*grid, "--set", *common, "--slurm.gpus-per-node", "0", "--slurm.time", "10m", "--at-once", "2"]
     first = run_command(quiet, *line)
     assert first.returncode == 0, first.stderr
     assert "submitted 4 of 4 runs" in first.stdout
-    members = sorted(path for path in (quiet / "runs" / "grid").iterdir() if path.name != "submissions")
-    states = {run.name: end_of(run, slurm).state for run in members}
+    runs = sorted(path for path in (quiet / "runs" / "grid").iterdir() if path.name != "submissions")
+    states = {run.name: end_of(run, slurm).state for run in runs}
     assert {state for name, state in states.items() if "_bad" in name} == {"failed"}
     assert {state for name, state in states.items() if "_bad" not in name} == {"finished"}
     shown = run_command(quiet, "status", "runs/grid").stdout
-    assert str(picture) in shown
-    picture.write_bytes(content)
+    assert str(image) in shown
+    image.write_bytes(content)
     again = run_command(quiet, *line)
     assert "submitted 2 of 4 runs" in again.stdout, again.stderr
-    for run in members:
-        assert end_of(run, slurm).state == "finished", said(run)
+    for run in runs:
+        assert end_of(run, slurm).state == "finished", log_of(run)
     assert "nothing to submit" in run_command(quiet, *line).stdout
-    good, mended = ([run for run in members if ("_bad" in run.name) == is_bad] for is_bad in (False, True))
-    for a, b in zip(good, mended, strict=True):
+    good, fixed = ([run for run in runs if ("_bad" in run.name) == is_bad] for is_bad in (False, True))
+    for a, b in zip(good, fixed, strict=True):
         assert_same_run(a, b)
 
 
 @pytest.mark.long
 def test_a_comparison_as_an_array_ends_with_its_report(slurm: Cluster, quiet: Path, root: Path) -> None:
-    """One member is preempted; whichever finishes last writes the report."""
+    """One run is preempted; whichever finishes last writes the report."""
     grid = ["--base", "debug", "--heads", "smca", "--backbones", "container_light_tiny", "resnet18", "--seeds", "0"]
     common = [f"data.root={root}", "data.make-shapes=0 0 0", "data.workers=0", "train.epochs=20", "train.eval-every=20"]
     resources = ["--slurm.gpus-per-node", "0", "--slurm.time", "10m", "--at-once", "2"]
@@ -198,25 +198,25 @@ def test_a_comparison_as_an_array_ends_with_its_report(slurm: Cluster, quiet: Pa
     assert done.returncode == 0, done.stderr
     assert "submitted 2 of 2 runs" in done.stdout
     home = quiet / "runs" / "pair"
-    disturbed, other = (home / f"smca-{name}-seed0" for name in ("resnet18", "container_light_tiny"))
-    wait_until(lambda: rows(disturbed) >= 2, "running", slurm)
-    subprocess.run(["scancel", "--signal=USR2", standing(disturbed).job], check=True)
-    for run in (disturbed, other):
-        assert end_of(run, slurm).state == "finished", said(run)
+    interrupted, other = (home / f"smca-{name}-seed0" for name in ("resnet18", "container_light_tiny"))
+    wait_until(lambda: rows(interrupted) >= 2, "running", slurm)
+    subprocess.run(["scancel", "--signal=USR2", status_of(interrupted).job], check=True)
+    for run in (interrupted, other):
+        assert end_of(run, slurm).state == "finished", log_of(run)
     wait_until((home / "report" / "index.html").exists, "reported", slurm)
-    assert JobFolder(disturbed).history()[0].outcome == "stopped"
+    assert JobFolder(interrupted).history()[0].outcome == "stopped"
     assert "all 2 runs are done" in run_command(quiet, *line).stdout
 
 
 @pytest.mark.long
 def test_killed_batch_scripts_of_an_array(slurm: Cluster, quiet: Path, root: Path) -> None:
-    """Of one member twice, the second time before anything was saved; the other is not touched by it."""
+    """Of one run twice, the second time before anything was saved; the other is not touched by it."""
     common = ["data.make-shapes=0 0 0", "data.workers=0", "data.eval-batch=2", "train.epochs=20", "device=cpu"]
     line = ["sweep", "killed", "--experiments", "debug", "--seeds", "0", "1", "--set", f"data.root={root}", *common]
     done = run_command(quiet, *line, "--slurm.gpus-per-node", "0", "--slurm.time", "10m")
     assert done.returncode == 0, done.stderr
-    members = [quiet / "runs" / "killed" / f"debug-seed{seed}" for seed in (0, 1)]
-    facts = JobFolder(members[1]).submission()
+    runs = [quiet / "runs" / "killed" / f"debug-seed{seed}" for seed in (0, 1)]
+    facts = JobFolder(runs[1]).submission()
     assert facts is not None
     for restarts in ("0", "1"):
         wait_until(
@@ -225,10 +225,10 @@ def test_killed_batch_scripts_of_an_array(slurm: Cluster, quiet: Path, root: Pat
             slurm,
         )
         slurm.run("scancel", "--batch", "--signal=KILL", facts["job"])
-    for run in members:
-        assert end_of(run, slurm).state == "finished", said(run)
-    assert [attempt.why for attempt in JobFolder(members[0]).history()] == [""]
-    assert [attempt.why for attempt in JobFolder(members[1]).history()] == ["batch script killed"] * 2 + [""]
+    for run in runs:
+        assert end_of(run, slurm).state == "finished", log_of(run)
+    assert [attempt.why for attempt in JobFolder(runs[0]).history()] == [""]
+    assert [attempt.why for attempt in JobFolder(runs[1]).history()] == ["batch script killed"] * 2 + [""]
     # No watcher is left, of these jobs or of others that have ended.
     wait_until(lambda: "watch-" not in slurm.run("squeue", "--noheader", "--format=%j"), "without watchers", slurm)
 
@@ -245,7 +245,7 @@ def test_a_cancelled_run_stays_so_though_its_batch_script_was_killed(slurm: Clus
     assert facts is not None
     slurm.wait(facts["watch"], "COMPLETED", 60)
     assert slurm.job(job)["Restarts"] == "0"
-    assert standing(run).state == "cancelled"
+    assert status_of(run).state == "cancelled"
 
 
 @pytest.mark.long
@@ -259,12 +259,12 @@ def test_cancel_and_resubmit_for_longer(slurm: Cluster, quiet: Path, root: Path)
     now = end_of(run, slurm)
     assert now.state == "cancelled", JobFolder(run).history()
     time.sleep(3)
-    assert standing(run).state == "cancelled"
+    assert status_of(run).state == "cancelled"
     done = run_command(
         quiet, "resubmit", "runs/cancelled", "--train.epochs", str(now.step // 4 + 6), "--slurm.nodes", "1"
     )
     assert done.returncode == 0, done.stderr
-    assert end_of(run, slurm).state == "finished", said(run)
+    assert end_of(run, slurm).state == "finished", log_of(run)
     assert [a.hosts for a in JobFolder(run).history() if a.hosts] == [["node1", "node2"], ["node1"]]
 
 
@@ -283,7 +283,7 @@ def test_scancel_by_hand_is_an_end(slurm: Cluster, quiet: Path, root: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--slurm.partition", "lwo"], r"slurm\.partition=lwo: this cluster has low, low0, high"),
         (["--slurm.nodes", "3"], r"slurm\.nodes=3: partition low has 2"),
@@ -294,11 +294,11 @@ def test_scancel_by_hand_is_an_end(slurm: Cluster, quiet: Path, root: Path) -> N
     ],
 )
 def test_what_cannot_be_had_is_refused_at_once(
-    options: list[str], told: str, slurm: Cluster, tmp_path: Path, root: Path
+    options: list[str], message: str, slurm: Cluster, tmp_path: Path, root: Path
 ) -> None:
     done = run_command(tmp_path, "submit", "debug", *TWO_NODES, *settings_of(tiny(root)), *options)
     assert done.returncode == 2
-    assert re.search(told, done.stderr), done.stderr
+    assert re.search(message, done.stderr), done.stderr
     assert not (tmp_path / "runs" / "debug").exists()
     assert "debug" not in slurm.run("squeue", "--noheader", "--format=%j")
 

@@ -1,10 +1,10 @@
-"""What Slurm says of a job whose processes have ended, as Slurm 22.05 and 24.11 were seen to say it."""
+"""What Slurm reports of a job whose processes have ended, as Slurm 22.05 and 24.11 were seen to report it."""
 
 import time
 
 import pytest
 
-from detr_container.launch.afterwards import circumstances
+from detr_container.launch.afterwards import circumstances_of
 from detr_container.launch.queue import fields_of
 from detr_container.launch.settle import Circumstances
 
@@ -44,4 +44,4 @@ def test_what_the_fields_mean(
     line: str, restarts: int, minutes: int, expected: Circumstances, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAUNCH_BEGAN", str(time.time() - 60 * minutes))
-    assert circumstances(fields_of(line), restarts, HOUR - 120) == expected
+    assert circumstances_of(fields_of(line), restarts, HOUR - 120) == expected

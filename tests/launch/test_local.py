@@ -25,9 +25,9 @@ def jobs(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), str(TESTS)]))
     started: list[Submission] = []
 
-    def start(*given: Callable[..., int], at_once: int = 0, **wanted: Any) -> Submission:
+    def start(*given: Callable[..., int], at_once: int = 0, **request: Any) -> Submission:
         folders = [str(tmp_path / f"run{number}") for number in range(len(given))]
-        resources = Resources(**{"gpus_per_node": 0, **wanted})
+        resources = Resources(**{"gpus_per_node": 0, **request})
         home = next_folder(tmp_path / "submissions")
         (home / "jobs").mkdir()
         plan = Submission(home, "local", folders, resources, "tick-*", str(repository), str(tmp_path))
@@ -85,17 +85,17 @@ def is_python(process: psutil.Process) -> bool:
 
 
 def test_every_process_knows_its_place(jobs: Callable[..., Submission]) -> None:
-    submission = jobs(works.tell, tasks_per_node=2)
+    submission = jobs(works.show_place, tasks_per_node=2)
     over(submission)
     (job,) = submission.jobs
-    told = [(Path(submission.folders[0]) / f"told-{job}-0-{rank}").read_text().splitlines() for rank in (0, 1)]
-    assert told[0][:5] == ["RANK=0", "LOCAL_RANK=0", "WORLD_SIZE=2", "LOCAL_WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1"]
-    assert told[1][:2] == ["RANK=1", "LOCAL_RANK=1"]
-    assert told[0][5] == told[1][5]
+    lines = [(Path(submission.folders[0]) / f"place-{job}-0-{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert lines[0][:5] == ["RANK=0", "LOCAL_RANK=0", "WORLD_SIZE=2", "LOCAL_WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1"]
+    assert lines[1][:2] == ["RANK=1", "LOCAL_RANK=1"]
+    assert lines[0][5] == lines[1][5]
     assert history(submission) == [("finished", "")]
 
 
-def test_a_time_limit_is_announced_and_goes_on(jobs: Callable[..., Submission]) -> None:
+def test_a_time_limit_is_announced_and_the_job_resumes(jobs: Callable[..., Submission]) -> None:
     submission = jobs(functools.partial(works.count, seconds=0.1), time="1m", lead=55)
     over(submission)
     ends = history(submission)
@@ -194,7 +194,7 @@ def test_a_setup_that_fails(jobs: Callable[..., Submission], tmp_path: Path) -> 
 
 
 def test_what_is_left_of_a_start_that_nobody_settled(jobs: Callable[..., Submission]) -> None:
-    """The controller dies with everything; whoever submits again goes on and says what happened."""
+    """The controller dies with everything; whoever submits again resumes it and reports what happened."""
     first = jobs(functools.partial(works.count, seconds=0.1))
     reach(first, 5)
     os.killpg(int(first.jobs[0]), signal.SIGKILL)
@@ -236,8 +236,8 @@ def test_more_runs_than_gpus_share_them_in_turns(
     over(submission)
     seen = sorted(gpus_of(submission, index)[0] for index in range(3))
     assert seen in (["0", "0", "1"], ["0", "1", "1"])
-    said = "".join(path.read_text() for path in (submission.folder / "jobs").glob("controller-*.log"))
-    assert said.count("shared with 1 other run(s)") == 1
+    output = "".join(path.read_text() for path in (submission.folder / "jobs").glob("controller-*.log"))
+    assert output.count("shared with 1 other run(s)") == 1
 
 
 def test_who_asks_for_no_gpu_sees_none(

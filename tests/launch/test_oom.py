@@ -1,4 +1,4 @@
-"""Whose control group's count says that memory ran out."""
+"""Whose control group's count shows that memory ran out."""
 
 from pathlib import Path
 

@@ -44,7 +44,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"nodes": 0}, r"slurm\.nodes=0"),
         ({"gpus_per_node": -1}, r"slurm\.gpus-per-node=-1"),
@@ -57,17 +57,17 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         ({"extra": ("a b",)}, r"slurm\.extra 'a b'"),
     ],
 )
-def test_what_no_cluster_can_give_is_refused(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_no_cluster_can_give_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Resources(**wrong).validate()
 
 
 def test_processes_and_options() -> None:
     assert [Resources(gpus_per_node=8).tasks, Resources(gpus_per_node=0).tasks] == [8, 1]
     assert Resources(gpus_per_node=8, tasks_per_node=2).tasks == 2
-    wanted = Resources(extra=("reservation=x", "--mail-type=FAIL", "exclusive"))
-    wanted.validate()
-    assert wanted.options == {"reservation": "x", "mail-type": "FAIL", "exclusive": True}
+    resources = Resources(extra=("reservation=x", "--mail-type=FAIL", "exclusive"))
+    resources.validate()
+    assert resources.options == {"reservation": "x", "mail-type": "FAIL", "exclusive": True}
 
 
 def test_a_cluster_file(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_cluster_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ('partiton = "gpu"', r"cluster\.toml: partiton: .* It may name partition, nodes"),
         ('nodes = "many"', r"cluster\.toml: nodes: "),
@@ -86,8 +86,8 @@ def test_a_cluster_file(tmp_path: Path) -> None:
         ('time = "soon"', r"cluster\.toml: a time of 'soon'"),
     ],
 )
-def test_a_wrong_cluster_file_is_named(content: str, told: str, tmp_path: Path) -> None:
+def test_a_wrong_cluster_file_is_named(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "cluster.toml"
     path.write_text(content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         cluster_facts(path)

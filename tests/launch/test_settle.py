@@ -15,7 +15,7 @@ from detr_container.launch.settle import DEATHS, KILLS, Circumstances, pause, se
 
 
 def start(job: JobFolder, name: str, *ends: str | BaseException, world: int = 0) -> None:
-    """A start whose ranks end as told: an outcome, an error, a signal's name, or `died`."""
+    """A start whose ranks end as given: an outcome, an error, a signal's name, or `died`."""
     for rank, end in enumerate(ends):
         record = RankRecord(job, name, rank, world or len(ends))
         if isinstance(end, BaseException):
@@ -42,7 +42,7 @@ PEER = ConnectionError("another process has ended")
 
 
 @pytest.mark.parametrize(
-    ("ends", "around", "outcome", "why", "again"),
+    ("ends", "circumstances", "outcome", "why", "again"),
     [
         (["finished", "finished"], Circumstances(), "finished", "", False),
         (["finished"], Circumstances(limit=True), "finished", "", False),
@@ -73,13 +73,13 @@ PEER = ConnectionError("another process has ended")
     ],
 )
 def test_verdicts(
-    ends: list[str | BaseException], around: Circumstances, outcome: str, why: str, again: bool, job: JobFolder
+    ends: list[str | BaseException], circumstances: Circumstances, outcome: str, why: str, again: bool, job: JobFolder
 ) -> None:
     start(job, "1-0", *ends)
-    attempt, wanted = settle(job, "1-0", around)
+    attempt, restart = settle(job, "1-0", circumstances)
     assert (attempt.outcome, attempt.why) == (outcome, why)
     # What the scheduler does by itself is left to it.
-    assert wanted == (again and not around.restarted)
+    assert restart == (again and not circumstances.restarted)
     assert job.history() == [attempt]
 
 
@@ -91,9 +91,9 @@ def test_the_cause_is_named_before_its_consequences(job: JobFolder) -> None:
     attempt, _ = settle(job, "1-0", Circumstances())
     assert attempt.message.startswith("rank 2 on ")
     assert attempt.message.endswith("RuntimeError: device-side assert")
-    told = job.errors_path.read_text()
-    assert told.index("RuntimeError: device-side assert") < told.index("noticed that another process had ended")
-    assert "test_settle.py" in told
+    errors = job.errors_path.read_text()
+    assert errors.index("RuntimeError: device-side assert") < errors.index("noticed that another process had ended")
+    assert "test_settle.py" in errors
 
 
 def test_a_rank_that_never_began_is_counted(job: JobFolder) -> None:
@@ -104,7 +104,7 @@ def test_a_rank_that_never_began_is_counted(job: JobFolder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "around"),
+    ("end", "circumstances"),
     [
         (RuntimeError("out of memory"), Circumstances(status=1)),
         ("died", Circumstances(status=139)),
@@ -113,11 +113,11 @@ def test_a_rank_that_never_began_is_counted(job: JobFolder) -> None:
     ids=["an error", "a crash", "no memory"],
 )
 def test_three_deaths_of_its_own_making_are_enough(
-    end: str | BaseException, around: Circumstances, job: JobFolder
+    end: str | BaseException, circumstances: Circumstances, job: JobFolder
 ) -> None:
     for number in range(DEATHS):
         start(job, f"1-{number}", end)
-        attempt, again = settle(job, f"1-{number}", around)
+        attempt, again = settle(job, f"1-{number}", circumstances)
         assert again == (number < DEATHS - 1)
     assert attempt.action == "not started again: it died 3 times in a row without getting on"
     assert job.errors_path.exists()
@@ -152,7 +152,7 @@ def test_a_stop_that_was_answered_ends_a_row_of_kills(job: JobFolder) -> None:
     assert pauses == [0, 5, 10, 0, 0, 5]
 
 
-def test_a_crash_is_told_from_a_kill(job: JobFolder) -> None:
+def test_a_crash_is_distinguished_from_a_kill(job: JobFolder) -> None:
     """By what Python itself writes when it gets a signal that only a fault of the program sends."""
     code = "import os, sys; from pathlib import Path; from detr_container.launch.attempts import *; "
     code += "RankRecord(JobFolder(Path(sys.argv[1])), sys.argv[2], 0, 1); os.kill(os.getpid(), int(sys.argv[2]))"
@@ -233,11 +233,11 @@ def test_a_run_that_gets_on_may_die_as_often_as_it_likes(job: JobFolder) -> None
 def test_preemption_neither_counts_as_a_death_nor_forgives_one(job: JobFolder) -> None:
     error = RuntimeError("out of memory")
     ends = [error, "SIGTERM", "SIGTERM", error, "SIGTERM", error]
-    wanted = []
+    restarts = []
     for number, end in enumerate(ends):
         start(job, f"1-{number}", end)
-        wanted.append(settle(job, f"1-{number}", Circumstances())[1])
-    assert wanted == [True, True, True, True, True, False]
+        restarts.append(settle(job, f"1-{number}", Circumstances())[1])
+    assert restarts == [True, True, True, True, True, False]
     assert fruitless(job.history()) == 3
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import works
-from disturbances import DISTURBANCES
+from interruptions import INTERRUPTIONS
 from slurm_cluster import Cluster, cluster, missing
 
 from detr_container.launch.resources import Resources
@@ -37,9 +37,9 @@ def slurm(repository: Path) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize(("disturb", "outcome", "reason"), DISTURBANCES)
-def test_a_disturbed_job_goes_on_where_it_was(
-    disturb: Callable[[Cluster, str, Path], None],
+@pytest.mark.parametrize(("interrupt", "outcome", "reason"), INTERRUPTIONS)
+def test_an_interrupted_job_resumes_where_it_was(
+    interrupt: Callable[[Cluster, str, Path], None],
     outcome: str,
     reason: str,
     slurm: Cluster,
@@ -60,7 +60,7 @@ def test_a_disturbed_job_goes_on_where_it_was(
             time.sleep(0.1)
 
     wait_until((run / "tick-00020").exists)
-    disturb(slurm, submission.jobs[0], run)
+    interrupt(slurm, submission.jobs[0], run)
     wait_until(lambda: bool(job.history()) and job.history()[-1].outcome == "finished")
     assert [(each.outcome, each.why) for each in job.history()] == [(outcome, reason), ("finished", "")]
     assert len(list(run.glob("tick-*"))) == works.TICKS

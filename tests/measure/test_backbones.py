@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from detr_container.commands.cli import main
-from detr_container.measure.backbones import Entry, _look, _take_steps, entries, names_of
+from detr_container.measure.backbones import Entry, _examine, _take_steps, entries, names_of
 
 
 def test_names_are_ours_first_and_fit_a_pattern() -> None:
@@ -45,10 +45,10 @@ def test_training_steps_are_taken_where_they_are_asked_for() -> None:
 
 
 def test_what_memory_does_not_suffice_for_is_not_tried() -> None:
-    found = Entry(**_look("timm/test_vit", 1 << 20))
+    found = Entry(**_examine("timm/test_vit", 1 << 20))
     assert (found.steps, found.refused) == (0, "")
     assert found.untried == "steps would take 0.0 GiB, of which 0.0 GiB are free"
-    assert _look("timm/test_vit", 0)["untried"] == ""
+    assert _examine("timm/test_vit", 0)["untried"] == ""
 
 
 def test_a_step_that_gives_other_maps_than_stated_is_refused() -> None:
@@ -71,5 +71,5 @@ def test_the_command_lists_and_counts(tmp_path: Path, capsys: pytest.CaptureFixt
     head, *rows, last = capsys.readouterr().out.splitlines()
     assert any(row.startswith("timm/test_vit2 ") and "any size, multiple 16" in row for row in rows)
     assert all(row.endswith("by its shapes") for row in rows)
-    assert last.endswith("work; shapes alone were looked at: --try yes takes training steps, too")
+    assert last.endswith("work; only shapes were checked: --try yes takes training steps, too")
     assert main(["backbones", "no-such-thing-at-all"]) == 2

@@ -1,4 +1,4 @@
-"""The benchmark command: every figure, ratios within rounds, and experiments that fail beside others that do not."""
+"""The benchmark command: every metric, ratios within rounds, and experiments that fail beside others that do not."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from detr_container.measure.bench_worker import Bench
 from detr_container.measure.benchmark import labelled, tables
 from detr_container.measure.costs import costs
 from detr_container.measure.options import PARTS, MeasureOptions, Work, parse_size
-from detr_container.measure.side_by_side import Worker, _Record, _turns, side_by_side
+from detr_container.measure.side_by_side import Worker, _Measured, _schedule, side_by_side
 
 DEBUG = replace(named("debug").experiment, device="cpu")
 WIDER = replace(DEBUG, head=replace(DEBUG.head, width=64))
@@ -49,7 +49,7 @@ def measured(_one_thread: None) -> dict[str, Any]:
     return side_by_side({"narrow": DEBUG, "wide": WIDER}, QUICK)
 
 
-def test_every_figure_is_there(measured: dict[str, Any]) -> None:
+def test_every_metric_is_there(measured: dict[str, Any]) -> None:
     parts = ("total", "backbone", "head")
     keys = {f"parameters/{part}" for part in (*parts, "trained")} | {"memory/idle", "memory/training"}
     keys |= {f"gflops/{size}/{part}" for size in ("64x64", "60x90") for part in parts}
@@ -60,33 +60,33 @@ def test_every_figure_is_there(measured: dict[str, Any]) -> None:
     for each in measured["experiments"].values():
         assert (each["failure"], each["refused"], each["device"]) == (None, False, "CPU, 1 threads")
         assert set(each["figures"]) == keys
-        assert all(figure["value"] > 0 for key, figure in each["figures"].items() if not key.startswith("memory"))
-        timed = [key for key, figure in each["figures"].items() if "rounds" in figure]
+        assert all(metric["value"] > 0 for key, metric in each["figures"].items() if not key.startswith("memory"))
+        timed = [key for key, metric in each["figures"].items() if "rounds" in metric]
         assert {key.split("/")[0] for key in timed} == {"forward", "training"}
         assert all(len(each["figures"][key]["rounds"]) == 3 for key in timed)
         assert 0.05 < each["figures"]["memory/idle"]["value"] < 64
     assert json.loads(json.dumps(measured))["experiments"] == measured["experiments"]
 
 
-def test_figures_are_of_the_experiment(measured: dict[str, Any]) -> None:
+def test_metrics_are_of_the_experiment(measured: dict[str, Any]) -> None:
     for label, experiment in (("narrow", DEBUG), ("wide", WIDER)):
-        figures = measured["experiments"][label]["figures"]
+        metrics = measured["experiments"][label]["figures"]
         known = costs(experiment, 3, [(60, 90)])
-        assert figures["parameters/head"]["value"] == known.parameters.head
-        assert figures["gflops/60x90/head"]["value"] == pytest.approx(known.gflops.head)
-        for pictures in (1, 2):
-            key = f"forward/60x90/{pictures}"
-            split = zip(*(figures[f"{key}/{part}"]["rounds"] for part in ("backbone", "head", "total")), strict=True)
+        assert metrics["parameters/head"]["value"] == known.parameters.head
+        assert metrics["gflops/60x90/head"]["value"] == pytest.approx(known.gflops.head)
+        for images in (1, 2):
+            key = f"forward/60x90/{images}"
+            split = zip(*(metrics[f"{key}/{part}"]["rounds"] for part in ("backbone", "head", "total")), strict=True)
             # With a single pass per measurement the parts add up.
             assert all(backbone + head == pytest.approx(total) for backbone, head, total in split)
-        steps, rates = (figures[f"training/{name}"]["rounds"] for name in ("step", "images_per_second"))
+        steps, rates = (metrics[f"training/{name}"]["rounds"] for name in ("step", "images_per_second"))
         assert rates == pytest.approx([2 / step for step in steps])
-        assert figures["training/step"]["value"] == statistics.median(steps)
+        assert metrics["training/step"]["value"] == statistics.median(steps)
 
 
 def test_ratios_are_to_the_first(measured: dict[str, Any]) -> None:
     first, second = (each["figures"] for each in measured["experiments"].values())
-    assert not any("ratio" in figure for figure in first.values())
+    assert not any("ratio" in metric for metric in first.values())
     for key in ("forward/64x64/1/head", "training/step"):
         pairs = zip(second[key]["rounds"], first[key]["rounds"], strict=True)
         ratios = [mine / theirs for mine, theirs in pairs]
@@ -98,23 +98,23 @@ def test_ratios_are_to_the_first(measured: dict[str, Any]) -> None:
 
 def test_ratios_are_taken_within_rounds() -> None:
     """The machine was ten times slower in one round; and one experiment did not live to see the last."""
-    first, second, dead = (_Record(DEBUG) for _ in range(3))
+    first, second, dead = (_Measured(DEBUG) for _ in range(3))
     first.rounds["training/step"] = [1.0, 10.0, 4.0]
     second.rounds["training/step"] = [2.0, 5.0, 12.0]
     dead.rounds["training/step"] = [3.0, 40.0]
-    told = second.told(first)["figures"]["training/step"]
-    assert told == {"value": 5.0, "rounds": [2.0, 5.0, 12.0], "ratio": {"median": 2.0, "least": 0.5, "most": 3.0}}
-    assert dead.told(first)["figures"]["training/step"]["ratio"] == {"median": 3.5, "least": 3.0, "most": 4.0}
-    assert "ratio" not in second.told(_Record(DEBUG))["figures"]["training/step"]
+    described = second.described(first)["figures"]["training/step"]
+    assert described == {"value": 5.0, "rounds": [2.0, 5.0, 12.0], "ratio": {"median": 2.0, "least": 0.5, "most": 3.0}}
+    assert dead.described(first)["figures"]["training/step"]["ratio"] == {"median": 3.5, "least": 3.0, "most": 4.0}
+    assert "ratio" not in second.described(_Measured(DEBUG))["figures"]["training/step"]
 
 
-def test_turns_go_round_and_change_who_is_first() -> None:
+def test_the_schedule_goes_round_and_change_who_is_first() -> None:
     options = replace(QUICK, rounds=4)
-    turns = [(label, request) for label, request, _ in _turns(["a", "b", "c"], options)]
-    assert [label for label, request in turns if request["do"] == "prepare"] == ["a", "b", "c"]
+    schedule = [(label, request) for label, request, _ in _schedule(["a", "b", "c"], options)]
+    assert [label for label, request in schedule if request["do"] == "prepare"] == ["a", "b", "c"]
     works = len(options.works())
-    assert Counter(request["do"] for _, request in turns) == {"prepare": 3, "warm": 3 * works, "measure": 12 * works}
-    timed = [(label, request["work"]) for label, request in turns if request["do"] == "measure"]
+    assert Counter(request["do"] for _, request in schedule) == {"prepare": 3, "warm": 3 * works, "measure": 12 * works}
+    timed = [(label, request["work"]) for label, request in schedule if request["do"] == "measure"]
     threes = [timed[start : start + 3] for start in range(0, len(timed), 3)]
     assert all(work == three[0][1] for three in threes for _, work in three)
     orders = ["".join(label for label, _ in three) for three in threes]
@@ -140,21 +140,21 @@ def test_experiments_that_fail_are_named_and_the_others_finish(
     monkeypatch.setattr(Worker, "ask", killed_in_the_second_round)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.chdir(tmp_path)
-    options = [*FAST, "--rounds", "3", "--head.queries", "7", "--output", "figures.json"]
+    options = [*FAST, "--rounds", "3", "--head.queries", "7", "--output", "metrics.json"]
     assert main(["benchmark", "debug", "odd", "debug", *options]) == 1
     out, err = capsys.readouterr()
-    said = "round 2, a forward pass on 2 x 64x64: its process was killed, most likely for lack of memory"
+    message = "round 2, a forward pass on 2 x 64x64: its process was killed, most likely for lack of memory"
     assert "error: odd: frozen_stages=9, but this backbone has 3 stages" in err
-    assert f"error: debug (2): {said}" in err
+    assert f"error: debug (2): {message}" in err
     assert "Traceback" not in err
     assert out.count("failed") == 2
-    healthy, refused, dead = json.loads(Path("figures.json").read_text())["experiments"].values()
+    healthy, refused, dead = json.loads(Path("metrics.json").read_text())["experiments"].values()
     # What is given on the command line holds for all.
     assert [each["settings"]["head"]["queries"] for each in (healthy, refused, dead)] == [7, 7, 7]
     assert [each["refused"] for each in (healthy, refused, dead)] == [False, True, False]
     assert (refused["figures"], "device" in refused) == ({}, False)
     assert (healthy["failure"], len(healthy["figures"]["training/step"]["rounds"])) == (None, 3)
-    assert dead["failure"].startswith(said)
+    assert dead["failure"].startswith(message)
     assert len(dead["figures"]["forward/64x64/1/total"]["rounds"]) == 2
     assert len(dead["figures"]["training/step"]["rounds"]) == 1
     assert "ratio" in dead["figures"]["training/step"]
@@ -163,7 +163,8 @@ def test_experiments_that_fail_are_named_and_the_others_finish(
 
 def test_works() -> None:
     """The largest size is the one with most pixels; a batch of one is not measured twice."""
-    options = MeasureOptions(sizes=((64, 64), (32, 96), (64, 64)), batch=1)
+    options = MeasureOptions(sizes=((64, 64), (32, 96), (64, 64)), batch=1, source="made")
+    options.check()
     forward = [Work("forward", (64, 64), 1), Work("forward", (32, 96), 1)]
     assert options.works() == [*forward, Work("training", (64, 64), 1)]
     assert replace(options, training=False).works() == forward
@@ -178,7 +179,7 @@ BAD_SIZES = [
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["debug", "--head.width", "30"], "error: head.width=30: sine positions"),
         (["debug", "debgu"], "there is no experiment 'debgu': did you mean debug"),
@@ -189,7 +190,7 @@ BAD_SIZES = [
     ],
 )
 def test_mistakes_are_answered_as_elsewhere(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     try:
@@ -198,19 +199,19 @@ def test_mistakes_are_answered_as_elsewhere(
         status = end.code
     out, err = capsys.readouterr()
     assert (status, out) == (2, "")
-    assert said in err
+    assert message in err
     assert "Traceback" not in err
-    assert "sizes=" not in said or err.count("\n") == 1
+    assert "sizes=" not in message or err.count("\n") == 1
 
 
-def test_own_pictures_are_loaded(root: Path, tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
+def test_own_images_are_loaded(root: Path, tmp_path: Path) -> None:
+    output = tmp_path / "metrics.json"
     data = ["--source", "data", "--data.root", str(root), "--batch", "4"]
     assert main(["benchmark", "debug", *FAST, *data, "--rounds", "2", "--output", str(output)]) == 0
-    (figures,) = (each["figures"] for each in json.loads(output.read_text())["experiments"].values())
-    assert set(figures) >= {f"training/{part}" for part in PARTS}
-    # The classes are those of the pictures, whatever --classes says.
-    assert figures["parameters/head"]["value"] == costs(DEBUG, len(CATEGORY_IDS), [(64, 64)]).parameters.head
+    (metrics,) = (each["figures"] for each in json.loads(output.read_text())["experiments"].values())
+    assert set(metrics) >= {f"training/{part}" for part in PARTS}
+    # The classes are those of the images, whatever --classes is.
+    assert metrics["parameters/head"]["value"] == costs(DEBUG, len(CATEGORY_IDS), [(64, 64)]).parameters.head
 
 
 @pytest.mark.long
@@ -275,6 +276,9 @@ def test_tables_say_everything_and_fit(measured: dict[str, Any]) -> None:
     alone = {**measured, "experiments": {"narrow": measured["experiments"]["narrow"]}}
     console.print(*tables(alone, 100))
     shown = console.export_text()
+    # As earlier versions wrote it.
+    console.print(*tables({**alone, "options": {**measured["options"], "source": "made"}}, 100))
+    assert console.export_text() == shown
     assert all(part in shown for part in PARTS[1:])
     assert shown.count(" %)") == len(PARTS) - 1
     assert "ratio" not in shown.lower()

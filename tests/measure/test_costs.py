@@ -1,4 +1,4 @@
-"""Costs without running: the same as of a real forward pass, the published figures, and means over pictures."""
+"""Costs without running: the same as of a real forward pass, the published numbers, and means over images."""
 
 import json
 from collections.abc import Callable
@@ -63,21 +63,21 @@ def test_nothing_is_computed_and_all_is_counted(backbone: str, head: str) -> Non
     assert 0 < part < total
 
 
-def test_a_picture_far_too_large_to_compute() -> None:
-    """The attention over its cells alone would take 34 GB."""
+def test_a_image_far_too_large_to_compute() -> None:
+    """The attention over its positions alone would take 34 GB."""
     experiment = named("debug").experiment
-    cells, width = (4096 // 16) ** 2, experiment.head.width
-    assert count_flops(build_detector(experiment, 3), (4096, 4096)).head > 2 * 2 * cells**2 * width / 1e9
+    positions, width = (4096 // 16) ** 2, experiment.head.width
+    assert count_flops(build_detector(experiment, 3), (4096, 4096)).head > 2 * 2 * positions**2 * width / 1e9
 
 
-def test_a_model_that_looks_at_values_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_reads_values_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_detector(named("debug").experiment, 3)
     expected, forward = count_flops(model, (64, 64)), model.backbone.forward
 
-    def looks(images: Tensor) -> list[Tensor]:
+    def reads(images: Tensor) -> list[Tensor]:
         return forward(images if images.sum() < 1 else images[:0])
 
-    monkeypatch.setattr(model.backbone, "forward", looks)
+    monkeypatch.setattr(model.backbone, "forward", reads)
     assert count_flops(model, (64, 64)) == expected
 
 
@@ -96,14 +96,14 @@ def test_flops_are_those_of_the_layers() -> None:
     full = costs(experiment, 3, [(224, 224)])
     small = replace(experiment.head, encoder_layers=1, decoder_layers=1)
     less = costs(replace(experiment, head=small), 3, [(224, 224)])
-    cells, width, queries, hidden = 49, 256, 100, 2048
-    encoder = cells * (4 * width**2 + 2 * cells * width + 2 * width * hidden)
+    positions, width, queries, hidden = 49, 256, 100, 2048
+    encoder = positions * (4 * width**2 + 2 * positions * width + 2 * width * hidden)
     decoder = queries * (4 * width**2 + 2 * queries * width + 2 * width * hidden)
-    decoder += queries * (2 * width**2 + 2 * cells * width) + cells * 2 * width**2
+    decoder += queries * (2 * width**2 + 2 * positions * width) + positions * 2 * width**2
     # Every layer but one more of each, and the heads are applied to every decoder layer.
     heads = queries * (width * 4 + 2 * width**2 + width * 4)
     assert full.gflops.head - less.gflops.head == pytest.approx(2 * 5 * (encoder + decoder + heads) / 1e9, rel=1e-6)
-    assert less.gflops.head == pytest.approx(2 * (encoder + decoder + heads + cells * 2048 * width) / 1e9, rel=1e-6)
+    assert less.gflops.head == pytest.approx(2 * (encoder + decoder + heads + positions * 2048 * width) / 1e9, rel=1e-6)
     assert full.gflops.backbone == less.gflops.backbone == pytest.approx(2 * 4.09, rel=0.002)
     assert full.gflops.total == full.gflops.backbone + full.gflops.head
 
@@ -114,7 +114,7 @@ def test_flops_of_container_light() -> None:
     assert costs(experiment, 3, [(224, 224)]).gflops.backbone == pytest.approx(2 * 3.85, rel=0.002)
 
 
-def test_the_mean_is_over_pictures_and_each_size_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_is_over_images_and_each_size_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = named("debug").experiment
     model = build_detector(experiment, 3)
     small, large = count_flops(model, (64, 64)), count_flops(model, (96, 128))
@@ -143,7 +143,7 @@ def test_parameters_by_part() -> None:
 
 
 def test_no_sizes() -> None:
-    with pytest.raises(ValueError, match=r"no picture sizes are given.*name one"):
+    with pytest.raises(ValueError, match=r"no image sizes are given.*name one"):
         costs(named("debug").experiment, 3, [])
 
 

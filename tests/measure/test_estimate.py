@@ -21,7 +21,7 @@ from detr_container.config.settings import to_dict
 from detr_container.datasets.annotations import Annotations, Category, read_annotations
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.transforms import Augmentation
-from detr_container.engine.session import session
+from detr_container.engine.session import open_session
 from detr_container.engine.trials import Largest, trials_of
 from detr_container.measure import estimate
 from detr_container.measure.estimate import DoesNotFitError, cgroup_limits, run_parts
@@ -30,7 +30,7 @@ from detr_container.tasks.detection.largest import LargestBatch, few_images, lar
 
 
 def annotations(sizes: list[tuple[int, int]]) -> Annotations:
-    """Pictures of these sizes without objects."""
+    """Images of these sizes without objects."""
     none, count = np.zeros(0, np.int64), len(sizes)
     return Annotations(
         path=Path("none"),
@@ -62,7 +62,7 @@ def settings(draw: random.Random) -> DataConfig:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_largest_batch_is_reached_and_never_exceeded(seed: int) -> None:
-    """By drawing what the augmentation makes of a few pictures, thousands of times."""
+    """By drawing what the augmentation makes of a few images, thousands of times."""
     draw = random.Random(seed)
     sizes = [(draw.randint(4, 120), draw.randint(4, 120)) for _ in range(draw.randint(2, 4))]
     sizes = [sizes[0], *sizes] if seed % 2 else [sizes[0], sizes[0]] if seed % 4 == 0 else sizes
@@ -106,21 +106,21 @@ def test_the_largest_batch_of_the_published_schedule() -> None:
         ({"scales": (64,), "augment": "flip", "canvas": 100}, 1, True),
     ],
 )
-def test_masks_are_needed_where_pictures_differ(changed: dict[str, Any], multiple: int, padded: bool) -> None:
+def test_masks_are_needed_where_images_differ(changed: dict[str, Any], multiple: int, padded: bool) -> None:
     largest = largest_batch(annotations([(100, 100)] * 3), DataConfig(**changed), 2, multiple)
     assert largest.padded == padded
     assert synthetic_batch(largest, 3).padded == padded
 
 
 def test_a_canvas_is_the_largest_batch_if_everything_fits() -> None:
-    pictures = annotations([(60, 80), (60, 120)])
+    images = annotations([(60, 80), (60, 120)])
     canvas = DataConfig(scales=(50,), augment="none", canvas=100)
-    assert largest_batch(pictures, canvas, 2, 32) == LargestBatch(128, 128, (0, 0), True)
+    assert largest_batch(images, canvas, 2, 32) == LargestBatch(128, 128, (0, 0), True)
     with pytest.raises(ValueError, match=r"50 pixels high and 100 wide, which does not fit data\.canvas=99"):
-        largest_batch(pictures, replace(canvas, canvas=99), 2, 32)
+        largest_batch(images, replace(canvas, canvas=99), 2, 32)
 
 
-def test_the_largest_batch_has_the_fullest_pictures(root: Path) -> None:
+def test_the_largest_batch_has_the_fullest_images(root: Path) -> None:
     experiment = tiny(root)
     train = open_data(experiment).train
     counts = sorted((len(train.objects(index)[0]) for index in range(len(train))), reverse=True)
@@ -131,7 +131,7 @@ def test_the_largest_batch_has_the_fullest_pictures(root: Path) -> None:
     assert batch.targets.counts == tuple(counts[:3])
 
 
-def test_few_pictures_start_with_the_largest_batch(root: Path, tmp_path: Path) -> None:
+def test_few_images_start_with_the_largest_batch(root: Path, tmp_path: Path) -> None:
     content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
     for image, (height, width) in zip(
         content["images"], [(99, 99), (80, 99), (99, 99), (99, 70), (99, 99)], strict=True
@@ -154,16 +154,16 @@ import json, sys
 from pathlib import Path
 from detr_container.config import settings as config
 from detr_container.measure import estimate
-from detr_container.engine.session import session
+from detr_container.engine.session import open_session
 from detr_container.base.interrupt import StopRequest
 from detr_container.engine.trials import Largest, trials_of
 trials = trials_of(config.from_dict(json.loads(sys.argv[1])["experiment"]))
-with session("cpu") as here:
+with open_session("cpu") as session:
     for side in (64, 512):
         large = {{"height": side, "width": side, "objects": (9, 2), "padded": True}}
         largest = Largest("", "", large, {{**large, "height": 64, "width": 64}})
-        estimate._take_step(trials, largest, Path({str(tmp_path)!r}, str(side)), here)
-        print(round(here.peak_memory() * 2**30))
+        estimate._take_step(trials, largest, Path({str(tmp_path)!r}, str(side)), session)
+        print(round(session.peak_memory() * 2**30))
 """
     command = [sys.executable, "-c", program, request(root, tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=True)
@@ -189,8 +189,8 @@ def test_a_process_that_does_not_come_back(
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     largest = Largest("", "", {}, {})
-    with session("cpu") as here, pytest.raises(error, match=why):
-        estimate.step_memory(trials_of(tiny(root)), largest, tmp_path / "x", here, StopRequest(), float(2**30))
+    with open_session("cpu") as session, pytest.raises(error, match=why):
+        estimate.step_memory(trials_of(tiny(root)), largest, tmp_path / "x", session, StopRequest(), float(2**30))
 
 
 def test_the_process_that_tries_reports_that_it_could_not_allocate(

@@ -16,7 +16,7 @@ def work(name, item):
     if item == "wound":
         wounds.append(name)
         return 0
-    print("said by a library")
+    print("printed by a library")
     if item == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if item == "hang":

@@ -1,4 +1,4 @@
-"""Preflight: what is well is told with its figure, what is broken is red with a remedy, and nothing stays behind."""
+"""Preflight: what is well has its numbers, what is broken is red with a remedy, and nothing stays behind."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from runs import one_thread, tiny, when
 
 from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.dataset import DetectionDataset
-from detr_container.engine.session import session
+from detr_container.engine.session import open_session
 from detr_container.engine.trainer import Trainer
 from detr_container.measure import preflight
 from detr_container.measure.preflight import PreflightOptions
@@ -28,13 +28,13 @@ from detr_container.tasks.detection import evaluate, task
 from detr_container.tasks.detection.build import build_detector
 
 NAMES = ["settings", "data", "memory", "step", "learning", "saving", "evaluation", "time"]
-Told = dict[str, tuple[str, str]]
+Outcomes = dict[str, tuple[str, str]]
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to be in, which must be as empty afterwards; and no process may be left."""
-    place = tmp_path / "here"
+    place = tmp_path / "working"
     place.mkdir()
     monkeypatch.chdir(place)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -57,63 +57,63 @@ def processes() -> set[int]:
     return {pid for pid, command in found.items() if "forkserver" not in command and "resource_tracker" not in command}
 
 
-def told(out: str) -> Told:
-    """What was said of each check: its word and its text."""
+def outcomes_of(out: str) -> Outcomes:
+    """The outcome of each check: its word and its text."""
     lines = re.findall(r"^(ok|FAIL|--) +(\w+) +(.*(?:\n {20}.*)*)", out, re.MULTILINE)
     assert [name for _, name, _ in lines] == NAMES
     return {name: (word, text) for word, name, text in lines}
 
 
 @pytest.fixture
-def fly(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Told, str]]:
-    """Make all checks of an experiment: the exit status, what was said of each, and everything that was said."""
+def fly(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Outcomes, str]]:
+    """Make all checks of an experiment: the exit status, the outcome of each, and all that was printed."""
 
-    def made(experiment: DetectionExperiment, **options: Any) -> tuple[int, Told, str]:
+    def check(experiment: DetectionExperiment, **options: Any) -> tuple[int, Outcomes, str]:
         with one_thread():
             status = preflight.run(PreflightOptions(experiment, **options))
         out = capsys.readouterr().out
-        return status, told(out), out
+        return status, outcomes_of(out), out
 
-    return made
+    return check
 
 
 @pytest.fixture
 def flight(root: Path, tmp_path: Path) -> Iterator[Any]:
     """Checks that have read the settings and the data, to make single ones."""
-    with one_thread(), session("cpu") as here:
-        made = preflight._Preflight(PreflightOptions(tiny(root)), here, tmp_path / "scratch", "", 0.0)
-        made.settings()
-        made.task = made.trials.opened()
+    with one_thread(), open_session("cpu") as session:
+        checks = preflight._Preflight(PreflightOptions(tiny(root)), session, tmp_path / "scratch", "", 0.0)
+        checks.settings()
+        checks.task = checks.trials.opened()
         (tmp_path / "scratch").mkdir()
-        yield made
+        yield checks
 
 
-def test_what_is_well_is_told_with_its_figures(fly: Any, root: Path) -> None:
-    status, said, _ = fly(tiny(root, train__ema_decay=0.9, train__checkpoint_minutes=15.0), time="1h", processes=2)
+def test_what_is_well_has_its_numbers(fly: Any, root: Path) -> None:
+    status, outcomes, _ = fly(tiny(root, train__ema_decay=0.9, train__checkpoint_minutes=15.0), time="1h", processes=2)
     assert status == 0
-    assert {word for word, _ in said.values()} == {"ok"}
+    assert {word for word, _ in outcomes.values()} == {"ok"}
     expected = {
         "settings": r"debug: batch 4 = 2 x 1 x 2 \(.*\), 2 epochs, 0 warnings",
-        "data": r"train read 16 of 16 pictures, val read 5 of 5 pictures; 6 classes; no errors, \d+ warnings",
+        "data": r"train read 16 of 16 images, val read 5 of 5 images; 6 classes; no errors, \d+ warnings",
         "memory": r"2 x 64 x 64 pixels, up to \d objects: 0\.[2-9]\d GiB of \d+\.\d\d GiB",
         "step": r"[\d.]+ s \(median of 3 after 2\), [\d.]+ images/s, \d+ % of it waiting for data",
         "learning": r"loss [\d.]+ -> [\d.]+ in 20 steps on one batch",
         "saving": r"resumed after 2 of 4 steps, the run is the same bit for bit; [\d.]+ MiB in [\d.]+ s, \d+ GiB free",
-        "evaluation": r"5 pictures, [\d.]+ images/s; AP [\d.]+, before training",
+        "evaluation": r"5 images, [\d.]+ images/s; AP [\d.]+, before training",
         "time": r"about \d+s \(8 steps \d+s, 2 evaluations \d+s, 2 checkpoints \d+s\): estimated for 2 processes.*"
         r"; it meets the limit of 1h 0 times",
     }
     for name, pattern in expected.items():
-        assert re.fullmatch(pattern, said[name][1]), said[name][1]
+        assert re.fullmatch(pattern, outcomes[name][1]), outcomes[name][1]
 
 
 def test_settings_that_no_run_can_have_stop_what_needs_them(fly: Any, root: Path) -> None:
-    status, said, _ = fly(tiny(root, train__lr=0.0))
+    status, outcomes, _ = fly(tiny(root, train__lr=0.0))
     assert status == 1
-    assert said.pop("settings") == ("FAIL", "train.lr=0.0: it must be greater than 0 and at most 1e+30")
-    assert said.pop("data")[0] == "ok"
-    assert {word for word, _ in said.values()} == {"--"}
-    assert all(text.startswith("skipped: ") for _, text in said.values())
+    assert outcomes.pop("settings") == ("FAIL", "train.lr=0.0: it must be greater than 0 and at most 1e+30")
+    assert outcomes.pop("data")[0] == "ok"
+    assert {word for word, _ in outcomes.values()} == {"--"}
+    assert all(text.startswith("skipped: ") for _, text in outcomes.values())
 
 
 @pytest.mark.parametrize(
@@ -126,31 +126,31 @@ def test_settings_that_no_run_can_have_stop_what_needs_them(fly: Any, root: Path
 def test_settings_that_fit_no_model_or_machine(
     fly: Any, root: Path, changed: dict[str, Any], options: dict[str, Any], why: str
 ) -> None:
-    status, said, _ = fly(tiny(root, **changed), **options)
-    assert (status, said["settings"][0]) == (1, "FAIL")
-    assert why in said["settings"][1]
+    status, outcomes, _ = fly(tiny(root, **changed), **options)
+    assert (status, outcomes["settings"][0]) == (1, "FAIL")
+    assert why in outcomes["settings"][1]
 
 
 @pytest.mark.usefixtures("enough")
-def test_a_damaged_picture_is_red_and_the_rest_is_tried(fly: Any, root: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_red_and_the_rest_is_tried(fly: Any, root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "copy")
-    picture = min((tmp_path / "copy" / "val2017").iterdir())
-    picture.write_bytes(picture.read_bytes()[:-400])
-    status, said, _ = fly(tiny(tmp_path / "copy"))
+    image = min((tmp_path / "copy" / "val2017").iterdir())
+    image.write_bytes(image.read_bytes()[:-400])
+    status, outcomes, _ = fly(tiny(tmp_path / "copy"))
     assert status == 1
-    assert said["data"][0] == "FAIL"
-    assert re.search(rf"1 errors\n +val: {picture.name} \(image \d+\): the file cannot be read", said["data"][1])
-    assert [said[name][0] for name in NAMES] == ["ok", "FAIL", "ok", "ok", "ok", "ok", "FAIL", "ok"]
-    assert "evaluations" not in said["time"][1]
+    assert outcomes["data"][0] == "FAIL"
+    assert re.search(rf"1 errors\n +val: {image.name} \(image \d+\): the file cannot be read", outcomes["data"][1])
+    assert [outcomes[name][0] for name in NAMES] == ["ok", "FAIL", "ok", "ok", "ok", "ok", "FAIL", "ok"]
+    assert "evaluations" not in outcomes["time"][1]
 
 
 def test_warnings_are_shown(flight: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    flight.options = replace(flight.options, pictures=3)
+    flight.options = replace(flight.options, images=3)
     train = replace(flight.experiment.train, lr_drop=7, lr_backbone=0.0)
     head = replace(flight.experiment.head, queries=1, position="learned")
     flight.trials = flight.trials.like(replace(flight.experiment, train=train, head=head))
     assert flight.settings().endswith(", 2 warnings")
-    assert flight.data_set().startswith("train read 3 of 16 pictures, val read 3 of 5 pictures; ")
+    assert flight.data_set().startswith("train read 3 of 16 images, val read 3 of 5 images; ")
     out = capsys.readouterr().out
     assert "        warning: train.lr_drop has no effect on the cosine schedule\n" in out
     assert "        warning: train.lr_backbone=0 also stops the learned positions" in out
@@ -158,24 +158,26 @@ def test_warnings_are_shown(flight: Any, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_without_data_or_with_too_little_of_it(fly: Any, root: Path, tmp_path: Path) -> None:
-    status, said, _ = fly(tiny(tmp_path / "nowhere"))
+    status, outcomes, _ = fly(tiny(tmp_path / "nowhere"))
     assert status == 1
-    assert "missing: the images" in said["data"][1]
-    assert all(said[name] == ("--", "skipped: the data set cannot be used") for name in NAMES[2:-1])
-    status, said, _ = fly(tiny(root, train__batch=18), memory=0.01)
-    assert "train.batch=18 pictures per step, but the training set has 16" in said["data"][1]
-    assert said["evaluation"] == ("--", "skipped: for the reason given at data")
+    assert "missing: the images" in outcomes["data"][1]
+    assert all(outcomes[name] == ("--", "skipped: the data set cannot be used") for name in NAMES[2:-1])
+    status, outcomes, _ = fly(tiny(root, train__batch=18), memory=0.01)
+    assert "train.batch=18 images per step, but the training set has 16" in outcomes["data"][1]
+    assert outcomes["evaluation"] == ("--", "skipped: for the reason given at data")
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
 def test_too_little_memory_is_red_and_says_what_to_lower(fly: Any, root: Path) -> None:
-    status, said, _ = fly(tiny(root), memory=0.05)
-    assert (status, said["memory"][0]) == (1, "FAIL")
-    assert "(2 x 64 x 64 pixels, up to " in said["memory"][1]
-    assert "needs more than the 0.05 GiB that there are: lower train.micro_batch=2, data.scales" in said["memory"][1]
-    assert [said[name][0] for name in NAMES] == ["ok", "ok", "FAIL", "--", "--", "--", "ok", "--"]
+    status, outcomes, _ = fly(tiny(root), memory=0.05)
+    assert (status, outcomes["memory"][0]) == (1, "FAIL")
+    assert "(2 x 64 x 64 pixels, up to " in outcomes["memory"][1]
+    assert (
+        "needs more than the 0.05 GiB that there are: lower train.micro_batch=2, data.scales" in outcomes["memory"][1]
+    )
+    assert [outcomes[name][0] for name in NAMES] == ["ok", "ok", "FAIL", "--", "--", "--", "ok", "--"]
 
 
 # -- learning, saving, evaluation -------------------------------------------------------------------------------------
@@ -183,10 +185,10 @@ def test_too_little_memory_is_red_and_says_what_to_lower(fly: Any, root: Path) -
 
 @pytest.mark.usefixtures("enough")
 def test_a_model_that_does_not_learn_is_red(fly: Any, root: Path) -> None:
-    status, said, _ = fly(tiny(root, train__lr=1e-12, train__lr_backbone=0.0, head__dropout=0.2))
+    status, outcomes, _ = fly(tiny(root, train__lr=1e-12, train__lr_backbone=0.0, head__dropout=0.2))
     assert status == 1
-    assert [said[name][0] for name in NAMES] == ["ok", "ok", "ok", "ok", "FAIL", "ok", "ok", "ok"]
-    assert "it must fall by 5 %. Look at train.lr=1e-12 and train.lr_backbone=0" in said["learning"][1]
+    assert [outcomes[name][0] for name in NAMES] == ["ok", "ok", "ok", "ok", "FAIL", "ok", "ok", "ok"]
+    assert "it must fall by 5 %. Look at train.lr=1e-12 and train.lr_backbone=0" in outcomes["learning"][1]
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e-9])
@@ -200,7 +202,7 @@ def test_learning_rates_that_are_far_off(flight: Any, rate: float) -> None:
 def test_a_frozen_model_does_not_learn(flight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def frozen(*arguments: Any) -> Any:
         model = build(*arguments).requires_grad_(False)
-        # One parameter without influence, or there would be no optimiser.
+        # One parameter without influence, or there would be no optimizer.
         model.register_parameter("idle", torch.nn.Parameter(torch.zeros(1)))
         add = model.register_forward_hook
         add(lambda module, inputs, output: replace(output, logits=output.logits + 0 * module.idle))
@@ -226,13 +228,13 @@ def test_labels_that_are_not_finite(flight: Any, monkeypatch: pytest.MonkeyPatch
         flight.learning()
 
 
-def test_pictures_without_objects_teach_nothing(flight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_objects_teach_nothing(flight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DetectionDataset, "objects", lambda self, index: (torch.zeros(0, 4), torch.zeros(0)))
-    with pytest.raises(ValueError, match="no training picture has an object"):
+    with pytest.raises(ValueError, match="no training image has an object"):
         flight.learning()
 
 
-def test_a_run_that_forgets_its_optimiser_is_red(flight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_forgets_its_optimizer_is_red(flight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the same bit for bit" in flight.saving()
     restore = Trainer._restore
 
@@ -242,7 +244,7 @@ def test_a_run_that_forgets_its_optimiser_is_red(flight: Any, monkeypatch: pytes
             moments["exp_avg"].zero_()
 
     monkeypatch.setattr(Trainer, "_restore", forgetful)
-    with pytest.raises(ValueError, match=r"it is another run than undisturbed: \d+ of \d+ values .* by \d+ %"):
+    with pytest.raises(ValueError, match=r"it is another run than uninterrupted: \d+ of \d+ values .* by \d+ %"):
         flight.saving()
 
 
@@ -264,7 +266,7 @@ def test_a_disk_that_is_full_or_closed(flight: Any, monkeypatch: pytest.MonkeyPa
         flight.saving()
 
 
-def test_figures_that_are_no_numbers(flight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_are_no_numbers(flight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = task.evaluate_to
 
     def wrong(*arguments: Any, **options: Any) -> Any:
@@ -293,7 +295,7 @@ def test_time_counts_requeues_and_refuses_a_limit_that_is_too_short(flight: Any)
     [
         ({"time": "soon"}, "a time of 'soon'"),
         ({"processes": 0}, "processes=0: it must be 1 or more"),
-        ({"val_pictures": 0}, "val_pictures=0"),
+        ({"val_images": 0}, "val_images=0"),
         ({"memory": -1.0}, "memory=-1.0"),
     ],
 )
@@ -303,15 +305,10 @@ def test_options_that_mean_nothing(root: Path, options: dict[str, Any], why: str
 
 
 def test_one_process_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "x",
-        "MASTER_PORT": "1",
-    }.items():
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    for name, value in ranks.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="start it without torchrun, and say --processes N"):
+    with pytest.raises(ValueError, match="start it without torchrun, and give --processes N"):
         preflight.run(PreflightOptions(tiny(root)))
 
 
@@ -358,13 +355,13 @@ def test_interrupted_in_the_instant_in_which_another_process_starts(
 
 
 def test_a_request_to_stop_is_not_lost_in_an_error() -> None:
-    def fail_when_told() -> None:
+    def fail_when_asked() -> None:
         with preflight._between_steps() as stop:
             stop.request(signal.SIGTERM)
             raise ValueError("a step went wrong")
 
     with pytest.raises(SystemExit, match="143"):
-        fail_when_told()
+        fail_when_asked()
 
 
 @pytest.mark.parametrize(("number", "leaves"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
@@ -389,14 +386,14 @@ def test_interrupted_at_work(
     """What is being done comes to its end, so that the loader's processes do, and then the command leaves."""
     owner, _, name = where.rpartition(".")
     real = getattr(Trainer if "Trainer" in owner else evaluate, name)
-    made = []
+    sent = []
 
     def signalled(*arguments: Any, **options: Any) -> Any:
-        made.append(os.kill(os.getpid(), number))
+        sent.append(os.kill(os.getpid(), number))
         return real(*arguments, **options)
 
     monkeypatch.setattr(f"detr_container.{where}", signalled)
     with pytest.raises(leaves) as caught:
         getattr(flight, check)()
-    assert len(made) == calls
+    assert len(sent) == calls
     assert number == signal.SIGINT or str(caught.value) == "143"

@@ -1,4 +1,4 @@
-"""The soak: a run interrupted at random, and what it would say if an interruption had changed something."""
+"""The soak: a run interrupted at random, and what it would report if an interruption had changed something."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from detr_container.tasks.detection.detections import NAME, Detections
 
 @pytest.fixture(scope="module")
 def soaked(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder with an undisturbed and a disturbed run, and what the command said."""
+    """A folder with an uninterrupted and an interrupted run, and what the command printed."""
     folder = tmp_path_factory.mktemp("soak")
     experiment = tiny(root, train__epochs=60, train__eval_every=30, train__micro_batch=1, head__dropout=0.1)
     line = [sys.executable, "-m", "detr_container", "soak", "debug", "--times", "2", "--within", "5", "--draw", "1"]
@@ -43,17 +43,17 @@ def soaked(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 @pytest.mark.long
 def test_two_interruptions(soaked: tuple[Path, str]) -> None:
-    folder, said = soaked
-    assert "2 interruptions (" in said
-    assert "3 starts" in said
-    assert "equal to the undisturbed run, bit for bit" in said
-    assert run_differences(folder / "undisturbed", folder / "disturbed") == []
+    folder, printed = soaked
+    assert "2 interruptions (" in printed
+    assert "3 starts" in printed
+    assert "equal to the uninterrupted run, bit for bit" in printed
+    assert run_differences(folder / "uninterrupted", folder / "disturbed") == []
 
 
 def test_a_difference_is_seen(root: Path, tmp_path: Path) -> None:
-    undisturbed, changed = tmp_path / "undisturbed", tmp_path / "changed"
-    assert train_in(undisturbed, tiny(root)) == 0
-    shutil.copytree(undisturbed, changed)
+    uninterrupted, changed = tmp_path / "uninterrupted", tmp_path / "changed"
+    assert train_in(uninterrupted, tiny(root)) == 0
+    shutil.copytree(uninterrupted, changed)
     lines = (changed / "metrics.jsonl").read_text().splitlines(keepends=True)
     (changed / "metrics.jsonl").write_text("".join(lines[:3] + lines[4:]))
     newest = max((changed / "checkpoints").glob("*.pt"))
@@ -64,11 +64,11 @@ def test_a_difference_is_seen(root: Path, tmp_path: Path) -> None:
     path = max(changed.glob(f"detections/*/{NAME}"))
     whole = Detections.read(path)
     Detections.joined([], whole.category_ids.tolist()).write(path)
-    told = "\n".join(run_differences(undisturbed, changed))
-    assert f"checkpoint['model']['{name}'] differs by up to" in told
-    assert "metrics: only one of them has ['3']" in told
-    assert "detections.npz['scores']: torch.float32" in told
-    assert "against torch.float32 (0,)" in told
+    found = "\n".join(run_differences(uninterrupted, changed))
+    assert f"checkpoint['model']['{name}'] differs by up to" in found
+    assert "metrics: only one of them has ['3']" in found
+    assert "detections.npz['scores']: torch.float32" in found
+    assert "against torch.float32 (0,)" in found
 
 
 def test_differences_of_values() -> None:
@@ -86,7 +86,7 @@ def test_differences_of_values() -> None:
 
 @pytest.mark.parametrize("way", sorted(WAYS["local"]))
 def test_a_process_that_only_has_the_number_of_the_job_is_left_alone(way: str) -> None:
-    """And so are its children; the job's own process is told, or its child is."""
+    """And so are its children; the job's own process is signalled, or its child is."""
     line = [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '60'])"]
     with subprocess.Popen(line, start_new_session=True) as process:
         try:
@@ -105,8 +105,8 @@ def test_a_process_that_only_has_the_number_of_the_job_is_left_alone(way: str) -
 
 
 def test_a_folder_that_is_there_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "undisturbed").mkdir()
+    (tmp_path / "uninterrupted").mkdir()
     done = run_command(tmp_path, "soak", "--folder", tmp_path)
     assert done.returncode == 2
-    assert f"{tmp_path}/undisturbed exists" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["undisturbed"]
+    assert f"{tmp_path}/uninterrupted exists" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["uninterrupted"]

@@ -57,7 +57,7 @@ def test_feature_maps_have_the_stated_channels_and_strides(name: str) -> None:
 
 
 @torch.no_grad()
-def test_maps_with_channels_last_are_told_by_their_format() -> None:
+def test_maps_with_channels_last_are_recognised_by_their_format() -> None:
     """A Swin of 96 channels on 384 pixels, whose first map has 96 rows: nothing but the format says what is what."""
     backbone = backbone_of("timm/swin_tiny_patch4_window7_224", stage=-4)
     assert backbone.channels == (96,)
@@ -264,7 +264,7 @@ def test_what_cannot_be_built_says_what_can(config: BackboneConfig, message: str
         ),
     ],
 )
-def test_without_a_network_the_weights_address_is_told(
+def test_without_a_network_the_weights_address_is_given(
     tmp_path: Path, repository: Path, name: str, message: str
 ) -> None:
     """In a process of its own, whose proxy answers nothing and whose caches are empty."""

@@ -31,7 +31,7 @@ def test_conversion_is_torchvisions_and_can_be_undone(seed: int) -> None:
         ((0.2, 0.2, 0.2, 0.2), (0.4, 0.6, 0.4, 0.6), -1.0),  # two points, far apart
         ((0.2, 0.2, 0.4, 0.2), (0.2, 0.2, 0.4, 0.2), 0.0),  # the same line
         ((0.2, 0.2, 0.4, 0.2), (0.3, 0.1, 0.5, 0.3), -1 / 3),  # a line and a square: hull 0.06, union 0.04
-        ((0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5), 0.0),  # a point in the whole picture
+        ((0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5), 0.0),  # a point in the whole image
     ],
 )
 def test_boxes_without_area(a: tuple[float, ...], b: tuple[float, ...], expected: float) -> None:

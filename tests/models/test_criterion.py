@@ -53,9 +53,9 @@ def naive(kind: str, shown: Scene) -> dict[str, list[float]]:
                         right = p if hit else 1 - p
                         price -= float((0.25 if hit else 0.75) * (1 - right) ** 2 * right.log())
                 if target is not None:
-                    wanted = targets.boxes[target].double()
-                    l1 += (boxes[image, query] - wanted).abs().sum().item()
-                    two = (box_convert(box[None], "cxcywh", "xyxy") for box in (boxes[image, query], wanted))
+                    expected = targets.boxes[target].double()
+                    l1 += (boxes[image, query] - expected).abs().sum().item()
+                    two = (box_convert(box[None], "cxcywh", "xyxy") for box in (boxes[image, query], expected))
                     giou += 1 - generalized_box_iou(*two).item()
         terms["class"].append(price / (weight if kind == "softmax" else objects))
         terms["l1"].append(l1 / objects)
@@ -85,8 +85,8 @@ def test_softmax_is_torchs_weighted_cross_entropy() -> None:
     ours = replace(CRITERIA["softmax"], no_object_weight=0.3)(shown.output, shown.targets, matches).terms["class"]
     for layer in range(2):
         labels = torch.full((3, 7), 4)
-        here = matches.layer == layer
-        labels[matches.image[here], matches.query[here]] = shown.targets.labels[matches.target[here]]
+        of_layer = matches.layer == layer
+        labels[matches.image[of_layer], matches.query[of_layer]] = shown.targets.labels[matches.target[of_layer]]
         expected = F.cross_entropy(shown.output.logits[layer].transpose(1, 2), labels, weight)
         torch.testing.assert_close(ours[layer], expected)
 
@@ -125,7 +125,7 @@ def test_each_micro_batch_as_a_process_of_the_published_code(kind: str, counts: 
     sums = [criterion.normalisers(part.targets.counts, queries=4) for part in parts]
     shared = torch.tensor(sums).sum(dim=0)
     norms = [*criterion.of_step(sums[:2], shared, world=2), *criterion.of_step(sums[2:], shared, world=2)]
-    # `naive` divides by a picture's own objects, which are none or more.
+    # `naive` divides by an image's own objects, which are none or more.
     own = [naive(kind, part) for part in parts]
     boxes = max(sum(counts) / 4, 1)
     for name in ("class", "l1", "giou"):

@@ -35,7 +35,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     experiment = published.experiment(request.param)
     model = published.detector(request.param).eval()
     with torch.no_grad():
-        output = model(*published.pictures())
+        output = model(*published.images())
     matches = build_matcher(experiment)(output, published.targets())
     shapes = {name: list(value.shape) for name, value in to_published(model.state_dict()).items()}
     return Case(request.param, published.arrays(request.param), shapes, experiment, output, matches)
@@ -70,8 +70,8 @@ def test_logits_and_boxes(case: Case) -> None:
 def test_matching(case: Case) -> None:
     counts, last = published.targets().counts, len(case.output.logits) - 1
     for image, start in enumerate((0, counts[0])):
-        here = (case.matches.layer == last) & (case.matches.image == image)
-        ours = torch.stack((case.matches.query[here], case.matches.target[here] - start))
+        of_image = (case.matches.layer == last) & (case.matches.image == image)
+        ours = torch.stack((case.matches.query[of_image], case.matches.target[of_image] - start))
         assert torch.equal(ours, case.golden[f"match{image}"])
 
 
@@ -114,5 +114,5 @@ def test_post_processing(case: Case) -> None:
         assert len(ours.scores) == case.experiment.head.queries
         torch.testing.assert_close(ours.scores[:20], golden["scores"], rtol=0, atol=1e-5)
         assert torch.equal(ours.labels[:20], golden["labels"])
-        # Boxes in pixels of pictures up to 640 wide: 1e-5 of a side.
+        # Boxes in pixels of images up to 640 wide: 1e-5 of a side.
         torch.testing.assert_close(ours.boxes[:20], golden["boxes"], rtol=0, atol=1e-5 * 640)

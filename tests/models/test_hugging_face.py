@@ -63,11 +63,11 @@ def ours(name: str, position: str = "sine") -> Detr:
 
 
 def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Two padded pictures, their sizes, and the same as a mask of pixels."""
+    """Two padded images, their sizes, and the same as a mask of pixels."""
     sizes = torch.tensor([[96, 128], [70, 90]])
     images, mask = torch.zeros(2, 3, 96, 128), torch.zeros(2, 96, 128, dtype=torch.int64)
-    for picture, pixels, (height, width) in zip(images, mask, sizes.tolist(), strict=True):
-        picture[:, :height, :width] = torch.randn(3, height, width)
+    for image, pixels, (height, width) in zip(images, mask, sizes.tolist(), strict=True):
+        image[:, :height, :width] = torch.randn(3, height, width)
         pixels[:height, :width] = 1
     return images, sizes, mask
 
@@ -78,7 +78,7 @@ def compare(model: Detr, other: torch.nn.Module) -> None:
     output, expected = model(images, sizes), other(pixel_values=images, pixel_mask=mask)
     torch.testing.assert_close(output.logits[-1], expected.logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output.boxes[-1], expected.pred_boxes, rtol=0, atol=1e-5)
-    # Queries and pictures differ by far more than that, so wrong weights would show.
+    # Queries and images differ by far more than that, so wrong weights would show.
     assert expected.logits.std(dim=1).mean() > 0.03
     assert expected.pred_boxes.std(dim=1).mean() > 0.003
     assert (expected.logits[0] - expected.logits[1]).abs().max() > 0.05

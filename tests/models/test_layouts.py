@@ -26,9 +26,9 @@ def numbered(names: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", published.KEY_LISTS)
 def test_published_names_come_back(name: str) -> None:
-    there, back = (from_container, to_container) if name == "container_light" else (from_published, to_published)
+    convert, back = (from_container, to_container) if name == "container_light" else (from_published, to_published)
     state = numbered(published.shapes(name))
-    ours = there(state)
+    ours = convert(state)
     assert len(ours) == len(state)
     assert back(ours) == state
     # Nothing is left under its published name where ours differs.
@@ -120,10 +120,10 @@ def test_a_row_for_every_id_and_one_more(softmax: bool) -> None:
     assert all(torch.equal(scattered[key][:rows], state[key]) for key in state)
 
 
-@pytest.mark.parametrize(("wrong", "said"), [(-1, "no row below 0"), (2_000_000_000, "2,000,000,002 rows")])
-def test_ids_without_a_row_are_refused(wrong: int, said: str) -> None:
+@pytest.mark.parametrize(("wrong", "message"), [(-1, "no row below 0"), (2_000_000_000, "2,000,000,002 rows")])
+def test_ids_without_a_row_are_refused(wrong: int, message: str) -> None:
     state = {"class_embed.weight": torch.randn(3, 4), "class_embed.bias": torch.randn(3)}
-    with pytest.raises(ValueError, match=rf"category id {wrong}: .*{said}.*--rows order"):
+    with pytest.raises(ValueError, match=rf"category id {wrong}: .*{message}.*--rows order"):
         scatter_rows(state, [1, wrong], True)
     in_order = scatter_rows(state, [1, wrong], True, by_id=False)
     assert all(torch.equal(in_order[key], state[key]) for key in state)

@@ -70,7 +70,7 @@ def test_a_head_of_several_levels_detects_and_trains(name: str, more: bool) -> N
     torch.manual_seed(0)
     model = ManyLevels(backbone_of(name).at_strides(*STRIDES), 4, more)
     images = batch()
-    output = model(images, SIZES, maps=True)
+    output = model(images, SIZES, attention_maps=True)
     assert output.logits.shape == (LAYERS, 2, QUERIES, 4)
     grids = {8: (12, 20), 16: (6, 10), 32: (3, 5), **({64: (2, 3)} if more else {})}
     assert list(output.attention) == list(model.strides) == list(grids)

@@ -15,8 +15,8 @@ from detr_container.models.matcher import Matcher, NonFiniteOutputError
 SOFTMAX, FOCAL = Matcher(), Matcher("focal", cost_class=2.0)
 
 
-def published_costs(matcher: Matcher, logits: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
-    """[Q, N] of one picture, as the published matchers write it."""
+def published_costs(matcher: Matcher, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
+    """[Q, N] of one image, as the published matchers write it."""
     if matcher.classification == "softmax":
         price = -logits.softmax(-1)[:, labels]
     else:
@@ -24,13 +24,13 @@ def published_costs(matcher: Matcher, logits: Tensor, boxes: Tensor, labels: Ten
         negative = 0.75 * p**2 * -(1 - p + 1e-8).log()
         positive = 0.25 * (1 - p) ** 2 * -(p + 1e-8).log()
         price = (positive - negative)[:, labels]
-    l1 = torch.cdist(boxes, wanted, p=1)
-    overlap = generalized_box_iou(*(box_convert(each, "cxcywh", "xyxy") for each in (boxes, wanted)))
+    l1 = torch.cdist(boxes, target_boxes, p=1)
+    overlap = generalized_box_iou(*(box_convert(each, "cxcywh", "xyxy") for each in (boxes, target_boxes)))
     return 5 * l1 + matcher.cost_class * price - 2 * overlap
 
 
-def per_picture(matcher: Matcher, shown: Scene) -> list[tuple[int, int, int, Tensor]]:
-    """(layer, image, first target row, published costs) of every picture and layer."""
+def per_image(matcher: Matcher, shown: Scene) -> list[tuple[int, int, int, Tensor]]:
+    """(layer, image, first target row, published costs) of every image and layer."""
     output, targets = shown.output, shown.targets
     rows = []
     for layer in range(len(output.logits)):
@@ -55,7 +55,7 @@ def test_matches_are_those_of_the_published_costs(matcher: Matcher, data: st.Dat
     shown = data.draw(scenes(softmax=matcher.classification == "softmax"))
     matches = matcher(shown.output, shown.targets)
     expected = []
-    for layer, image, start, costs in per_picture(matcher, shown):
+    for layer, image, start, costs in per_image(matcher, shown):
         for query, target in zip(*linear_sum_assignment(costs), strict=True):
             expected.append((layer, image, int(query), start + int(target)))
     ours = torch.stack((matches.layer, matches.image, matches.query, matches.target), dim=1)
@@ -69,9 +69,9 @@ def test_matches_are_those_of_the_published_costs(matcher: Matcher, data: st.Dat
 def test_no_other_assignment_is_cheaper(matcher: Matcher, data: st.DataObject) -> None:
     shown = data.draw(scenes(softmax=matcher.classification == "softmax"))
     matches = matcher(shown.output, shown.targets)
-    for layer, image, start, costs in per_picture(matcher, shown):
-        here = (matches.layer == layer) & (matches.image == image)
-        queries, own = matches.query[here].tolist(), (matches.target[here] - start).tolist()
+    for layer, image, start, costs in per_image(matcher, shown):
+        chosen = (matches.layer == layer) & (matches.image == image)
+        queries, own = matches.query[chosen].tolist(), (matches.target[chosen] - start).tolist()
         pairs = min(costs.shape)
         assert len(queries) == len(set(queries)) == len(set(own)) == pairs
         assert queries == sorted(queries)
@@ -89,11 +89,11 @@ def test_no_other_assignment_is_cheaper(matcher: Matcher, data: st.DataObject) -
 def test_costs_are_the_published_ones(matcher: Matcher, data: st.DataObject) -> None:
     shown = data.draw(scenes(softmax=matcher.classification == "softmax"))
     ours = matcher.costs(shown.output, shown.targets)
-    for layer, image, _, costs in per_picture(matcher, shown):
+    for layer, image, _, costs in per_image(matcher, shown):
         torch.testing.assert_close(ours[layer, image, :, : costs.shape[1]], costs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_picture_with_more_objects_than_queries_has_a_pair_for_every_query() -> None:
+def test_a_image_with_more_objects_than_queries_has_a_pair_for_every_query() -> None:
     shown = scene((9, 1), layers=1, queries=4)
     matches = SOFTMAX(shown.output, shown.targets)
     assert matches.query[matches.image == 0].tolist() == [0, 1, 2, 3]
@@ -101,7 +101,7 @@ def test_a_picture_with_more_objects_than_queries_has_a_pair_for_every_query() -
     assert matches.target[matches.image == 1].tolist() == [9]
 
 
-def test_a_picture_of_another_picture_s_objects_is_never_matched_with_them() -> None:
+def test_a_image_of_another_image_s_objects_is_never_matched_with_them() -> None:
     shown = scene((2, 0, 3), layers=2, queries=6)
     matches = SOFTMAX(shown.output, shown.targets)
     owners = torch.tensor([0, 0, 2, 2, 2])
@@ -121,10 +121,10 @@ def test_a_batch_without_objects_has_no_pairs() -> None:
 @pytest.mark.parametrize("field", ["logits", "boxes"])
 @pytest.mark.parametrize(("layer", "image"), [(0, 0), (1, 1), (2, 2)])
 def test_what_is_not_finite_is_named(layer: int, image: int, field: str, bad: float) -> None:
-    # The middle picture has no objects, so no cost of it would show.
+    # The middle image has no objects, so no cost of it would show.
     shown = scene((2, 0, 3), layers=3)
     getattr(shown.output, field)[layer, image, -1, 0] = bad
-    with pytest.raises(NonFiniteOutputError, match=f"layer {layer} .* picture {image} ") as caught:
+    with pytest.raises(NonFiniteOutputError, match=f"layer {layer} .* image {image} ") as caught:
         SOFTMAX(shown.output, shown.targets)
     assert (caught.value.layer, caught.value.image) == (layer, image)
 

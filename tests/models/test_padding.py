@@ -30,8 +30,8 @@ def built(experiment: DetectionExperiment) -> Detector:
     return build_detector(experiment, 3, weights=False)
 
 
-def pictures(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """uint8 pictures in one batch, padded to its largest sides, to multiples of 32 pixels."""
+def padded_images(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """uint8 images in one batch, padded to its largest sides, to multiples of 32 pixels."""
     height, width = (-(-max(side) // 32) * 32 for side in zip(*sizes, strict=True))
     images = torch.zeros(len(sizes), 3, height, width, dtype=torch.uint8)
     for image, (h, w) in zip(images, sizes, strict=True):
@@ -42,9 +42,9 @@ def pictures(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("backbone", [RESNET, TINY], ids=["resnet18", "container"])
 @pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
-def test_a_picture_does_not_see_its_neighbours(head: str, backbone: BackboneConfig) -> None:
+def test_a_image_does_not_see_its_neighbours(head: str, backbone: BackboneConfig) -> None:
     model = built(replace(HEADS[head], backbone=backbone)).eval()
-    images, sizes = pictures((96, 128), (70, 101), (33, 64))
+    images, sizes = padded_images((96, 128), (70, 101), (33, 64))
     together = model(images, sizes)
     for index in range(3):
         alone = model(images[index : index + 1], sizes[index : index + 1])
@@ -56,7 +56,7 @@ def test_a_picture_does_not_see_its_neighbours(head: str, backbone: BackboneConf
 @torch.no_grad()
 def test_what_lies_on_padding_is_never_seen(head: str) -> None:
     model = built(replace(HEADS[head], backbone=TINY)).eval()
-    images, sizes = pictures((96, 128), (70, 101))
+    images, sizes = padded_images((96, 128), (70, 101))
     clean = model(images, sizes)
     images[1, :, 70:] = 255
     images[1, :, :, 101:] = 7
@@ -69,7 +69,7 @@ def test_what_lies_on_padding_is_never_seen(head: str) -> None:
 @torch.no_grad()
 def test_without_padding_the_mask_can_be_left_out(head: str) -> None:
     model = built(replace(HEADS[head], backbone=TINY)).eval()
-    images, sizes = pictures((64, 96), (64, 96))
+    images, sizes = padded_images((64, 96), (64, 96))
     with_mask, without = model(images, sizes), model(images, sizes, padded=False)
     torch.testing.assert_close(with_mask.logits, without.logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(with_mask.boxes, without.boxes, rtol=0, atol=1e-5)
@@ -78,7 +78,7 @@ def test_without_padding_the_mask_can_be_left_out(head: str) -> None:
 @torch.no_grad()
 def test_uint8_is_normalised_as_the_backbone_wants_it() -> None:
     model = built(DetectionExperiment(head=DETR, backbone=TINY))
-    images, sizes = pictures((32, 64), (20, 33))
+    images, sizes = padded_images((32, 64), (20, 33))
     ours = model.normalise(images, sizes, padded=True)
     mean, std = (torch.tensor(each)[:, None, None] for each in (model.backbone.mean, model.backbone.std))
     expected = torch.zeros(2, 3, 32, 64)
@@ -108,7 +108,7 @@ def test_other_shapes_train(backbone: BackboneConfig, change: dict[str, object],
     )
     model = built(experiment).train()
     assert model.backbone.strides[-1] == stride
-    images, sizes = pictures((64, 96), (50, 64))
+    images, sizes = padded_images((64, 96), (50, 64))
     output = model(images, sizes)
     classes = 3 + int(experiment.loss.classification == "softmax")
     assert output.logits.shape == (head.decoder_layers, 2, head.queries, classes)
@@ -125,7 +125,7 @@ def test_other_shapes_train(backbone: BackboneConfig, change: dict[str, object],
 def test_bfloat16_gives_float32_boxes_and_finite_losses(head: str, backbone: BackboneConfig) -> None:
     experiment = replace(HEADS[head], backbone=backbone)
     model = built(experiment).train()
-    images, sizes = pictures((64, 96), (50, 64))
+    images, sizes = padded_images((64, 96), (50, 64))
     with torch.autocast("cpu", torch.bfloat16):
         output = model(images, sizes)
     exact = model(images, sizes)

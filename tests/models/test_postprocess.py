@@ -38,13 +38,13 @@ def rows(shown: Scene, classification: str) -> list[list[tuple[float, int, list[
 def test_softmax_gives_each_querys_best_class(shown: Scene) -> None:
     expected = []
     for image, (height, width) in enumerate(sizes_of(shown)):
-        picture = []
+        found = []
         for query, logits in enumerate(shown.output.logits[-1, image].double()):
             scores = logits.softmax(-1)[: shown.classes].tolist()
             label = max(range(shown.classes), key=scores.__getitem__)
             box = corners(shown.output.boxes[-1, image, query].tolist(), height, width)
-            picture.append((scores[label], label, box, query))
-        expected.append(sorted(picture, key=lambda row: -row[0]))
+            found.append((scores[label], label, box, query))
+        expected.append(sorted(found, key=lambda row: -row[0]))
     same(rows(shown, "softmax"), expected)
 
 

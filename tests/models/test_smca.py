@@ -18,7 +18,7 @@ HEADS, WIDTH = 2, 8
 
 
 def tiny(kind: type[Detector] = SmcaDetr, **options: object) -> Detector:
-    """A detector for 64-pixel pictures that computes in milliseconds."""
+    """A detector for 64-pixel images that computes in milliseconds."""
     shared: dict[str, object] = {"queries": 5, "width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 3}
     shared |= {"feedforward": 32, "dropout": 0.0}
     backbone = ContainerLight(SIZES["container_light_tiny"], frozen_norm=True).at_strides(16)
@@ -35,12 +35,12 @@ def test_the_prior_is_that_of_naive_loops(gaussian: str, seed: int, height: int,
     ours = prior(query, centre, cover).unflatten(-1, (height, width))
     offset = prior.offset(query)
     scale = prior.scale(query) ** 2 if SCALES[gaussian] else None
-    for picture in range(2):
+    for image in range(2):
         for head in range(HEADS):
             for one in range(3):
                 # Head after head, each with (x, y), or (x, y, xy).
-                x = (centre[picture, one, 0] + offset[picture, one, 2 * head]).item()
-                y = (centre[picture, one, 1] + offset[picture, one, 2 * head + 1]).item()
+                x = (centre[image, one, 0] + offset[image, one, 2 * head]).item()
+                y = (centre[image, one, 1] + offset[image, one, 2 * head + 1]).item()
                 for row in range(height):
                     for column in range(width):
                         dx, dy = (x - column) ** 2, (y - row) ** 2
@@ -48,10 +48,10 @@ def test_the_prior_is_that_of_naive_loops(gaussian: str, seed: int, height: int,
                             distance = dx + dy
                         else:
                             count = SCALES[gaussian]
-                            s = scale[picture, one, count * head : count * (head + 1)].tolist()
+                            s = scale[image, one, count * head : count * (head + 1)].tolist()
                             along = (s[0], s[0], 0.0) if gaussian == "type2" else (*s, 0.0)
                             distance = dx * along[0] + dy * along[1] + dx * dy * along[2]
-                        found = ours[picture, head, one, row, column].item()
+                        found = ours[image, head, one, row, column].item()
                         assert found == pytest.approx(-distance / 5.0, rel=1e-4, abs=1e-4)
 
 
@@ -62,8 +62,8 @@ def test_it_starts_isotropic_and_with_rare_objects() -> None:
     assert torch.allclose(model.class_embed.bias.sigmoid(), torch.tensor(0.01))
 
 
-def test_centres_are_cells_of_the_real_stride_in_the_true_size() -> None:
-    """The reference point 0.5 is the middle of the unpadded picture, whatever the backbone's stride."""
+def test_centres_are_positions_of_the_real_stride_in_the_true_size() -> None:
+    """The reference point 0.5 is the middle of the unpadded image, whatever the backbone's stride."""
     model = tiny()
     nn.init.zeros_(model.decoder.reference.layers[-1].weight)
     nn.init.zeros_(model.decoder.reference.layers[-1].bias)
@@ -73,12 +73,12 @@ def test_centres_are_cells_of_the_real_stride_in_the_true_size() -> None:
     images, sizes = torch.randn(2, 3, 96, 128), torch.tensor([[96, 128], [64, 32]])
     assert model.stride == 16
     with torch.no_grad():
-        gaussians = model(images, sizes, maps=True).gaussians[16]
-    # 96 x 128 pixels are 6 x 8 cells: centre (4, 3); 64 x 32 pixels are 4 x 2: centre (1, 2).
-    for picture, (row, column) in enumerate([(3, 4), (2, 1)]):
-        for here in gaussians[:, picture].flatten(0, 2):
-            assert here[row, column] == here.max() == 1
-            assert here[row, column - 1].item() == pytest.approx(math.exp(-1 / 8), rel=1e-5)
+        gaussians = model(images, sizes, attention_maps=True).gaussians[16]
+    # 96 x 128 pixels are 6 x 8 positions: centre (4, 3); 64 x 32 pixels are 4 x 2: centre (1, 2).
+    for image, (row, column) in enumerate([(3, 4), (2, 1)]):
+        for gaussian in gaussians[:, image].flatten(0, 2):
+            assert gaussian[row, column] == gaussian.max() == 1
+            assert gaussian[row, column - 1].item() == pytest.approx(math.exp(-1 / 8), rel=1e-5)
 
 
 def test_all_layers_share_the_reference_points() -> None:
@@ -88,7 +88,7 @@ def test_all_layers_share_the_reference_points() -> None:
         nn.init.zeros_(layer.bias)
     images, sizes = torch.randn(1, 3, 64, 64), torch.tensor([[64, 64]])
     boxes = model(images, sizes).boxes
-    # With nothing added, a box is centred on its reference point, and half the picture wide.
+    # With nothing added, a box is centred on its reference point, and half the image wide.
     reference = model.decoder.reference(model.decoder.priors[0].norm(model.query_embed.weight)).sigmoid()
     for layer in boxes:
         torch.testing.assert_close(layer[0, :, :2], reference, rtol=1e-5, atol=1e-6)
@@ -98,11 +98,11 @@ def test_all_layers_share_the_reference_points() -> None:
 
 
 @pytest.mark.parametrize("kind", [Detr, SmcaDetr])
-def test_maps_show_where_the_decoder_looks(kind: type[Detector]) -> None:
+def test_attention_maps_show_where_the_decoder_attends(kind: type[Detector]) -> None:
     model = tiny(kind)
     images, sizes = torch.randn(2, 3, 64, 96), torch.tensor([[64, 96], [32, 48]])
     with torch.no_grad():
-        output, plain = model(images, sizes, maps=True), model(images, sizes)
+        output, plain = model(images, sizes, attention_maps=True), model(images, sizes)
     assert list(output.attention) == [16]
     attention = output.attention[16]
     assert attention.shape == (3, 2, 2, 5, 4, 6)

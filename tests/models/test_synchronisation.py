@@ -80,8 +80,8 @@ def training_step(experiment: DetectionExperiment, device: str) -> Callable[[], 
     """The step that `train` takes."""
     task = DetectionTask(experiment, None, 3)
     model = task.build(weights=False).to(device).train()
-    here = Session(ProcessInfo(), torch.device(device))
-    stepper = Stepper(task, model, replace(experiment.train, ema_decay=0.9), 0, here)
+    session = Session(ProcessInfo(), torch.device(device))
+    stepper = Stepper(task, model, replace(experiment.train, ema_decay=0.9), 0, session)
     stepper.begin()
     sizes = torch.tensor([(64, 96), (50, 70), (64, 32)])
     images = torch.randint(256, (3, 3, 64, 96), dtype=torch.uint8)

@@ -68,7 +68,7 @@ def test_what_cannot_be_a_backbone_says_why_and_what_can(name: str, canvas: int,
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_of_another_size_than_the_only_one_are_refused() -> None:
+def test_images_of_another_size_than_the_only_one_are_refused() -> None:
     backbone = backbone_of("levit_128s")
     with pytest.raises(ValueError, match=r"timm/levit_128s takes images of 256 x 256 pixels only, not of 256 x 512"):
         backbone(torch.zeros(1, 3, 256, 512))
@@ -80,7 +80,7 @@ def test_the_models_that_are_recommended_take_any_size() -> None:
 
 
 def test_looking_at_a_model_draws_no_numbers() -> None:
-    """Or weights would depend on whether it was looked at before."""
+    """Or weights would depend on whether it was examined before."""
     fit.cache_clear()
     torch.manual_seed(0)
     first = backbone_of("levit_128s").state_dict()

@@ -1,4 +1,4 @@
-"""Eight optimiser steps of the published training loops, from the same weights and pictures.
+"""Eight optimizer steps of the published training loops, from the same weights and images.
 
 The loss of a detector jumps where the matching changes, and AdamW's first steps move every weight by the learning rate
 however small its gradient, so rounding grows from step to step. In float32 the published DETR program itself strays
@@ -35,28 +35,28 @@ FROZEN = "backbone.0.body.layer1.0.conv1.weight"
 
 
 def trained(model: Detector, experiment: DetectionExperiment, steps: int) -> tuple[list[float], list[float]]:
-    """The losses and gradient norms of a number of steps on the two pictures, as the training loop takes them."""
+    """The losses and gradient norms of a number of steps on the two images, as the training loop takes them."""
     model.train()
     if experiment.head.kind == "smca":
         torch.nn.init.constant_(model.class_embed.bias, PRIOR_BIAS)
     matcher, criterion = build_matcher(experiment), build_criterion(experiment)
-    optimiser = make_optimizer(parameter_groups(model, experiment.train), experiment.train)
+    optimizer = make_optimizer(parameter_groups(model, experiment.train), experiment.train)
     dtype = model.query_embed.weight.dtype
-    targets, (images, sizes) = published.targets(), published.pictures()
+    targets, (images, sizes) = published.targets(), published.images()
     targets.boxes, losses, norms = targets.boxes.to(dtype), [], []
     for step in range(steps):
-        set_rates(optimiser, lr_factor(step, 1000, experiment.train))
+        set_rates(optimizer, lr_factor(step, 1000, experiment.train))
         output = model(images.to(dtype), sizes)
         total = criterion(output, targets, matcher(output, targets)).total
         total.backward()
-        norm, _ = clipped_step(optimiser, experiment.train.clip)
+        norm, _ = clipped_step(optimizer, experiment.train.clip)
         losses.append(total.item())
         norms.append(norm.item())
     return losses, norms
 
 
 def probes(golden: dict[str, Tensor], model: Detector) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, our values and the stored ones of every tensor that was looked at after the last step."""
+    """Name, our values and the stored ones of every tensor that was compared after the last step."""
     state = to_published(model.state_dict())
     for key, expected in golden.items():
         if key.startswith("probe/"):
@@ -153,9 +153,9 @@ def test_learned_positions_take_the_published_steps(kind: str) -> None:
     settings = experiment.train
     model = build_detector(experiment, 6, weights=False).double()
     start = copy.deepcopy(model)
-    optimiser = make_optimizer(parameter_groups(model, settings), settings)
-    set_rates(optimiser, 1.0)
-    ours = weights_after(model, experiment, lambda: clipped_step(optimiser, settings.clip))
+    optimizer = make_optimizer(parameter_groups(model, settings), settings)
+    set_rates(optimizer, 1.0)
+    ours = weights_after(model, experiment, lambda: clipped_step(optimizer, settings.clip))
 
     def reference(in_backbone: Callable[[str], bool]) -> dict[str, Tensor]:
         other = copy.deepcopy(start)
@@ -187,7 +187,7 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
     return {name: (value - b[name]).abs().max().item() for name, value in a.items()}
 
 
-def test_the_optimiser_has_the_published_settings() -> None:
+def test_the_optimizer_has_the_published_settings() -> None:
     settings = published.experiment("detr_r50").train
     assert (settings.lr, settings.lr_backbone, settings.weight_decay, settings.clip) == (1e-4, 1e-5, 1e-4, 0.1)
     assert [lr_factor(step, 10, settings) for step in (0, 399, 400, 499)] == [1.0, 1.0, 0.1, 0.1]

@@ -45,8 +45,8 @@ def two_ranks(folder: Path, jobs: list[tuple[str, int]], surroundings: dict[str,
 def end(processes: list[subprocess.Popen[str]]) -> None:
     """Wait for both, which must have ended each run as expected."""
     for process in processes:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+        _, output = process.communicate(timeout=120)
+        assert process.returncode == 0, output
 
 
 def test_two_ranks_resume_it_bit_for_bit(tmp_path: Path, surroundings: dict[str, str]) -> None:

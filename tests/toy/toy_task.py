@@ -68,13 +68,13 @@ class ToyTask(Task):
         total = nn.functional.cross_entropy(scores, batch.labels, reduction="sum") / divisors[0]
         return total, (scores.argmax(1) == batch.labels).float().mean()[None] * share
 
-    def evaluate(self, model: nn.Module, run: Any, epoch: int, here: Session, tell: Any, ends: Any) -> Any:
-        unseen = synthetic([*range(1000, 1090)]).to(here.device)
+    def evaluate(self, model: nn.Module, run: Any, epoch: int, session: Session, on_batch: Any, ends: Any) -> Any:
+        unseen = synthetic([*range(1000, 1090)]).to(session.device)
         with torch.inference_mode():
             found = float((copy.deepcopy(model).eval()(unseen.images).argmax(1) == unseen.labels).float().mean())
-        tell(1, 1)
-        return Evaluation({"accuracy": found}, f"accuracy {found:.3f}", f"{found:.3f}") if here.main else None
+        on_batch(1, 1)
+        return Evaluation({"accuracy": found}, f"accuracy {found:.3f}", f"{found:.3f}") if session.main else None
 
 
-def open_task(settings: ToyExperiment, here: Session) -> ToyTask:
+def open_task(settings: ToyExperiment, session: Session) -> ToyTask:
     return ToyTask()

@@ -33,23 +33,23 @@ _log = logging.getLogger(__name__)
 
 
 def longest_side(data: DataConfig) -> int:
-    """The longest side in pixels that a picture can have after resizing, before it is padded to a multiple."""
+    """The longest side in pixels that an image can have after resizing, before it is padded to a multiple."""
     side = max(*data.scales, data.eval_size) if data.resize == "square" else data.max_size
     return max(side, data.canvas)
 
 
 def check_backbone(experiment: DetectionExperiment) -> str:
-    """Look at a backbone in a second, before anything else is done: a remark on what it makes of pictures, or "".
+    """Check a backbone in a second, before anything else is done: a remark on what it makes of images, or "".
 
-    Raises ValueError for one that cannot be built, or not for pictures of these sizes. Of our own only the name is
-    looked at; what else can be wrong with a model its constructor says.
+    Raises ValueError for one that cannot be built, or not for images of these sizes. Of our own only the name is
+    checked; what else can be wrong with a model its constructor reports.
     """
     config = experiment.backbone
     if not config.name.startswith("timm/"):
         known(config.name)
         return ""
     side = fit(config.name.removeprefix("timm/"), config.stage, config.stride, longest_side(experiment.data)).side
-    return f"{config.name} takes one size only: all pictures are padded to {side} x {side} pixels" if side else ""
+    return f"{config.name} takes one size only: all images are padded to {side} x {side} pixels" if side else ""
 
 
 def build_detector(experiment: DetectionExperiment, classes: int, weights: bool = True) -> Detector:
@@ -121,19 +121,19 @@ class Data:
         versions = {}
         for name, split in (("train", self.train), ("val", self.val)):
             path = split.annotations.path
-            versions[name] = {"annotations": str(path), "sha256": sha256(path), "pictures": len(split)}
+            versions[name] = {"annotations": str(path), "sha256": sha256(path), "images": len(split)}
         return versions
 
 
 def training_augmentation(config: DataConfig) -> Augmentation:
-    """What training does to pictures."""
+    """What training does to images."""
     return Augmentation(
         config.scales, config.max_size, config.crop_resize, config.crop_range, config.augment, config.resize
     )
 
 
 def evaluation_augmentation(config: DataConfig) -> Augmentation:
-    """What evaluation and prediction do to pictures: one size, nothing random."""
+    """What evaluation and prediction do to images: one size, nothing random."""
     return Augmentation((config.eval_size,), config.max_size, augment="none", resize=config.resize)
 
 
@@ -156,8 +156,8 @@ def make_shapes_if_asked(config: DataConfig) -> None:
     """Make the shapes data set that a configuration asks for, unless there is something in its place."""
     train, val, size = config.make_shapes
     if train and config.root and not config.root.exists():
-        _log.info("making %d + %d pictures of shapes in %s", train, val, config.root)
-        with asking("the pictures", {"data.make_shapes": config.make_shapes}):
+        _log.info("making %d + %d images of shapes in %s", train, val, config.root)
+        with asking("the images", {"data.make_shapes": config.make_shapes}):
             make_shapes(config.root, train, val, size)
 
 
@@ -174,8 +174,8 @@ def start_from(model: Detector, experiment: DetectionExperiment, classes: Sequen
     file = read_detector(path, experiment.init_weights, "init_weights")
     theirs = [category.name for category in file.row_classes()]
     if file.classes is None:
-        told = file.taken_for()
-        _log.warning("%s has no class list: taken for a detector under %s names, %s", path, file.layout, told)
+        guess = file.taken_for()
+        _log.warning("%s has no class list: taken for a detector under %s names, %s", path, file.layout, guess)
         if not file.known_as and not file.names:
             rows = len(file.state["class_embed.bias"])
             _log.warning("%s has %d class rows and no class list, so none is taken for one of ours", path, rows)

@@ -30,7 +30,7 @@ class DetectionRow(Schema):
     score: float
 
 
-class Record(TypedDict):
+class ResultRecord(TypedDict):
     """One detection in COCO's result format: bbox is x, y, width, height in pixels of the image on disk."""
 
     image_id: int
@@ -56,7 +56,7 @@ def read_kept(folder: Path) -> Columns:
     raise ValueError(f"{folder / NAME} is missing")
 
 
-def read_results(path: str | Path) -> list[Record]:
+def read_results(path: str | Path) -> list[ResultRecord]:
     """Read a file in COCO's result format. Raises ValueError when it is not one."""
     content = read_plain(Path(path), _LARGEST)
     if not isinstance(content, list):
@@ -71,12 +71,12 @@ def evaluation_folder(source: Path, epoch: int = 0) -> Path:
     """
     if is_kept(source) and not epoch:
         return source
-    there = [folder for folder in (source / "detections").glob("epoch-*") if is_kept(folder)]
+    folders = [folder for folder in (source / "detections").glob("epoch-*") if is_kept(folder)]
     # By number, since a thousand epochs have more digits.
-    there.sort(key=lambda folder: (len(folder.name), folder.name))
-    chosen = [folder for folder in there if not epoch or folder.name == f"epoch-{epoch:03d}"]
+    folders.sort(key=lambda folder: (len(folder.name), folder.name))
+    chosen = [folder for folder in folders if not epoch or folder.name == f"epoch-{epoch:03d}"]
     if not chosen:
-        listed = ", ".join(folder.name for folder in there) or "none of any epoch"
+        listed = ", ".join(folder.name for folder in folders) or "none of any epoch"
         raise ValueError(
             f"{source} has no detections{f' of epoch {epoch}' if epoch else ''} ({listed}): name a run that was "
             "evaluated, or a folder that `evaluate` wrote"
@@ -84,7 +84,7 @@ def evaluation_folder(source: Path, epoch: int = 0) -> Path:
     return chosen[-1]
 
 
-def write_results(path: str | Path, results: Columns | Sequence[Record], follow: bool = False) -> None:
+def write_results(path: str | Path, results: Columns | Sequence[ResultRecord], follow: bool = False) -> None:
     """Write detections in COCO's result format, one a line, whole or not at all.
 
     follow: see `atomic_write`. Raises ValueError for what is not finite, which JSON cannot hold.
@@ -98,16 +98,16 @@ def write_results(path: str | Path, results: Columns | Sequence[Record], follow:
     atomic_write(path, lambda file: file.write(text.encode()), follow=follow)
 
 
-def records_of(found: Columns) -> Iterator[Record]:
+def records_of(found: Columns) -> Iterator[ResultRecord]:
     """The same as COCO's records, one by one."""
     rows = zip(
         found.images.tolist(), found.categories.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True
     )
     for image_id, category_id, bbox, score in rows:
-        yield Record(image_id=image_id, category_id=category_id, bbox=bbox, score=score)
+        yield ResultRecord(image_id=image_id, category_id=category_id, bbox=bbox, score=score)
 
 
-def columns_of(results: Sequence[Record]) -> Columns:
+def columns_of(results: Sequence[ResultRecord]) -> Columns:
     """Records as columns. Raises ValueError naming the first that is not in COCO's format."""
     if not results:
         nothing = np.zeros(0, dtype=np.int64)

@@ -126,8 +126,10 @@ class Detections:
             with zipfile.ZipFile(content) as archive:
                 columns = {name: _column(archive, name) for name in _COLUMNS}
         except _DAMAGE as error:
-            told = error.args[0] if error.args else "cut short"
-            raise ValueError(f"{path} is no whole file of detections ({told}); was it cut short? {_REMEDY}") from error
+            reason = error.args[0] if error.args else "cut short"
+            raise ValueError(
+                f"{path} is no whole file of detections ({reason}); was it cut short? {_REMEDY}"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{path} is no file of detections: {error}. {_REMEDY}") from error
         if wrong := _mistake(columns):

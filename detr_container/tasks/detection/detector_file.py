@@ -50,9 +50,9 @@ class ModelConfig(Schema):
 class DetectorFile:
     """What a file holds, under our names. experiment, classes: None where it has none of its own.
 
-    names: class names by row, as Hugging Face's config.json tells them; arguments: what the published code stored
-    beside its weights, or what config.json says of heads and dilation; sizes: of images, as settings of `data`, where
-    Hugging Face's preprocessor_config.json says them; panoptic: whether it has a mask head, or says that it is COCO's.
+    names: class names by row, as in Hugging Face's config.json; arguments: what the published code stored
+    beside its weights, or what config.json states of heads and dilation; sizes: of images, as settings of `data`, where
+    Hugging Face's preprocessor_config.json has them; panoptic: whether it has a mask head, or states that it is COCO's.
     """
 
     path: Path

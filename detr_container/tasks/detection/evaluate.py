@@ -1,4 +1,4 @@
-"""Detections of a whole data set, and their COCO figures; alone, and within training."""
+"""Detections of a whole data set, and their COCO metrics; alone, and within training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def detect(
 ) -> Detections:
     """Detections of every image, each once; complete on the main process, of no image on others.
 
-    classes: what the model's labels index. after_batch: told how many batches of how many are done, as often on every
+    classes: what the model's labels index. after_batch: gets how many batches of how many are done, as often on every
     process; it may raise to stop them all. ends: see `batches`.
     """
     data, ids = experiment.data, [category.id for category in classes]
@@ -144,7 +144,7 @@ def evaluate_to(
         return None
     scores = score(dataset.annotations, results, evaluator)
     data = experiment.data
-    pinned = {
+    eval_settings = {
         "eval_batch": data.eval_batch,
         "eval_size": data.eval_size,
         "max_size": data.max_size,
@@ -153,7 +153,7 @@ def evaluate_to(
         "precision": experiment.train.precision,
         "annotations": dataset.annotations.path,
     }
-    write_json(folder / "scores.json", {**scores.to_dict(), "evaluated_with": pinned})
+    write_json(folder / "scores.json", {**scores.to_dict(), "evaluated_with": eval_settings})
     return scores
 
 

@@ -35,25 +35,25 @@ _FOLDER = " (--layout hugging-face-folder does)"
 def write_export(trained: Trained, target: Path, layout: Layout, rows: Rows) -> int:
     """Write a detector in a layout: a file of torch.save, of safetensors where it is called so, or a folder.
 
-    Returns the number of tensors. Raises ValueError for what the layout cannot say, and for a folder of something else.
+    Returns the number of tensors. Raises ValueError for what the layout cannot hold, and for a folder of other things.
     """
     state = exported(trained, layout, rows)
-    unsaid = _unsaid(trained.experiment)
+    unstated = _unstated(trained.experiment)
     if layout == "hugging-face-folder":
         _write_folder(trained, target, state, rows)
     elif target.suffix == ".safetensors":
-        if not unsaid.items() <= _USUAL.items():
+        if not unstated.items() <= _USUAL.items():
             raise ValueError(
-                f"{target}: a file of safetensors holds weights alone, which do not say {unsaid}: end its name in .pth"
+                f"{target}: a file of safetensors holds weights alone, without {unstated}: end its name in .pth"
             )
         _write_safetensors(target, state, follow=True)
     else:
-        content = {"model": state, "args": unsaid} if layout == "published" else state
+        content = {"model": state, "args": unstated} if layout == "published" else state
         atomic_write(target, partial(torch.save, content), follow=True)
     return len(state)
 
 
-def _unsaid(settings: DetectionExperiment) -> dict[str, Any]:
+def _unstated(settings: DetectionExperiment) -> dict[str, Any]:
     """What no tensor shows of a model that published layouts can hold, under the names of the published arguments."""
     head = settings.head
     smooth = {"smooth": head.smooth} if head.kind == "smca" else {}
@@ -77,10 +77,10 @@ def exported(trained: Trained, layout: Layout, rows: Rows = "id") -> dict[str, T
 
 
 def _check_hugging_face(settings: DetectionExperiment, folder: bool) -> None:
-    """Raise ValueError for what Hugging Face's layout would not say, so that it were another model.
+    """Raise ValueError for what Hugging Face's layout would not hold, so that it were another model.
 
     Sizes show in the tensors. What follows does not, and the defaults are another model's: eight heads, sine positions,
-    layers with the norm last, no dilation, the last feature map. The config.json of a folder says some of it.
+    layers with the norm last, no dilation, the last feature map. The config.json of a folder holds some of it.
     """
     head, backbone = settings.head, settings.backbone
     if head.kind != "detr" or settings.loss.classification != "softmax" or not backbone.name.startswith("resnet"):
@@ -94,14 +94,14 @@ def _check_hugging_face(settings: DetectionExperiment, folder: bool) -> None:
         ("backbone.stage", backbone.stage, backbone.stage != -1, "it reads the last feature map"),
         ("backbone.stride", backbone.stride, backbone.stride not in (0, 32), "it reads the last feature map"),
     )
-    unsaid: tuple[tuple[str, object, bool, str], ...] = (
-        ("head.heads", head.heads, head.heads != 8, f"weights do not say it, and mean 8{_FOLDER}"),
-        ("head.position", head.position, head.position != "sine", f"weights do not say it, and mean sine{_FOLDER}"),
+    unstated: tuple[tuple[str, object, bool, str], ...] = (
+        ("head.heads", head.heads, head.heads != 8, f"weights do not hold it, and mean 8{_FOLDER}"),
+        ("head.position", head.position, head.position != "sine", f"weights do not hold it, and mean sine{_FOLDER}"),
     )
-    for setting, value, wrong, says in never if folder else never + unsaid:
+    for setting, value, wrong, reason in never if folder else never + unstated:
         if wrong:
             raise ValueError(
-                f"{setting}={value} cannot be exported to Hugging Face's layout: {says}. Use --layout published"
+                f"{setting}={value} cannot be exported to Hugging Face's layout: {reason}. Use --layout published"
             )
 
 

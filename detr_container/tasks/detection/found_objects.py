@@ -1,4 +1,4 @@
-"""What models have found in an image and where they looked for it, and which of their detections are one object."""
+"""What models have found in an image with its attention maps, and which of their detections are one object."""
 
 from __future__ import annotations
 
@@ -30,54 +30,56 @@ class Model:
 
     @property
     def stride(self) -> int:
-        """Pixels of the resized picture to a cell of the encoder, and of maps: of the finest level."""
+        """Pixels of the resized image to a position of the encoder, and of attention maps: of the finest level."""
         return self.trained.model.strides[0]
 
 
 @dataclass(frozen=True)
 class Found:
-    """One detection of one model: its record, its box [4] xyxy in the file's pixels, its maps [m, h, w] over cells."""
+    """One detection of one model: its record, its box [4] xyxy in the file's pixels, its attention maps."""
 
     record: dict[str, Any]
     box: Tensor
-    maps: Tensor
+    attention_maps: Tensor
+    """[m, h, w] over positions; see `query_maps`."""
 
 
 Object = list[Found | None]
 """The detections of one object, one per model in their order, None where a model has not found it."""
 
 
-def look(model: Model, prediction: Prediction, threshold: float) -> list[Found]:
-    """What a model has found in one picture at or above a score, best first, with its maps."""
+def found_by(model: Model, prediction: Prediction, threshold: float) -> list[Found]:
+    """What a model has found in one image at or above a score, best first, with its attention maps."""
     rows = as_records(prediction, model.trained, threshold)["detections"]
     boxes, queries = prediction.found.boxes.float().cpu(), prediction.found.queries.tolist()
     height, width = prediction.image.shape[1:]
     found = []
     for record, box, query in zip(rows, boxes, queries, strict=False):
-        maps = query_maps(prediction, query)
+        attention_maps = query_maps(prediction, query)
         x1, y1, x2, y2 = (box.clamp(min=0).minimum(torch.tensor([width, height] * 2))).tolist()
         shares = {
             "query": query,
-            "attention_in_box": within_box(maps[0], box, prediction),
-            "picture_in_box": max(0.0, x2 - x1) * max(0.0, y2 - y1) / (width * height),
+            "attention_in_box": within_box(attention_maps[0], box, prediction),
+            "image_in_box": max(0.0, x2 - x1) * max(0.0, y2 - y1) / (width * height),
         }
-        found.append(Found(record | shares, box, maps))
+        found.append(Found(record | shares, box, attention_maps))
     return found
 
 
 def within_box(heat: Tensor, box: Tensor, prediction: Prediction) -> float:
-    """The share in [0, 1] of a map's mass within a box; a cell's mass is spread evenly over its part of the picture.
+    """The share in [0, 1] of an attention map's mass within a box.
 
-    heat: [h, w] over the padded canvas's cells; box: [4] xyxy in the file's pixels.
+    A position's mass is spread evenly over its part of the image.
+    heat: [h, w] over the padded canvas's positions; box: [4] xyxy in the file's pixels.
     """
     low, high = box[:2].flip(0).tolist(), box[2:].flip(0).tolist()
     shares = []
-    for axis, cells in enumerate(heat.shape):
+    for axis, length in enumerate(heat.shape):
         pixels, true = prediction.size[axis], prediction.image.shape[1 + axis]
-        edges = torch.linspace(0, prediction.canvas[axis], cells + 1, dtype=torch.float64).clamp(max=pixels)
+        edges = torch.linspace(0, prediction.canvas[axis], length + 1, dtype=torch.float64).clamp(max=pixels)
         start, end = low[axis] * pixels / true, high[axis] * pixels / true
         inside = edges[1:].clamp(max=end) - edges[:-1].clamp(min=start)
-        # A cell that is all padding has no width, and no attention either.
+        # A position that is all padding has no width, and no attention either.
         shares.append(inside.clamp(min=0) / edges.diff().clamp(min=1e-9))
     weights = heat.double()
     return float((shares[0] @ weights @ shares[1]) / weights.sum())

@@ -1,4 +1,4 @@
-"""Several models on the same images: what each found, which of it is the same object, and where each looked for it."""
+"""Several models on the same images: what each found, which of it is the same object, and its attention maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detr_container.datasets.annotations import read_annotations, resolve_split
 from detr_container.datasets.coco_classes import is_unused
 from detr_container.models.weights.find import Which
 
-from .found_objects import SAME, Model, Object, finder, ious, look, match_across
+from .found_objects import SAME, Model, Object, finder, found_by, ious, match_across
 from .inspection_sheet import Truth, draw_sheet
 from .predict import Prediction, UnreadableError, file_stems, keep_inputs, none_readable, predict
 from .trained import open_trained
@@ -60,7 +60,7 @@ def open_models(
     _compare_classes(models)
     if len({model.trained.experiment.data.apply_orientation for model in models}) > 1:
         applied = {model.label: model.trained.experiment.data.apply_orientation for model in models}
-        raise ValueError(f"the models differ in data.apply_orientation, and so would what they look at: {applied}")
+        raise ValueError(f"the models differ in data.apply_orientation, and so would what they read: {applied}")
     return models
 
 
@@ -110,17 +110,17 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 def write_inspection(
     models: Sequence[Model], paths: Sequence[Path], folder: Path, threshold: float = 0.5, lines: int = 6
 ) -> dict[str, Any]:
-    """Look at pictures with every model; writes `inspection.json` and a sheet per picture, returns what the JSON holds.
+    """Run every model on images; writes `inspection.json` and a sheet per image, returns what the JSON holds.
 
-    threshold: what is below is not found; lines: how many objects of a picture get a line of maps, the surest first.
-    The JSON names the models by their labels, and has for every picture all objects, surest first, each with its class
+    threshold: what is below is not found; lines: how many objects of an image have a line of attention maps.
+    The JSON names the models by their labels, and has for every image all objects, surest first, each with its class
     and a detection per model, null where that one has not found it:
     category_id, category, score; bbox: x, y, width, height in pixels; query: which of the model's queries;
     iou: with the first model's box, null where that one has not found the object;
     attention_in_box: the share of the last decoder layer's attention (mean over heads) that lies within the box;
-    picture_in_box: the share of the picture within the box, which is what evenly spread attention would have there.
-    refused: what is wrong with files that cannot be read as pictures.
-    Raises ValueError for figures out of range, when none of the files can be read, and as `keep_inputs`.
+    image_in_box: the share of the image within the box, which is what evenly spread attention would have there.
+    refused: what is wrong with files that cannot be read as images.
+    Raises ValueError for numbers out of range, when none of the files can be read, and as `keep_inputs`.
     """
     if not paths:
         raise ValueError("no image is given: name files, or folders of images, behind --image")
@@ -131,23 +131,25 @@ def write_inspection(
     stems = file_stems(paths)
     keep_inputs(paths, folder, (f"{stem}.jpg" for stem in stems))
     truths = known_truths(models, paths)
-    pictures: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
     refused: list[str] = []
     for path, stem in zip(paths, stems, strict=True):
         try:
-            predictions = [prediction for model in models for prediction in predict(model.trained, [path], maps=True)]
+            predictions = [
+                prediction for model in models for prediction in predict(model.trained, [path], attention_maps=True)
+            ]
         except UnreadableError as error:
             refused.append(str(error))
             continue
-        found = [look(*pair, threshold) for pair in zip(models, predictions, strict=True)]
+        found = [found_by(*pair, threshold) for pair in zip(models, predictions, strict=True)]
         objects = match_across(found)
         record = _record(models, predictions[0], objects)
         record |= {"sheet": f"{stem}.jpg", "truth": truths[path][0].path if path in truths else None}
-        pictures.append(record)
+        images.append(record)
         title = f"{path.name}: {tally(record, [model.label for model in models])}"
         sheet = draw_sheet(models, predictions, objects, truths.get(path), threshold, lines, title)
         atomic_write(folder / record["sheet"], partial(sheet.save, format="JPEG", quality=92))
-    if not pictures:
+    if not images:
         raise none_readable(refused)
     described = [
         {"label": m.label, "source": m.trained.source, "step": m.trained.step, "stride": m.stride}
@@ -158,7 +160,7 @@ def write_inspection(
         "models": described,
         "threshold": threshold,
         "same_object_iou": SAME,
-        "pictures": pictures,
+        "images": images,
         "refused": refused,
     }
     write_json(folder / "inspection.json", report)
@@ -166,7 +168,7 @@ def write_inspection(
 
 
 def _record(models: Sequence[Model], prediction: Prediction, objects: Sequence[Object]) -> dict[str, Any]:
-    """One picture as JSON has it."""
+    """One image as JSON has it."""
     height, width = prediction.image.shape[1:]
     things = []
     for thing in objects:
@@ -178,22 +180,22 @@ def _record(models: Sequence[Model], prediction: Prediction, objects: Sequence[O
     return {"file": str(prediction.path), "width": width, "height": height, "objects": things}
 
 
-def tally(picture: dict[str, Any], labels: Sequence[str]) -> str:
-    """How many objects of a picture (as JSON has it) were found by every model, by one alone, and by some of them."""
-    groups = Counter(tuple(name for name in labels if thing["detections"][name]) for thing in picture["objects"])
+def tally(image: dict[str, Any], labels: Sequence[str]) -> str:
+    """How many objects of an image (as JSON has it) were found by every model, by one alone, and by some of them."""
+    groups = Counter(tuple(name for name in labels if thing["detections"][name]) for thing in image["objects"])
     every, alone = tuple(labels), [(name,) for name in labels]
     some = [group for group in groups if group != every and group not in alone]
-    said = [f"{groups[every]} found by {'both' if len(labels) == 2 else 'all'}"]
-    said += [f"{groups[group]} only by {' and '.join(group)}" for group in [*some, *alone]]
-    count = len(picture["objects"])
-    return f"{count} object{'s' * (count != 1)}: {', '.join(said)}"
+    counts = [f"{groups[every]} found by {'both' if len(labels) == 2 else 'all'}"]
+    counts += [f"{groups[group]} only by {' and '.join(group)}" for group in [*some, *alone]]
+    count = len(image["objects"])
+    return f"{count} object{'s' * (count != 1)}: {', '.join(counts)}"
 
 
 def known_truths(models: Sequence[Model], paths: Sequence[Path]) -> dict[Path, Truth]:
-    """What is annotated in those pictures that belong to the validation set of one of the models.
+    """What is annotated in those images that belong to the validation set of one of the models.
 
-    A picture belongs to it that lies in its folder and is named in its annotation file. A set that is not here, or that
-    cannot be read (which is said), is no reason to refuse.
+    An image belongs to it that lies in its folder and is named in its annotation file. A set that is not here, or that
+    cannot be read (which is logged), is no reason to refuse.
     """
     found: dict[Path, Truth] = {}
     for model in models:
@@ -202,7 +204,7 @@ def known_truths(models: Sequence[Model], paths: Sequence[Path]) -> dict[Path, T
             images, file = resolve_split("val", data.root, data.val_images, data.val_annotations)
         except (ValueError, FileNotFoundError):
             continue
-        # The folder's links are followed, not the picture's: the pictures of a set may be links themselves.
+        # The folder's links are followed, not the image's: the images of a set may be links themselves.
         real = {path: path.parent.resolve() / path.name for path in paths if path not in found}
         inside = {
             path: at.relative_to(images.resolve()) for path, at in real.items() if at.is_relative_to(images.resolve())

@@ -1,4 +1,4 @@
-"""A sheet for one image: what is annotated and what each model has found, and below it where each looked, by object."""
+"""A sheet for one image: what is annotated and what each model has found, and below it attention maps, by object."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from detr_container.datasets.annotations import Annotations
 from detr_container.drawing.images import contact_sheet, draw_detections, outlined, overlay_heat, row, to_image
 
 from .found_objects import SAME, Model, Object, finder
-from .predict import Prediction, over_picture
+from .predict import Prediction, over_image
 
 _PANEL, _LEAST, _GAP, _LETTERS = 512, 320, 8, 21
-"""Pixels: the longer side of a map, the least width of a panel, between panels, of the titles' font."""
+"""Pixels: the longer side of an attention map, the least width of a panel, between panels, of the titles' font."""
 Truth = tuple[Annotations, int]
-"""An annotation file and the place of a picture in it."""
+"""An annotation file and the place of an image in it."""
 
 
 @dataclass
@@ -44,14 +44,14 @@ def draw_sheet(
     lines: int,
     title: str,
 ) -> Image.Image:
-    """One picture: what is annotated (where it is known) and found, then a line of every model's maps per object."""
+    """One image: what is annotated (where known) and found, then a line of every model's attention maps per object."""
     image = to_image(predictions[0].image)
     small = _scaled(image, _PANEL * image.width / max(image.size))
     shown = objects[:lines]
     rows = [_maps_row(models, predictions, small, number, thing) for number, thing in enumerate(shown, 1)]
     panels = len(models) + (truth is not None)
-    # As wide as the lines of maps, so that little of the sheet is wasted where each model has two maps; but titles give
-    # very high pictures lines that are much wider than what they show.
+    # As wide as the lines of attention maps, so that little of the sheet is wasted where each model has two; but titles
+    # give very high images lines that are much wider than what they show.
     wide = max(small.width, (max((line.width for line in rows), default=0) + _GAP) // panels - _GAP)
     first = _first_row(models, predictions, _scaled(image, min(wide, 2.1 * small.width)), truth, threshold)
     return contact_sheet([first, *rows], title, _caption(models, predictions, len(shown), len(objects), threshold))
@@ -111,10 +111,12 @@ def _maps_row(
             panels += [grey] * len(names)
             titles += [f"{number}. {model.label}: not found\n{name}" for name in names]
             continue
-        panels += [outlined(overlay_heat(image, heat), one.box * factor) for heat in over_picture(one.maps, prediction)]
+        panels += [
+            outlined(overlay_heat(image, heat), one.box * factor) for heat in over_image(one.attention_maps, prediction)
+        ]
         record = one.record
         head = f"{number}. {model.label}: {shown(record['category'])} {record['score']:.2f}"
-        share = f"{record['attention_in_box']:.0%} in the box ({record['picture_in_box']:.0%} if even)"
+        share = f"{record['attention_in_box']:.0%} in the box ({record['image_in_box']:.0%} if even)"
         titles += [f"{head}\n{name}{f', {share}' if name == 'attention' else ''}" for name in names]
     return row(panels, titles, _GAP, _LETTERS, _LEAST)
 
@@ -124,18 +126,18 @@ def _caption(
 ) -> str:
     if not count:
         return f"No model has a detection of score {threshold:g} or above."
-    cells = []
+    grids = []
     for model, prediction in zip(models, predictions, strict=True):
-        grids = [(*level.shape[-2:], stride) for stride, level in (prediction.output.attention or {}).items()]
-        sizes = [f"{height} x {width} cells at stride {stride}" for height, width, stride in grids]
-        cells.append(f"{model.label}: {', '.join(sizes)}")
+        levels = [(*level.shape[-2:], stride) for stride, level in (prediction.output.attention or {}).items()]
+        sizes = [f"{height} x {width} at stride {stride}" for height, width, stride in levels]
+        grids.append(f"{model.label}: {', '.join(sizes)}")
     parts = [
         f"The {shown} surest of {count} objects" if shown < count else "Objects, surest first",
         f", matched across models by class and an IoU of at least {SAME:g}. Not found: no such detection of score "
         f"{threshold:g} or above; dashed is where another model has found it.\n"
-        f"Attention: last decoder layer, mean over heads. It covers the encoder's cells ({'; '.join(cells)}), "
+        f"Attention: last decoder layer, mean over heads. It covers the encoder's positions ({'; '.join(grids)}), "
         "interpolated here. Every map is scaled by its own largest value: brightness compares places within a map, not "
         "maps. In the box: the share of the attention's mass within the model's box; if even: the share that attention "
-        "spread evenly over the picture would have.",
+        "spread evenly over the image would have.",
     ]
     return "".join(parts)

@@ -27,9 +27,9 @@ IMAGES = 100
 
 @dataclass(frozen=True)
 class LargestBatch:
-    """The largest micro batch: its padded height and width in pixels, and how many objects each of its pictures has.
+    """The largest micro batch: its padded height and width in pixels, and how many objects each of its images has.
 
-    padded: whether its pictures can be smaller than itself, so that the model needs masks.
+    padded: whether its images can be smaller than itself, so that the model needs masks.
     """
 
     height: int
@@ -39,21 +39,21 @@ class LargestBatch:
 
 
 def largest_batch(annotations: Annotations, data: DataConfig, micro_batch: int, multiple: int = 1) -> LargestBatch:
-    """The micro batch with most pixels that training on these pictures can draw; it may be a rare one.
+    """The micro batch with most pixels that training on these images can draw; it may be a rare one.
 
-    multiple: what the model pads to, in pixels. Raises ValueError when a picture can come out larger than the canvas.
+    multiple: what the model pads to, in pixels. Raises ValueError when an image can come out larger than the canvas.
     """
     sizes, counts = np.unique(annotations.sizes, axis=0, return_counts=True)
     tall, wide, joint = (each.repeat(counts.clip(max=2)) for each in _reach(sizes, data, multiple))
     if max(tall.max(), wide.max()) > data.canvas > 0:
         raise ValueError(
-            f"pictures can come out {tall.max()} pixels high and {wide.max()} wide, which does not fit "
+            f"images can come out {tall.max()} pixels high and {wide.max()} wide, which does not fit "
             f"data.canvas={data.canvas}: raise data.canvas, or lower data.max_size or data.scales"
         )
     area, height = divmod(int(joint.max()), _SHIFT)
     shapes = [(height, area // height)]
     if micro_batch > 1:
-        # Height and width of a batch can come from two pictures.
+        # Height and width of a batch can come from two images.
         highest, widest = np.argsort(-tall)[:2].tolist(), np.argsort(-wide)[:2].tolist()
         shapes += [(int(tall[i]), int(wide[j])) for i in highest for j in widest if i != j]
     if data.canvas:
@@ -66,23 +66,23 @@ def largest_batch(annotations: Annotations, data: DataConfig, micro_batch: int, 
     return LargestBatch(*shape, _fullest(annotations, micro_batch), masked)
 
 
-def _fullest(annotations: Annotations, pictures: int) -> tuple[int, ...]:
-    """How many objects the pictures with most of them have, counted as in training."""
+def _fullest(annotations: Annotations, images: int) -> tuple[int, ...]:
+    """How many objects the images with most of them have, counted as in training."""
     image = np.repeat(np.arange(len(annotations.image_ids)), np.diff(annotations.starts))
     single = ~annotations.crowd & np.all(annotations.boxes[:, 2:] > 0, axis=1)
-    counts = np.bincount(image[single], minlength=max(pictures, len(annotations.image_ids)))
-    return tuple(np.sort(counts)[::-1][:pictures].tolist())
+    counts = np.bincount(image[single], minlength=max(images, len(annotations.image_ids)))
+    return tuple(np.sort(counts)[::-1][:images].tolist())
 
 
 def _reach(sizes: Sides, data: DataConfig, multiple: int) -> tuple[Sides, Sides, Sides]:
-    """What can come out of pictures of these sizes [P, 2]: see `_most`, [P] each."""
+    """What can come out of images of these sizes [P, 2]: see `_most`, [P] each."""
     heights, widths = sizes.T
     found = [_most(heights, widths, data, multiple)]
     if data.augment == "detr":
         before = [_resized(heights, widths, scale, LARGEST_ASPECT * scale) for scale in set(data.crop_resize)]
         least = data.crop_range[0]
         side = min(data.crop_range[1], max(int(max(high.max(), broad.max())) for high, broad in before))
-        # Every crop of up to this side; then, along both sides, the best of all crops that the same picture can have.
+        # Every crop of up to this side; then, along both sides, the best of all crops that the same image can have.
         lengths = np.arange(1, side + 1)
         crop_heights, crop_widths = np.meshgrid(lengths, lengths, indexing="ij")
         tables = _most(crop_heights, crop_widths, data, multiple)
@@ -125,12 +125,12 @@ def _resized(heights: Sides, widths: Sides, shorter: int, max_size: int) -> tupl
 
 
 def few_images(dataset: DetectionDataset, count: int, path: Path) -> DetectionDataset:
-    """So many pictures of a data set, those that make its largest batch in front; `path` gets their annotation file."""
+    """So many images of a data set, those that make its largest batch in front; `path` gets their annotation file."""
     every = range(len(dataset))
     sizes = [dataset.plan((0, index)).size for index in every]
     highest, widest = (max(every, key=lambda index: sizes[index][side]) for side in (0, 1))
     chosen = dataset.annotations.image_ids[list(dict.fromkeys([highest, widest, *every]))[:count]].tolist()
-    # Pictures are read in the order of their ids.
+    # Images are read in the order of their ids.
     renamed = {image_id: place for place, image_id in enumerate(chosen)}
     content = load_json(dataset.annotations.path)
     content["images"] = [{**image, "id": renamed[image["id"]]} for image in content["images"] if image["id"] in renamed]

@@ -1,4 +1,4 @@
-"""Detections on pictures without annotations, as JSON and as pictures, with what the decoder looked at on request."""
+"""Detections on images without annotations, as JSON and as images, with attention maps on request."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from detr_container.models.postprocess import Ranked, postprocess
 from .build import evaluation_augmentation
 from .trained import Trained
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MAPPED = 6
-"""How many detections a picture of attention shows."""
+"""How many detections a sheet of attention maps shows."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one picture.
+    """What was found in one image.
 
-    image: [3, h, w] uint8 as on disk; found: best first; output: with maps on request, of the resized picture, which
-    has `size` pixels (height, width) padded to `canvas`.
+    image: [3, h, w] uint8 as on disk; found: best first; output: with attention maps on request, of the resized image,
+    which has `size` pixels (height, width) padded to `canvas`.
     """
 
     path: Path
@@ -51,11 +51,11 @@ class Prediction:
     canvas: tuple[int, int]
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the pictures inside folders named and inside theirs, each folder's sorted before those.
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the images inside folders named and inside theirs, each folder's sorted before those.
 
     Hidden files and folders (macOS leaves a `._a.png` beside an `a.png`) are left out.
-    Raises FileNotFoundError for what is not there and ValueError for a folder without pictures, or for no paths at all.
+    Raises FileNotFoundError for what is not there and ValueError for a folder without images, or for no paths at all.
     """
     if not paths:
         raise ValueError("no image is given: name files, or folders of images")
@@ -64,12 +64,12 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = list(_inside(path))
             if not inside:
-                raise ValueError(f"{path} holds no picture ({', '.join(sorted(PICTURES))})")
+                raise ValueError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
             found += inside
         elif path.exists():
             found.append(path)
         else:
-            raise FileNotFoundError(f"there is no picture {path}")
+            raise FileNotFoundError(f"there is no image {path}")
     return found
 
 
@@ -77,12 +77,12 @@ def _inside(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in PICTURES:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(place, name)
 
 
 def file_stems(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> list[str]:
-    """A file name without its ending for each picture; underscores keep pictures of one name apart.
+    """A file name without its ending for each image; underscores keep images of one name apart.
 
     endings: what is put behind the names; no two names are the same with any of them.
     """
@@ -97,28 +97,28 @@ def file_stems(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> list[st
 
 
 def keep_inputs(paths: Sequence[Path], folder: Path, names: Iterable[str]) -> None:
-    """Raise ValueError when a file of one of these names in the folder is one of the pictures to be looked at."""
+    """Raise ValueError when a file of one of these names in the folder is one of the images to be read."""
     given = {os.path.realpath(path) for path in paths}
     for name in names:
         if os.path.realpath(folder / name) in given:
             raise ValueError(
-                f"{folder / name} is one of the images to be looked at, and would be overwritten: choose another "
+                f"{folder / name} is one of the images to be read, and would be overwritten: choose another "
                 "folder with --output"
             )
 
 
 class UnreadableError(ValueError):
-    """A file that is no picture, or a damaged one."""
+    """A file that is no image, or a damaged one."""
 
 
 def none_readable(refused: Sequence[str]) -> ValueError:
-    """What to raise when no picture can be read; refused: what is wrong with each."""
+    """What to raise when no image can be read; refused: what is wrong with each."""
     return ValueError(refused[0] + (f" (and {len(refused) - 1} more that cannot be read)" if len(refused) > 1 else ""))
 
 
 @torch.inference_mode()
-def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iterator[Prediction]:
-    """Look at pictures one by one, so that no output depends on a neighbour's padding."""
+def predict(trained: Trained, paths: Sequence[Path], attention_maps: bool = False) -> Iterator[Prediction]:
+    """Detect in images one by one, so that no output depends on a neighbour's padding."""
     experiment, model = trained.experiment, trained.model
     augmentation, multiple = evaluation_augmentation(experiment.data), model.backbone.size_multiple
     device = next(model.parameters()).device
@@ -126,21 +126,21 @@ def predict(trained: Trained, paths: Sequence[Path], maps: bool = False) -> Iter
         try:
             image = read_image(path, experiment.data.apply_orientation)
         except (OSError, ValueError) as error:
-            raise UnreadableError(f"{path} cannot be read as a picture: {error}") from error
+            raise UnreadableError(f"{path} cannot be read as an image: {error}") from error
         size = (image.shape[1], image.shape[2])
         plan = augmentation.draw(random.Random(0), size)
         nothing = torch.zeros(0, dtype=torch.int64)
         sample = Sample(apply_image(plan, image), torch.zeros(0, 4), nothing, 0, size)
         batch = collate([sample], multiple, experiment.data.canvas).to(device)
         with asking(f"{path}", for_evaluation(experiment)), autocast(experiment.train.precision, device):
-            output = model(batch.images, batch.sizes, batch.padded, maps=maps)
+            output = model(batch.images, batch.sizes, batch.padded, attention_maps=attention_maps)
         found = postprocess(output, [size], experiment.loss.classification).image(0)
         height, width = batch.images.shape[-2:]
         yield Prediction(path, image, found, output, plan.size, (height, width))
 
 
 def as_records(prediction: Prediction, trained: Trained, threshold: float) -> dict[str, Any]:
-    """The detections of one picture at or above a score, as JSON has them: boxes are x, y, width, height in pixels."""
+    """The detections of one image at or above a score, as JSON has them: boxes are x, y, width, height in pixels."""
     found = prediction.found
     rows = []
     for score, label, box in zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True):
@@ -160,30 +160,30 @@ def as_records(prediction: Prediction, trained: Trained, threshold: float) -> di
 
 
 def write_predictions(
-    trained: Trained, paths: Sequence[Path], folder: Path, threshold: float = 0.5, maps: bool = False
+    trained: Trained, paths: Sequence[Path], folder: Path, threshold: float = 0.5, attention_maps: bool = False
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Predict, and write `predictions.json` and a picture per input to `folder`.
+    """Predict, and write `predictions.json` and an image per input to `folder`.
 
-    Returns what the JSON holds, and what is wrong with pictures that cannot be read. Raises ValueError when none can,
+    Returns what the JSON holds, and what is wrong with images that cannot be read. Raises ValueError when none can,
     and as `keep_inputs`.
-    maps: also one picture per input of where the decoder's last layer looked for its best detections.
+    attention_maps: also one sheet per input with those of the decoder's last layer for its best detections.
     """
     names = legible_names([category.name for category in trained.classes])
     records: list[dict[str, Any]] = []
     refused: list[str] = []
-    endings = ("", "_attention") if maps else ("",)
+    endings = ("", "_attention") if attention_maps else ("",)
     stems = file_stems(paths, endings)
     keep_inputs(paths, folder, (f"{stem}{ending}.jpg" for stem in stems for ending in endings))
     for stem, path in zip(stems, paths, strict=True):
         try:
-            (prediction,) = predict(trained, [path], maps)
+            (prediction,) = predict(trained, [path], attention_maps)
         except UnreadableError as error:
             refused.append(str(error))
             continue
         found = prediction.found
         boxes, labels, scores = (part.cpu() for part in (found.boxes, found.labels, found.scores))
-        picture = draw_detections(prediction.image, boxes, labels, scores, names, threshold=threshold)
-        sheets = [picture, *([draw_maps(prediction, names, threshold)] if maps else [])]
+        image = draw_detections(prediction.image, boxes, labels, scores, names, threshold=threshold)
+        sheets = [image, *([draw_maps(prediction, names, threshold)] if attention_maps else [])]
         for ending, sheet in zip(endings, sheets, strict=True):
             atomic_write(folder / f"{stem}{ending}.jpg", partial(sheet.save, format="JPEG", quality=92))
         records.append(as_records(prediction, trained, threshold))
@@ -194,10 +194,10 @@ def write_predictions(
 
 
 def query_maps(prediction: Prediction, query: int) -> Tensor:
-    """Where the last decoder layer looked for one query, over the encoder's cells, mean over heads.
+    """Attention maps of the last decoder layer for one query, over the encoder's positions, mean over heads.
 
-    [m, h, w] float32 on the CPU: the attention, and SMCA's Gaussian where the head has one. Maps must have been asked
-    for. Cells divide the padded canvas evenly; of several levels they are those of the finest.
+    [m, h, w] float32 on the CPU: the attention, and SMCA's Gaussian where the head has one. Attention maps must have
+    been asked for. Positions divide the padded canvas evenly; of several levels they are those of the finest.
     """
     output = prediction.output
     sources = [source for source in (output.attention, output.gaussians) if source is not None]
@@ -206,17 +206,17 @@ def query_maps(prediction: Prediction, query: int) -> Tensor:
 
 
 def on_finest(levels: Sequence[Tensor], prediction: Prediction) -> Tensor:
-    """Maps [h, w] of several levels, finest first, added up over the finest one's cells.
+    """Attention maps [h, w] of several levels, finest first, added up over the finest one's positions.
 
-    A cell's mass is spread evenly over its part of the picture, none of it over padding.
+    A position's mass is spread evenly over its part of the image, none of it over padding.
     """
     total = levels[0]
     for level in levels[1:]:
         shares = []
         for axis in (0, 1):
             fine, coarse = (
-                torch.linspace(0, prediction.canvas[axis], cells + 1).clamp(max=prediction.size[axis])
-                for cells in (total.shape[axis], level.shape[axis])
+                torch.linspace(0, prediction.canvas[axis], length + 1).clamp(max=prediction.size[axis])
+                for length in (total.shape[axis], level.shape[axis])
             )
             overlap = torch.minimum(fine[1:, None], coarse[1:]) - torch.maximum(fine[:-1, None], coarse[:-1])
             shares.append(overlap.clamp(min=0) / coarse.diff().clamp(min=1e-9))
@@ -224,11 +224,11 @@ def on_finest(levels: Sequence[Tensor], prediction: Prediction) -> Tensor:
     return total
 
 
-def over_picture(maps: Tensor, prediction: Prediction) -> Tensor:
-    """Maps [m, h, w] of the padded canvas's cells, interpolated to the resized picture's pixels, [m, H, W]."""
+def over_image(attention_maps: Tensor, prediction: Prediction) -> Tensor:
+    """Attention maps [m, h, w] of the padded canvas, interpolated to the resized image's pixels, [m, H, W]."""
     height, width = prediction.size
-    # The picture is the canvas's top left part.
-    return F.interpolate(maps[:, None], size=prediction.canvas, mode="bilinear")[:, 0, :height, :width]
+    # The image is the canvas's top left part.
+    return F.interpolate(attention_maps[:, None], size=prediction.canvas, mode="bilinear")[:, 0, :height, :width]
 
 
 def draw_maps(prediction: Prediction, names: Sequence[str], threshold: float) -> Image.Image:
@@ -236,6 +236,6 @@ def draw_maps(prediction: Prediction, names: Sequence[str], threshold: float) ->
     found = prediction.found
     kept = [index for index, score in enumerate(found.scores.tolist()) if score >= threshold][:MAPPED]
     columns = ["detection", "attention", *(["Gaussian"] if prediction.output.gaussians is not None else [])]
-    heats = [list(over_picture(query_maps(prediction, int(found.queries[index])), prediction)) for index in kept]
+    heats = [list(over_image(query_maps(prediction, int(found.queries[index])), prediction)) for index in kept]
     titles = [f"{names[int(found.labels[index])]} {found.scores[index]:.2f}" for index in kept]
     return attention_sheet(prediction.image, found.boxes[kept].cpu(), heats, titles, columns)

@@ -1,6 +1,6 @@
-"""COCO's twelve figures of a detector: their names, and how they are kept and shown.
+"""COCO's twelve metrics of a detector: their names, and how they are kept and shown.
 
-Figures are fractions, 0 to 1; a figure that has no ground truth to stand on is None (COCO: -1).
+Metrics are fractions, 0 to 1; one that has no ground truth to stand on is None (COCO: -1).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-FIGURES = {
+METRICS = {
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
@@ -26,11 +26,11 @@ FIGURES = {
     "ar_medium": "AR medium",
     "ar_large": "AR large",
 }
-"""COCO's twelve figures in COCO's order: their names here and in print."""
+"""COCO's twelve metrics in COCO's order: their names here and in print."""
 
 
 class ClassScore(NamedTuple):
-    """One class: AP over all thresholds, AP at IoU 0.5, and its objects in the scored pictures, crowds not counted."""
+    """One class: AP over all thresholds, AP at IoU 0.5, and its objects in the scored images, crowds not counted."""
 
     category_id: int
     name: str
@@ -41,7 +41,7 @@ class ClassScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """COCO's twelve figures, one line per class in the file's order of ids, and how many pictures were scored."""
+    """COCO's twelve metrics, one line per class in the file's order of ids, and how many images were scored."""
 
     ap: float | None
     ap50: float | None
@@ -68,7 +68,7 @@ class Scores:
         return cls(**{**values, "per_class": tuple(ClassScore(**row) for row in values["per_class"])})
 
 
-def _figure(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
@@ -78,38 +78,38 @@ def _ranked(scores: Scores) -> list[ClassScore]:
 
 
 def table(scores: Scores) -> RenderableType:
-    """Make tables for the terminal, in per cent: the twelve figures, then every class from the best to the worst."""
-    names = list(FIGURES)
-    overall = Table("", *("AP", "AP50", "AP75", "small", "medium", "large"), title=f"Box AP, {scores.images} pictures")
-    overall.add_row("AP", *(_figure(getattr(scores, name)) for name in names[:6]))
+    """Make tables for the terminal, in per cent: the twelve metrics, then every class from the best to the worst."""
+    names = list(METRICS)
+    overall = Table("", *("AP", "AP50", "AP75", "small", "medium", "large"), title=f"Box AP, {scores.images} images")
+    overall.add_row("AP", *(_percent(getattr(scores, name)) for name in names[:6]))
     recall = Table("", *("1", "10", "100", "small", "medium", "large"), title="Average recall")
-    recall.add_row("AR", *(_figure(getattr(scores, name)) for name in names[6:]))
+    recall.add_row("AR", *(_percent(getattr(scores, name)) for name in names[6:]))
     classes = Table("class", "AP", "AP50", "objects", title="By class")
     for row in _ranked(scores):
-        classes.add_row(row.name, _figure(row.ap), _figure(row.ap50), str(row.ground_truths))
+        classes.add_row(row.name, _percent(row.ap), _percent(row.ap50), str(row.ground_truths))
     for part in (overall, recall, classes):
         for column in part.columns[1:]:
             column.justify = "right"
     return Group(overall, recall, classes)
 
 
-def _cell(name: str) -> str:
+def _table_cell(name: str) -> str:
     return " ".join(name.split()).replace("|", "\\|")
 
 
 def markdown(scores: Scores) -> str:
-    """Write the same tables as Markdown, figures in per cent."""
-    figures = [_figure(getattr(scores, name)) for name in FIGURES]
+    """Write the same tables as Markdown, metrics in per cent."""
+    metrics = [_percent(getattr(scores, name)) for name in METRICS]
     classes = [
-        f"| {_cell(row.name)} | {_figure(row.ap)} | {_figure(row.ap50)} | {row.ground_truths} |"
+        f"| {_table_cell(row.name)} | {_percent(row.ap)} | {_percent(row.ap50)} | {row.ground_truths} |"
         for row in _ranked(scores)
     ]
     lines = [
-        f"{scores.images} pictures",
+        f"{scores.images} images",
         "",
-        "| " + " | ".join(FIGURES.values()) + " |",
-        "| " + " | ".join(["---:"] * len(FIGURES)) + " |",
-        "| " + " | ".join(figures) + " |",
+        "| " + " | ".join(METRICS.values()) + " |",
+        "| " + " | ".join(["---:"] * len(METRICS)) + " |",
+        "| " + " | ".join(metrics) + " |",
         "",
         "| class | AP | AP50 | objects |",
         "| :--- | ---: | ---: | ---: |",

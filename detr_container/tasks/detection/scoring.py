@@ -1,6 +1,6 @@
-"""COCO's average precision of boxes: from detections and an annotation file to figures.
+"""COCO's average precision of boxes: from detections and an annotation file to metrics.
 
-Two evaluators compute the same figures: faster-coco-eval (the default) and pycocotools (the reference). Both are given
+Two evaluators compute the same metrics: faster-coco-eval (the default) and pycocotools (the reference). Both are given
 the same plain copy of the ground truth and of the detections, and both leave precision and recall arrays, which are
 averaged here, once.
 """
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from detr_container.datasets.annotations import Annotations, read_annotations
 
-from .coco_results import Record, columns_of, read_results
+from .coco_results import ResultRecord, columns_of, read_results
 from .detections import Columns, Detections
-from .scores import FIGURES, ClassScore, Scores
+from .scores import METRICS, ClassScore, Scores
 
 Evaluator = Literal["faster", "pycocotools"]
 
@@ -47,16 +47,16 @@ class Truth:
 
 def score(
     annotations: str | Path | Annotations,
-    results: Detections | Sequence[Record] | str | Path,
+    results: Detections | Sequence[ResultRecord] | str | Path,
     evaluator: Evaluator = "faster",
     image_ids: Sequence[int] | None = None,
 ) -> Scores:
     """Compute COCO's box AP of `results` (arrays, records, or a file of those) against an annotation file, read or not.
 
-    image_ids: score only these pictures; detections on others of the file are then left out. Default: all.
-    Neither the file nor the records are altered. No detections give zeros. Of one picture's detections the 100 best
+    image_ids: score only these images; detections on others of the file are then left out. Default: all.
+    Neither the file nor the records are altered. No detections give zeros. Of one image's detections the 100 best
     of each class count, as in COCO. Detections of a class that the file lacks are left out with a warning.
-    Raises ValueError for detections on pictures that the file lacks, and for damaged files or records.
+    Raises ValueError for detections on images that the file lacks, and for damaged files or records.
     """
     if evaluator not in ("faster", "pycocotools"):
         raise ValueError(f"evaluator {evaluator!r}: it is 'faster' or 'pycocotools'")
@@ -73,22 +73,22 @@ def score(
 
 
 def read_truth(path: Path, image_ids: Sequence[int] | None = None) -> Truth:
-    """Read an annotation file in COCO's format, or what it says of some of its pictures.
+    """Read an annotation file in COCO's format, or what it says of some of its images.
 
     It is read by the rules of training, but for names and sizes of images, which scoring does not need.
-    Raises ValueError when it is not one, and for pictures that it lacks.
+    Raises ValueError when it is not one, and for images that it lacks.
     """
     return truth_of(read_annotations(path, path.parent, names_and_sizes=False), image_ids)
 
 
 def truth_of(annotations: Annotations, image_ids: Sequence[int] | None = None) -> Truth:
-    """What has been read of an annotation file, or of some of its pictures. Raises as `read_truth`."""
+    """What has been read of an annotation file, or of some of its images. Raises as `read_truth`."""
     known = annotations.image_ids
     chosen = known if image_ids is None else np.unique(np.array(image_ids, dtype=np.int64))
     if len(strangers := np.setdiff1d(chosen, known)):
         raise ValueError(f"image_ids: {_some(strangers.tolist())} not in {annotations.path}: pass ids of its images")
     if not len(chosen):
-        raise ValueError(f"no pictures to score: {annotations.path} lists {len(known)}, image_ids chooses none of them")
+        raise ValueError(f"no images to score: {annotations.path} lists {len(known)}, image_ids chooses none of them")
     category_ids = np.array([category.id for category in annotations.categories], dtype=np.int64)
     images = np.repeat(known, np.diff(annotations.starts))
     kept = np.isin(images, chosen)
@@ -105,10 +105,10 @@ def truth_of(annotations: Annotations, image_ids: Sequence[int] | None = None) -
 
 
 def usable(found: Columns, truth: Truth, path: Path) -> Columns:
-    """Detections without those of classes that the ground truth lacks, of which a warning tells.
+    """Detections without those of classes that the ground truth lacks, which a warning names.
 
-    path: the annotation file, for messages. Detections on pictures that `truth` leaves out are left out, too.
-    Raises ValueError for what is not finite or has a negative size, and for pictures that the file lacks.
+    path: the annotation file, for messages. Detections on images that `truth` leaves out are left out, too.
+    Raises ValueError for what is not finite or has a negative size, and for images that the file lacks.
     """
     wrong = ~np.isfinite(found.boxes).all(axis=1) | (found.boxes[:, 2:] < 0).any(axis=1) | ~np.isfinite(found.scores)
     if wrong.any():
@@ -121,7 +121,7 @@ def usable(found: Columns, truth: Truth, path: Path) -> Columns:
     kept = np.isin(found.images, truth.image_ids)
     if len(strangers := np.setdiff1d(found.images[~kept], truth.known)):
         raise ValueError(
-            f"detections on pictures that {path} lacks: image_id {_some(strangers.tolist())}. "
+            f"detections on images that {path} lacks: image_id {_some(strangers.tolist())}. "
             "Score them against the annotation file of their own data set"
         )
     classed = np.isin(found.categories, list(truth.names))
@@ -197,7 +197,7 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def _summarise(truth: Truth, precision: NDArray[np.float64], recall: NDArray[np.float64]) -> Scores:
-    """Take the means that COCO reports. Areas: all, small, medium, large; limits: 1, 10, 100 detections a picture."""
+    """Take the means that COCO reports. Areas: all, small, medium, large; limits: 1, 10, 100 detections an image."""
     known, counts = np.unique(truth.categories[~truth.crowd], return_counts=True)
     objects = dict.fromkeys(truth.names, 0) | dict(zip(known.tolist(), counts.tolist(), strict=True))
     best = precision[..., -1]
@@ -205,7 +205,7 @@ def _summarise(truth: Truth, precision: NDArray[np.float64], recall: NDArray[np.
         ClassScore(category_id, name, _mean(best[:, :, index, 0]), _mean(best[0, :, index, 0]), objects[category_id])
         for index, (category_id, name) in enumerate(truth.names.items())
     )
-    figures = (
+    metrics = (
         best[..., 0],
         best[0, ..., 0],
         best[5, ..., 0],
@@ -213,5 +213,5 @@ def _summarise(truth: Truth, precision: NDArray[np.float64], recall: NDArray[np.
         *(recall[..., 0, limit] for limit in (0, 1, 2)),
         *(recall[..., area, 2] for area in (1, 2, 3)),
     )
-    named = dict(zip(FIGURES, map(_mean, figures), strict=True))
+    named = dict(zip(METRICS, map(_mean, metrics), strict=True))
     return Scores(**named, per_class=per_class, images=len(truth.image_ids))

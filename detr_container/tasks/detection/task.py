@@ -26,20 +26,20 @@ from detr_container.models.matcher import NonFiniteOutputError
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
 from .detections import NAME, Detections
 from .evaluate import evaluate_to
-from .gallery import draw_validation
 from .groups import parameter_counts, parameter_groups
 from .scores import Scores, table
 from .together import data_on_all
+from .validation_images import draw_validation
 
 _TERMS = ("class", "l1", "giou")
 _DIAGNOSTICS = ("class_error", "cardinality_error")
 
 
-def open_task(experiment: Experiment, here: Session) -> DetectionTask:
+def open_task(experiment: Experiment, session: Session) -> DetectionTask:
     """Detection's task with both splits, on every process."""
     mine = detection(experiment)
     with asking("the annotation files", {}):
-        return DetectionTask(mine, data_on_all(here, mine))
+        return DetectionTask(mine, data_on_all(session, mine))
 
 
 class DetectionTask(Task):
@@ -64,7 +64,7 @@ class DetectionTask(Task):
 
     def describe(self) -> str:
         """See `Task`."""
-        return f"{len(self.data.train)} training and {len(self.data.val)} validation pictures"
+        return f"{len(self.data.train)} training and {len(self.data.val)} validation images"
 
     def versions(self) -> dict[str, dict[str, Any]]:
         """See `Task`."""
@@ -154,17 +154,23 @@ class DetectionTask(Task):
     # -- an evaluation ------------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, model: nn.Module, run: Path, epoch: int, here: Session, tell: Callable[[int, int], None], ends: Ends
+        self,
+        model: nn.Module,
+        run: Path,
+        epoch: int,
+        session: Session,
+        on_batch: Callable[[int, int], None],
+        ends: Ends,
     ) -> Evaluation | None:
         """See `Task`."""
         folder, data = _folder(run, epoch), self.data
         scores = evaluate_to(
-            folder, _detector(model), data.val, data.classes, self.experiment, here, after_batch=tell, ends=ends
+            folder, _detector(model), data.val, data.classes, self.experiment, session, after_batch=on_batch, ends=ends
         )
         if scores is None:
             return None
-        figures = {name: value for name, value in scores.to_dict().items() if name != "per_class"}
-        return Evaluation(figures, table(scores), _line(scores))
+        metrics = {name: value for name, value in scores.to_dict().items() if name != "per_class"}
+        return Evaluation(metrics, table(scores), _line(scores))
 
     def draw(self, run: Path, epoch: int) -> None:
         """See `Task`."""

@@ -19,41 +19,41 @@ from .trained import Trained
 _log = logging.getLogger(__name__)
 
 
-def data_on_all(here: Session, experiment: DetectionExperiment) -> Data:
+def data_on_all(session: Session, experiment: DetectionExperiment) -> Data:
     """Both splits on every process, made by the main one if asked for."""
-    with here.together():
+    with session.together():
         remark = check_backbone(experiment)
-        if here.main:
+        if session.main:
             if remark:
                 _log.info("%s", remark)
             make_shapes_if_asked(experiment.data)
-    with here.together():
+    with session.together():
         data = open_data(experiment)
-        for doubt in (*data.train.annotations.doubts, *data.val.annotations.doubts) if here.main else ():
+        for doubt in (*data.train.annotations.doubts, *data.val.annotations.doubts) if session.main else ():
             _log.warning("%s", doubt)
         return data
 
 
-def trained_on_all(here: Session, path: Path, opened: Callable[[Path], Trained]) -> Trained:
+def trained_on_all(session: Session, path: Path, opened: Callable[[Path], Trained]) -> Trained:
     """A trained detector on every process: the main one chooses the file, and all must have taken the same from it."""
     trained = None
-    with here.together():
-        if here.main:
+    with session.together():
+        if session.main:
             trained = opened(path)
-    chosen = here.of_main(str(trained.source) if trained else "")
-    with here.together():
+    chosen = session.of_main(str(trained.source) if trained else "")
+    with session.together():
         trained = trained or opened(Path(chosen))
-    here.agree({f"the weights in {chosen}": f"SHA-256 {content_hash(trained.model.state_dict())}"})
+    session.agree({f"the weights in {chosen}": f"SHA-256 {content_hash(trained.model.state_dict())}"})
     return trained
 
 
-def validation_on_all(here: Session, experiment: DetectionExperiment) -> DetectionDataset:
+def validation_on_all(session: Session, experiment: DetectionExperiment) -> DetectionDataset:
     """The validation split on every process, made by the main one if asked for; all must read the same file."""
-    with here.together():
-        if here.main:
+    with session.together():
+        if session.main:
             make_shapes_if_asked(experiment.data)
-    with here.together():
+    with session.together():
         dataset = open_validation(experiment, unlabelled=True)
         digest = sha256(dataset.annotations.path)
-    here.agree({f"the file {dataset.annotations.path}": f"SHA-256 {digest}"})
+    session.agree({f"the file {dataset.annotations.path}": f"SHA-256 {digest}"})
     return dataset

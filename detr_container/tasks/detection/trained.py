@@ -1,4 +1,4 @@
-"""A trained detector from a run's folder or a checkpoint file, ours or a published one, ready to look at pictures."""
+"""A trained detector from a run's folder or a checkpoint file, ours or a published one, ready to detect in images."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def open_trained(
             raise ValueError(f"{path}: {error}") from error
         if not experiment:
             _log.warning(
-                "%s does not say what it is: taken for %s on %s%s, %s names, %s (--experiment overrules)",
+                "%s does not state what it is: taken for %s on %s%s, %s names, %s (--experiment overrules)",
                 path,
                 settings.head.kind,
                 settings.backbone.name,
@@ -137,7 +137,7 @@ def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = No
         raise ValueError(f"no whole detector: {_HIDDEN} or query_embed.weight is missing or no matrix")
     heads, width = getattr(arguments, "nheads", 8), state["query_embed.weight"].shape[1]
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or width % heads:
-        raise ValueError(f"it says that it has {heads!r} heads, which cannot share a width of {width}")
+        raise ValueError(f"it states that it has {heads!r} heads, which cannot share a width of {width}")
     head = HeadConfig(
         kind="smca" if focal else "detr",
         queries=state["query_embed.weight"].shape[0],
@@ -156,7 +156,7 @@ def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = No
             raise ValueError(f"SMCA-DETR has at most 3 scales per head, not {count}")
         smooth = getattr(arguments, "smooth", HeadConfig.smooth)
         if isinstance(smooth, bool) or not isinstance(smooth, int | float):
-            raise ValueError(f"it says that SMCA-DETR's constant is {smooth!r}, which is no number")
+            raise ValueError(f"it states that SMCA-DETR's constant is {smooth!r}, which is no number")
         head = replace(head, gaussian=GAUSSIANS[count], smooth=float(smooth))
     dilation = bool(getattr(arguments, "dilation", False))
     return DetectionExperiment(

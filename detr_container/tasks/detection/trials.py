@@ -84,7 +84,7 @@ class DetectionTrials(Trials):
                     f"{queries} at most can be found: raise head.queries={queries}"
                 )
         counts = [
-            f"{summary.name} read {min(limit or summary.images, summary.images)} of {summary.images} pictures"
+            f"{summary.name} read {min(limit or summary.images, summary.images)} of {summary.images} images"
             for summary in report.summaries
         ]
         return f"{', '.join(counts)}; {len(data.classes)} classes; no errors, {report.warnings} warnings"
@@ -118,7 +118,7 @@ class DetectionTrials(Trials):
         shown = islice((index for index in order if len(images.objects(index)[0])), experiment.train.micro_batch)
         samples = [images[(0, index)] for index in shown]
         if not samples:
-            raise ValueError("no training picture has an object, so there is nothing to learn: see `data check`")
+            raise ValueError("no training image has an object, so there is nothing to learn: see `data check`")
         return collate(samples, task.size_multiple(model), experiment.data.canvas)
 
     def few(self, task: Task, images: int, path: Path) -> DetectionTask:

@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import made_runs
 import numpy as np
 import pytest
 import simulated
+import synthetic_runs
 import torch
 
 from detr_container.commands import cli
@@ -25,7 +25,7 @@ from detr_container.tasks.detection.evaluate import _packed
 from detr_container.tasks.detection.scoring import score
 
 WORLD = simulated.scene(12, 4, seed=3)
-FOUND = simulated.detections(simulated.detect(WORLD, 0.5, seed=4, per_picture=9))
+FOUND = simulated.detections(simulated.detect(WORLD, 0.5, seed=4, per_image=9))
 
 
 def some(found: Detections, places: list[int]) -> Detections:
@@ -144,12 +144,12 @@ def test_a_batch_keeps_what_can_count_and_scores_as_if_it_kept_all(tmp_path: Pat
     """The hundred best of each class in an image, of three hundred, most of one class and many of equal scores."""
     world = simulated.scene(4, 3, seed=1, objects=40)
     generator = np.random.default_rng(2)
-    count, ids = 300, world.ground.pictures.tolist()
+    count, ids = 300, world.ground.images.tolist()
     scores = np.sort(generator.random((4, count)).round(2).astype(np.float32))[:, ::-1].copy()
     labels = generator.choice(3, (4, count), p=[0.8, 0.15, 0.05])
     boxes = np.empty((4, count, 4), dtype=np.float32)
     for place in range(4):
-        objects = world.ground.box[world.ground.picture == place]
+        objects = world.ground.box[world.ground.image == place]
         near = objects[generator.integers(0, len(objects), count)] * generator.normal(1, 0.05, (count, 4))
         boxes[place] = np.concatenate([near[:, :2], near[:, :2] + near[:, 2:]], axis=1)
     found = Ranked(*map(torch.from_numpy, (scores, labels, boxes)), torch.zeros(4, count, dtype=torch.int64))
@@ -174,19 +174,19 @@ def test_a_batch_keeps_what_can_count_and_scores_as_if_it_kept_all(tmp_path: Pat
 
 
 def test_a_run_of_an_earlier_version_is_read_as_one_of_this(tmp_path: Path) -> None:
-    """Its detections are COCO's JSON; the figures of a report are equal, alone and among runs of this version."""
-    world = made_runs.make_data(tmp_path / "data", pictures=8)
+    """Its detections are COCO's JSON; the metrics of a report are equal, alone and among runs of this version."""
+    world = synthetic_runs.make_data(tmp_path / "data", count=8)
     runs = []
     for seed, old in enumerate((False, True, False, True)):
-        experiment = made_runs.experiment_of(tmp_path / "data", "smca", "resnet18", seed)
-        runs.append(made_runs.make_run(tmp_path / str(seed), experiment, world, 0.5, draw=seed // 2, old=old))
-    last = f"detections/epoch-{made_runs.EPOCHS:03d}"
+        experiment = synthetic_runs.experiment_of(tmp_path / "data", "smca", "resnet18", seed)
+        runs.append(synthetic_runs.make_run(tmp_path / str(seed), experiment, world, 0.5, draw=seed // 2, old=old))
+    last = f"detections/epoch-{synthetic_runs.EPOCHS:03d}"
     assert [[(run / last / name).is_file() for name in (NAME, OLD_NAME)] for run in runs[:2]] == [[1, 0], [0, 1]]
     for one, other in zip(read_kept(runs[0] / last), read_kept(runs[1] / last), strict=True):
         np.testing.assert_array_equal(one, other)
     found = analyse(runs, count=5)
-    assert not found.unjudged
-    results = {result.record.folder: result for cell in found.cells for result in cell.results}
+    assert not found.left_out
+    results = {result.record.folder: result for arm in found.arms for result in arm.results}
     for new, old_run in ((runs[0], runs[1]), (runs[2], runs[3])):
         np.testing.assert_array_equal(results[new].plain, results[old_run].plain)
         np.testing.assert_array_equal(results[new].resampled, results[old_run].resampled)
@@ -195,12 +195,12 @@ def test_a_run_of_an_earlier_version_is_read_as_one_of_this(tmp_path: Path) -> N
     for run in runs[:2]:
         for chosen, epoch in (((), 3), (("--epoch", "2"), 2)):
             assert cli.main(["detections", str(run), str(tmp_path / "out.json"), *chosen]) == 0
-            assert json.loads((tmp_path / "out.json").read_text()) == made_runs.records(run, epoch)
+            assert json.loads((tmp_path / "out.json").read_text()) == synthetic_runs.records(run, epoch)
         assert cli.main(["detections", str(run / last), str(tmp_path / "out.json")]) == 0
-        assert json.loads((tmp_path / "out.json").read_text()) == made_runs.records(run)
+        assert json.loads((tmp_path / "out.json").read_text()) == synthetic_runs.records(run)
         assert cli.main(["detections", str(run), str(tmp_path / "out.json"), "--epoch", "9"]) == 2
     assert cli.main(["detections", str(tmp_path), str(tmp_path / "out.json")]) == 2
     for run in runs:
         (run / "checkpoints").mkdir()
         torch.save({"step": 1, "experiment": {}}, run / "checkpoints" / "checkpoint-00000001.pt")
-    assert any("only one of them has" in told for told in run_differences(runs[0], runs[1]))
+    assert any("only one of them has" in difference for difference in run_differences(runs[0], runs[1]))

@@ -77,9 +77,11 @@ def test_of_two_sets_of_weights_one_can_choose(average: dict[str, Any]) -> None:
     for which, raw in (("auto", False), ("ema", False), ("model", True)):
         inside, found, _ = detector_weights(find_weights(both, which), which)
         assert is_raw(found) == raw
-        (said,) = inside.remarks("x.pth", "--weights")
-        assert ("took the raw weights (model)" if raw else f"took the averaged weights ({next(iter(average))}") in said
-        assert f"--weights={'ema' if raw else 'model'}" in said
+        (remark,) = inside.remarks("x.pth", "--weights")
+        assert (
+            "took the raw weights (model)" if raw else f"took the averaged weights ({next(iter(average))}"
+        ) in remark
+        assert f"--weights={'ema' if raw else 'model'}" in remark
     assert find_weights({"model": OURS}).remarks("x.pth", "--weights") == []
     with pytest.raises(ValueError, match=r"no averaged weights, only model"):
         find_weights({"model": OURS}, "ema")
@@ -150,11 +152,11 @@ def test_panoptic_heads_have_the_names_of_coco(tmp_path: Path, caplog: pytest.Lo
     """Where a mask head or the file says that they are: 250 classes alone may be any."""
     state = to_published(model_of(SMALL, 250).state_dict())
     masks = {"mask_head.lay1.weight": torch.zeros(1), "bbox_attention.q_linear.weight": torch.zeros(1)}
-    said = argparse.Namespace(dataset_file="coco_panoptic", nheads=8)
+    arguments = argparse.Namespace(dataset_file="coco_panoptic", nheads=8)
     for path in (
         saved(tmp_path / "masks.pth", prefixed(state, "detr.") | masks),
         saved(tmp_path / "wrapped.pth", prefixed(prefixed(state, "detr.") | masks, "model.")),
-        saved(tmp_path / "says.pth", state, args=said),
+        saved(tmp_path / "says.pth", state, args=arguments),
     ):
         caplog.clear()
         names = {category.id: category.name for category in open_trained(path, CPU).classes}
@@ -191,9 +193,9 @@ def test_smca_exports_one_row_more_than_ids() -> None:
 )
 def test_arguments_that_cannot_be(arguments: dict[Any, Any], tmp_path: Path) -> None:
     path = saved(tmp_path / "c.pth", to_published(model_of(SMCA, 3).state_dict()), args=arguments)
-    said = refusal(lambda: open_trained(path, CPU))
-    assert bool(said) == (3 not in arguments)
-    assert "\n" not in said
+    message = refusal(lambda: open_trained(path, CPU))
+    assert bool(message) == (3 not in arguments)
+    assert "\n" not in message
 
 
 def refusal(act: Callable[[], object]) -> str:
@@ -259,9 +261,9 @@ def test_every_damage_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         spoilt = copy.deepcopy(good)
         damage(spoilt)
         torch.save(spoilt, path)
-        said = refusal(lambda: open_trained(path, CPU))
-        assert said, f"damage {number} was taken in silence"
-        assert "\n" not in said
+        message = refusal(lambda: open_trained(path, CPU))
+        assert message, f"damage {number} was taken in silence"
+        assert "\n" not in message
         if refusal(lambda: start_from(model, TINY, CLASSES, path)):
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), number
         else:
@@ -297,8 +299,8 @@ def test_random_damage_of_published_and_hugging_face_files(tmp_path: Path) -> No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.save({"model": state}, path)
-            said = refusal(lambda: open_trained(path, CPU))
-        assert "\n" not in said
-        refused += bool(said)
+            message = refusal(lambda: open_trained(path, CPU))
+        assert "\n" not in message
+        refused += bool(message)
     # A layer's norm without its first half may be guessed to be another model; most cannot.
     assert refused >= 22

@@ -20,7 +20,7 @@ from detr_container.tasks.detection.detections import NAME
 
 @pytest.fixture(scope="session")
 def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run trained long enough on its own validation pictures that its figures are not all zero."""
+    """A run trained long enough on its own validation images that its metrics are not all zero."""
     data = tmp_path_factory.mktemp("data") / "shapes"
     shutil.copytree(root, data)
     shutil.rmtree(data / "train2017")
@@ -53,10 +53,10 @@ def scores(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_figures_logged_in_training(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_metrics_logged_in_training(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logged = Run(run).evaluations()[-1]
     assert logged["epoch"] == 151
-    assert logged["ap50"] > 0.02, "the run has learnt nothing, so the figures tell nothing"
+    assert logged["ap50"] > 0.02, "the run has learnt nothing, so the metrics show nothing"
     assert evaluate(run, "--output", tmp_path) == 0
     found = scores(tmp_path)
     assert {name: found[name] for name in logged if name in found} == {k: v for k, v in logged.items() if k in found}
@@ -80,12 +80,14 @@ def test_both_evaluators_and_pycocotools_itself(run: Path, tmp_path: Path) -> No
     # And straight from the files, as anybody would.
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(one["evaluated_with"]["annotations"])
-        judge = COCOeval(truth, truth.loadRes(str(tmp_path / "faster.json")), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+        reference = COCOeval(truth, truth.loadRes(str(tmp_path / "faster.json")), "bbox")
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
     named = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    expected = {name: None if value < 0 else value for name, value in zip(named, judge.stats[:6].tolist(), strict=True)}
+    expected = {
+        name: None if value < 0 else value for name, value in zip(named, reference.stats[:6].tolist(), strict=True)
+    }
     assert {name: one[name] for name in named} == pytest.approx(expected)
 
 
@@ -113,7 +115,7 @@ def test_the_batch_is_recorded_and_makes_no_difference_without_padding(run: Path
 
 
 def test_other_data(run: Path, root: Path, tmp_path: Path) -> None:
-    """The same pictures from another place, as a root and as a pair, give the same; a checkpoint file does too."""
+    """The same images from another place, as a root and as a pair, give the same; a checkpoint file does too."""
     assert evaluate(run, "--output", tmp_path / "own") == 0
     checkpoint = Run(run).checkpoints().paths()[0]
     assert evaluate(checkpoint, "--output", tmp_path / "root", "--data-root", root) == 0
@@ -125,7 +127,7 @@ def test_other_data(run: Path, root: Path, tmp_path: Path) -> None:
 
 
 def test_the_usual_place(run: Path) -> None:
-    """What an earlier version left there gives way, since the figures beside it are no longer its."""
+    """What an earlier version left there gives way, since the metrics beside it are no longer its."""
     (run / "evaluation").mkdir()
     (run / "evaluation" / OLD_NAME).write_text("[]")
     assert evaluate(run) == 0
@@ -133,11 +135,11 @@ def test_the_usual_place(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [({"name": "hexagon"}, "'hexagon' (id 4)"), ({"id": 44}, "'triangle' (id 44)")],
 )
 def test_classes_that_the_model_does_not_know(
-    changed: dict[str, Any], said: str, run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changed: dict[str, Any], message: str, run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = json.loads((root / "annotations" / "instances_val2017.json").read_text())
     content["categories"] = [{**c, **changed} if c["name"] == "triangle" else c for c in content["categories"]]
@@ -148,15 +150,15 @@ def test_classes_that_the_model_does_not_know(
     path.write_text(json.dumps(content))
     assert evaluate(run, "--images", root / "val2017", "--annotations", path, "--output", tmp_path / "out") == 2
     complaint = capsys.readouterr().err
-    assert said in complaint
+    assert message in complaint
     assert "fine-tune first" in complaint
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [("nowhere", "there is no such checkpoint"), (".", "is not a run: it has no config.json")],
 )
-def test_no_such_run(model: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_such_run(model: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(tmp_path / model) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

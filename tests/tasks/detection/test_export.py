@@ -47,7 +47,7 @@ def padded() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("layout", ["hugging-face", "hugging-face-folder"])
 @pytest.mark.parametrize(
-    ("experiment", "said"),
+    ("experiment", "message"),
     [
         (SMCA, "has no smca head on resnet18"),
         (replace(SMALL, loss=FOCAL), r"only a DETR with softmax classes \(here focal\)"),
@@ -59,22 +59,22 @@ def padded() -> tuple[Tensor, Tensor, Tensor]:
     ],
 )
 def test_what_no_folder_says_is_refused(
-    experiment: DetectionExperiment, said: str, layout: Any, tmp_path: Path
+    experiment: DetectionExperiment, message: str, layout: Any, tmp_path: Path
 ) -> None:
     target = tmp_path / "out"
-    with pytest.raises(ValueError, match=rf"{said}.*--layout published") as caught:
+    with pytest.raises(ValueError, match=rf"{message}.*--layout published") as caught:
         write_export(Trained(model_of(experiment, 3), experiment, CLASSES, Path("run"), 0), target, layout, "id")
     assert "\n" not in str(caught.value)
     assert not target.exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [({"heads": 4}, r"head\.heads=4 .*mean 8"), ({"position": "learned"}, r"head\.position=learned .*mean sine")],
 )
-def test_what_only_a_config_says_is_refused_of_a_file(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_only_a_config_says_is_refused_of_a_file(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     model = trained(replace(SMALL, head=replace(SMALL.head, **change)))
-    with pytest.raises(ValueError, match=rf"{said} \(--layout hugging-face-folder does\)"):
+    with pytest.raises(ValueError, match=rf"{message} \(--layout hugging-face-folder does\)"):
         write_export(model, tmp_path / "out.bin", "hugging-face", "id")
     write_export(model, tmp_path / "folder", "hugging-face-folder", "id")
 
@@ -111,8 +111,10 @@ def test_transformers_opens_a_folder_as_the_same_model(experiment: DetectionExpe
     transformers = pytest.importorskip("transformers")
     before = trained(experiment)
     write_export(before, tmp_path, "hugging-face-folder", "id")
-    other, told = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), told
+    other, loading = transformers.AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), (
+        loading
+    )
     images, sizes, mask = padded()
     with torch.no_grad():
         output, expected = before.model(images, sizes), other.eval()(pixel_values=images, pixel_mask=mask)

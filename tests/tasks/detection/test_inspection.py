@@ -26,7 +26,7 @@ from detr_container.datasets.annotations import Category
 from detr_container.drawing.images import PALETTE
 from detr_container.engine.run import Run
 from detr_container.models.weights.layouts import to_published
-from detr_container.tasks.detection.found_objects import Found, Model, look, within_box
+from detr_container.tasks.detection.found_objects import Found, Model, found_by, within_box
 from detr_container.tasks.detection.inspection import labels, open_models, tally, write_inspection
 from detr_container.tasks.detection.inspection_sheet import draw_sheet
 from detr_container.tasks.detection.predict import Prediction, predict
@@ -34,12 +34,12 @@ from detr_container.tasks.detection.predict import Prediction, predict
 CPU = torch.device("cpu")
 MAGENTA, ITS_GREY = (255, 0, 255), 105
 PANEL = 512
-KEYS = {"category_id", "category", "score", "bbox", "query", "attention_in_box", "picture_in_box", "iou"}
+KEYS = {"category_id", "category", "score", "bbox", "query", "attention_in_box", "image_in_box", "iou"}
 
 
 @pytest.fixture(scope="session")
 def smca(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """On CONTAINER, with two checkpoints; its pictures of 72 pixels are padded to 80."""
+    """On CONTAINER, with two checkpoints; its images of 72 pixels are padded to 80."""
     folder = tmp_path_factory.mktemp("inspection") / "focal"
     settings: dict[str, Any] = {"data__eval_size": 72, "data__max_size": 72, "train__eval_every": 0}
     assert train_in(folder, tiny(root, **settings)) == 0
@@ -48,7 +48,7 @@ def smca(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def detr(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """On a ResNet, whose cells are of another stride."""
+    """On a ResNet, whose feature map has another stride."""
     folder = tmp_path_factory.mktemp("inspection") / "softmax"
     settings: dict[str, Any] = {"head__kind": "detr", "loss__classification": "softmax", "train__max_steps": 2}
     assert train_in(folder, tiny(root, backbone__name="resnet18", **settings)) == 0
@@ -62,7 +62,7 @@ def models(smca: Path, detr: Path) -> list[Model]:
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
-    """A picture of one colour, so that what of it a sheet shows can be counted."""
+    """An image of one colour, so that what of it a sheet shows can be counted."""
     path = tmp_path / "flat.png"
     Image.new("RGB", (64, 64), MAGENTA).save(path)
     return path
@@ -79,13 +79,13 @@ def inspect(*arguments: object) -> int:
 
 
 def like(image: Image.Image, colour: Sequence[int], within: int = 0) -> NDArray[np.bool_]:
-    """Where a picture has a colour; within: how far each channel may be from it."""
+    """Where an image has a colour; within: how far each channel may be from it."""
     difference: NDArray[np.bool_] = (np.abs(np.asarray(image).astype(int) - colour) <= within).all(axis=-1)
     return difference
 
 
 def naive_share(prediction: Prediction, query: int, bbox: Sequence[float]) -> float:
-    """Cell by cell: how much of its part of the picture a box covers, times its attention."""
+    """Position by position: how much of its part of the image a box covers, times its attention."""
     assert prediction.output.attention is not None
     (attention,) = prediction.output.attention.values()
     heads = attention[-1, 0, :, query].tolist()
@@ -108,7 +108,7 @@ def naive_share(prediction: Prediction, query: int, bbox: Sequence[float]) -> fl
 
 
 def test_the_json(models: list[Model], root: Path, tmp_path: Path) -> None:
-    """Every detection once, with the figures that loops over boxes and cells give."""
+    """Every detection once, with the shares that loops over boxes and positions give."""
     paths = sorted((root / "val2017").iterdir())[:2]
     write_inspection(models, paths, tmp_path, threshold=0.05, lines=1)
     report = json.loads((tmp_path / "inspection.json").read_text())
@@ -116,17 +116,17 @@ def test_the_json(models: list[Model], root: Path, tmp_path: Path) -> None:
         ("focal", "smca", "container_light_tiny", 8, 16),
         ("softmax", "detr", "resnet18", 2, 32),
     ]
-    assert [picture["file"] for picture in report["pictures"]] == [str(path) for path in paths]
-    for place, picture in enumerate(report["pictures"]):
-        assert (picture["width"], picture["height"]) == (64, 64)
-        assert picture["truth"] == str(root / "annotations" / "instances_val2017.json")
-        assert (tmp_path / picture["sheet"]).is_file()
+    assert [image["file"] for image in report["images"]] == [str(path) for path in paths]
+    for place, image in enumerate(report["images"]):
+        assert (image["width"], image["height"]) == (64, 64)
+        assert image["truth"] == str(root / "annotations" / "instances_val2017.json")
+        assert (tmp_path / image["sheet"]).is_file()
         for model in models:
-            (prediction,) = predict(model.trained, paths[place : place + 1], maps=True)
+            (prediction,) = predict(model.trained, paths[place : place + 1], attention_maps=True)
             queries = [
                 int(q) for q, s in zip(prediction.found.queries, prediction.found.scores, strict=True) if s >= 0.05
             ]
-            found = [thing["detections"][model.label] for thing in picture["objects"]]
+            found = [thing["detections"][model.label] for thing in image["objects"]]
             found = [one for one in found if one is not None]
             assert sorted(one["query"] for one in found) == sorted(queries) != []
             for one in found:
@@ -135,8 +135,8 @@ def test_the_json(models: list[Model], root: Path, tmp_path: Path) -> None:
                 expected = naive_share(prediction, one["query"], one["bbox"])
                 assert one["attention_in_box"] == pytest.approx(expected, abs=1e-5)
                 area = (min(x + w, 64) - max(x, 0)) * (min(y + h, 64) - max(y, 0))
-                assert one["picture_in_box"] == pytest.approx(area / 64**2, abs=1e-5)
-        for thing in picture["objects"]:
+                assert one["image_in_box"] == pytest.approx(area / 64**2, abs=1e-5)
+        for thing in image["objects"]:
             first, second = (thing["detections"][model.label] for model in models)
             assert thing["category"] == (first or second)["category"]
             assert first is None or first["iou"] == pytest.approx(1, abs=1e-5)
@@ -149,11 +149,11 @@ def test_the_json(models: list[Model], root: Path, tmp_path: Path) -> None:
 
 def test_two_checkpoints_of_a_run(smca: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Their detections hardly differ, so many are matched, and as well as they can be."""
-    picture = min((root / "val2017").iterdir())
+    image = min((root / "val2017").iterdir())
     older, newer = sorted((smca / "checkpoints").glob("*.pt"))
     usual = ("--weights", "auto", "model", "--classes", "", "", "--experiment", "", "")
-    assert inspect(older, newer, "--image", picture, "--output", tmp_path / "out", "--threshold", 0, *usual) == 0
-    (record,) = json.loads((tmp_path / "out" / "inspection.json").read_text())["pictures"]
+    assert inspect(older, newer, "--image", image, "--output", tmp_path / "out", "--threshold", 0, *usual) == 0
+    (record,) = json.loads((tmp_path / "out" / "inspection.json").read_text())["images"]
     pairs = [tuple(thing["detections"].values()) for thing in record["objects"]]
     assert list(record["objects"][0]["detections"]) == [older.name, newer.name]
     both = [(a, b) for a, b in pairs if a and b]
@@ -162,31 +162,31 @@ def test_two_checkpoints_of_a_run(smca: Path, root: Path, tmp_path: Path, capsys
     assert sum(b["iou"] for _, b in both) == pytest.approx(most(weights_of(*as_found)), abs=1e-3)
     line, wrote = capsys.readouterr().out.splitlines()
     expected = (
-        f"{picture}: {len(pairs)} objects: {len(both)} found by both, {len(ours) - len(both)} only by {older.name}, "
-        f"{len(theirs) - len(both)} only by {newer.name}; {tmp_path}/out/{picture.stem}.jpg"
+        f"{image}: {len(pairs)} objects: {len(both)} found by both, {len(ours) - len(both)} only by {older.name}, "
+        f"{len(theirs) - len(both)} only by {newer.name}; {tmp_path}/out/{image.stem}.jpg"
     )
     assert line == expected
     assert wrote == f"wrote {tmp_path}/out/inspection.json and a sheet of each"
 
 
 def test_the_same_run_twice(smca: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is told apart from itself, and finds the same; options may stand in front, and pictures have two names."""
-    picture = min((root / "val2017").iterdir())
-    assert inspect("--threshold", 0, "--output", tmp_path, smca, smca, "--images", picture, picture) == 0
+    """It is kept apart from itself, and finds the same; options may stand in front, and images have two names."""
+    image = min((root / "val2017").iterdir())
+    assert inspect("--threshold", 0, "--output", tmp_path, smca, smca, "--images", image, image) == 0
     report = json.loads((tmp_path / "inspection.json").read_text())
     assert [model["label"] for model in report["models"]] == ["focal", "focal (2)"]
-    assert [record["sheet"] for record in report["pictures"]] == [f"{picture.stem}.jpg", f"{picture.stem}_.jpg"]
-    for thing in report["pictures"][0]["objects"]:
+    assert [record["sheet"] for record in report["images"]] == [f"{image.stem}.jpg", f"{image.stem}_.jpg"]
+    for thing in report["images"][0]["objects"]:
         first, second = thing["detections"].values()
         assert first == second | {"iou": pytest.approx(1, abs=1e-5)}
     assert "10 objects: 10 found by both, 0 only by focal, 0 only by focal (2)" in capsys.readouterr().out
 
 
 def test_attention_within_a_box(models: list[Model], root: Path) -> None:
-    """All of it in the whole picture, none beside it, and the parts of a picture together have all."""
+    """All of it in the whole image, none beside it, and the parts of an image together have all."""
     for model in models:
-        (prediction,) = predict(model.trained, [min((root / "val2017").iterdir())], maps=True)
-        heat = look(model, prediction, 0)[0].maps[0]
+        (prediction,) = predict(model.trained, [min((root / "val2017").iterdir())], attention_maps=True)
+        heat = found_by(model, prediction, 0)[0].attention_maps[0]
         assert within_box(heat, torch.tensor([-5.0, -5, 99, 99]), prediction) == pytest.approx(1, abs=1e-6)
         assert within_box(heat, torch.tensor([64.0, 0, 99, 64]), prediction) == pytest.approx(0, abs=1e-6)
         cuts = [0.0, 7.5, 30, 64]
@@ -200,12 +200,12 @@ def test_attention_within_a_box(models: list[Model], root: Path) -> None:
 
 
 def test_what_a_sheet_shows(models: list[Model], flat: Path) -> None:
-    """A picture per model, then three maps for every object: two of SMCA, one of DETR, grey where it is not found."""
-    predictions = [next(predict(model.trained, [flat], maps=True)) for model in models]
-    first, second = (look(*pair, 0)[0] for pair in zip(models, predictions, strict=True))
+    """An image per model, then three attention maps for every object: two of SMCA, one of DETR, grey if not found."""
+    predictions = [next(predict(model.trained, [flat], attention_maps=True)) for model in models]
+    first, second = (found_by(*pair, 0)[0] for pair in zip(models, predictions, strict=True))
     peak = torch.zeros(2, 5, 5)
     peak[0, 1, 3], peak[1, 4, 0] = 1, 1
-    first = replace(first, maps=peak, box=torch.tensor([8.0, 24, 56, 48]))
+    first = replace(first, attention_maps=peak, box=torch.tensor([8.0, 24, 56, 48]))
 
     def sheet(*objects: list[Found | None], threshold: float = 1, lines: int = 6) -> Image.Image:
         return draw_sheet(models, predictions, objects, None, threshold, lines, "a title")
@@ -223,7 +223,7 @@ def test_what_a_sheet_shows(models: list[Model], flat: Path) -> None:
         sheet(*[[first, second]] * 3).height == sheet(*[[first, second]] * 4, lines=3).height > both.height + 2 * PANEL
     )
     assert sheet([first, second], lines=0).size != both.size
-    # The bright places of the first two maps are where the cells are: 80 pixels of canvas on 72 of picture.
+    # The bright places of the first two attention maps are where the positions are: 80 pixels of canvas on 72 of image.
     bright = np.asarray(one.convert("L")).astype(int)
     top = np.flatnonzero(like(one, MAGENTA).any(axis=1)).max() + 1
     maps = bright[top:, 16:]
@@ -232,7 +232,8 @@ def test_what_a_sheet_shows(models: list[Model], flat: Path) -> None:
         shown = maps[start : start + PANEL, panel * (PANEL + 8) : panel * (PANEL + 8) + PANEL]
         y, x = np.unravel_index(shown.argmax(), shown.shape)
         assert (y * 72 / PANEL // 16, x * 72 / PANEL // 16) == (row, column)
-    # The box is on all three maps, eight times as large as in the file, and dashed where it is not the model's own.
+    # The box is on all three attention maps, eight times as large as in the file, and dashed where it is
+    # not the model's own.
     outline = like(one, PALETTE[1])[top + start + 48 * 8]
     drawn = [outline[16 + panel * (PANEL + 8) :][8 * 8 : 56 * 8].mean() for panel in range(3)]
     assert drawn[:2] == [1, 1]
@@ -245,7 +246,7 @@ def with_data(model: Model, **data: Any) -> Model:
     return replace(model, trained=replace(model.trained, experiment=settings))
 
 
-def test_ground_truth_of_validation_pictures_only(
+def test_ground_truth_of_validation_images_only(
     models: list[Model], flat: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images, file = tmp_path / "set" / "val", tmp_path / "set" / "val.json"
@@ -254,15 +255,15 @@ def test_ground_truth_of_validation_pictures_only(
     shutil.copy(flat, images / "strange.png")
     box = {"id": 1, "image_id": 5, "category_id": 9, "bbox": [16, 24, 32, 32], "area": 1024, "iscrowd": 0}
     image = {"id": 5, "file_name": "./linked.png", "height": 64, "width": 64}
-    told = {"images": [image], "annotations": [box], "categories": [{"id": 9, "name": "a shape of its own"}]}
-    file.write_text(json.dumps(told))
+    content = {"images": [image], "annotations": [box], "categories": [{"id": 9, "name": "a shape of its own"}]}
+    file.write_text(json.dumps(content))
     second = with_data(models[1], val_images=images, val_annotations=file)
-    # The first one's set is not here any more.
+    # The first one's set is gone.
     pair = [with_data(models[0], root=tmp_path / "gone"), second]
     paths = [flat, images / "strange.png", tmp_path / "set" / ".." / "set" / "val" / "linked.png"]
     report = write_inspection(pair, paths, tmp_path / "out", threshold=1)
-    assert [picture["truth"] for picture in report["pictures"]] == [None, None, file]
-    sheets = [Image.open(tmp_path / "out" / picture["sheet"]) for picture in report["pictures"]]
+    assert [entry["truth"] for entry in report["images"]] == [None, None, file]
+    sheets = [Image.open(tmp_path / "out" / entry["sheet"]) for entry in report["images"]]
     assert [sheet.width for sheet in sheets] == [2 * PANEL + 8 + 32] * 2 + [3 * PANEL + 16 + 32]
     areas = [like(sheet, MAGENTA, within=12).sum() / PANEL**2 for sheet in sheets]
     assert areas[:2] == pytest.approx([2, 2], abs=0.03)
@@ -276,20 +277,20 @@ def test_ground_truth_of_validation_pictures_only(
     assert caplog.text == ""
     file.write_text("[]")
     report = write_inspection(pair, paths[2:], tmp_path / "out", threshold=1)
-    assert report["pictures"][0]["truth"] is None
+    assert report["images"][0]["truth"] is None
     assert "no ground truth is shown: " in caplog.text
 
 
-def test_large_narrow_and_many_pictures(models: list[Model], tmp_path: Path) -> None:
-    """Photographs are made smaller; narrow pictures get room for their titles."""
+def test_large_narrow_and_many_images(models: list[Model], tmp_path: Path) -> None:
+    """Photographs are made smaller; narrow images get room for their titles."""
     sizes = {"large": (3000, 2000), "narrow": (20, 300), "flat": (300, 20)}
     for name, size in sizes.items():
         Image.new("RGB", size, MAGENTA).save(tmp_path / f"{name}.png")
     paths = [tmp_path / f"{name}.png" for name in sizes]
     report = write_inspection([*models, *models[:1]], paths, tmp_path / "out", threshold=0, lines=2)
     widths = {}
-    for name, picture in zip(sizes, report["pictures"], strict=True):
-        with Image.open(tmp_path / "out" / picture["sheet"]) as sheet:
+    for name, image in zip(sizes, report["images"], strict=True):
+        with Image.open(tmp_path / "out" / image["sheet"]) as sheet:
             widths[name] = sheet.width
             assert sheet.height < 3000
     assert widths == {"large": 5 * PANEL + 64, "narrow": 5 * 320 + 64, "flat": 5 * PANEL + 64}
@@ -300,8 +301,8 @@ def test_files_that_cannot_be_read_are_named_last(smca: Path, detr: Path, flat: 
     (tmp_path / "b.png").write_bytes(flat.read_bytes()[:60])
     assert inspect(smca, detr, "--image", tmp_path / "b.png", tmp_path / "a.png", "--output", tmp_path / "out") == 1
     report = json.loads((tmp_path / "out" / "inspection.json").read_text())
-    assert [picture["sheet"] for picture in report["pictures"]] == ["a.jpg"]
-    assert report["refused"][0].startswith(f"{tmp_path / 'b.png'} cannot be read as a picture: ")
+    assert [image["sheet"] for image in report["images"]] == ["a.jpg"]
+    assert report["refused"][0].startswith(f"{tmp_path / 'b.png'} cannot be read as an image: ")
 
 
 def test_labels_are_short_and_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,8 +320,8 @@ def test_the_tally() -> None:
         for group, times in found.items()
         for _ in range(times)
     ]
-    said = "6 objects: 2 found by all, 1 only by a and b, 0 only by a, 0 only by b, 3 only by c"
-    assert tally({"objects": things}, "abc") == said
+    expected = "6 objects: 2 found by all, 1 only by a and b, 0 only by a, 0 only by b, 3 only by c"
+    assert tally({"objects": things}, "abc") == expected
     assert tally({"objects": things[:1]}, "abc").startswith("1 object: 1 found by all, 0 only by a,")
     assert tally({"objects": []}, "ab") == "0 objects: 0 found by both, 0 only by a, 0 only by b"
 
@@ -370,7 +371,7 @@ def test_weights_and_class_names_of_foreign_files(detr: Path, root: Path, tmp_pa
 
 
 def test_mistakes(smca: Path, detr: Path, flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each is told with what would help, before anything is written."""
+    """Each is reported with what would help, before anything is written."""
     (tmp_path / "broken.png").write_bytes(flat.read_bytes()[:60])
     young = Run(tmp_path / "young")
     young.folder.mkdir()
@@ -380,8 +381,8 @@ def test_mistakes(smca: Path, detr: Path, flat: Path, tmp_path: Path, capsys: py
         ((smca, "--image", flat), f"only {smca} is given, and two or more are inspected side by side: name their runs"),
         (("--image", flat, smca, detr), "no model is given, and two or more are inspected"),
         ((smca, detr, "--image"), "no image is given: name files, or folders"),
-        ((smca, detr, "--image", tmp_path / "nowhere.png"), "there is no picture"),
-        ((smca, detr, "--image", tmp_path / "broken.png"), "broken.png cannot be read as a picture"),
+        ((smca, detr, "--image", tmp_path / "nowhere.png"), "there is no image"),
+        ((smca, detr, "--image", tmp_path / "broken.png"), "broken.png cannot be read as an image"),
         ((smca, young.folder, "--image", flat), "young has no checkpoint yet: train it first"),
         ((smca, tmp_path, "--image", flat), "is not a run: it has no config.json"),
         ((smca, tmp_path / "x.pt", "--image", flat), "x.pt: there is no such checkpoint"),
@@ -391,9 +392,9 @@ def test_mistakes(smca: Path, detr: Path, flat: Path, tmp_path: Path, capsys: py
         ((smca, detr, "--image", flat, "--weights", "ema"), "give one per model in their order, auto for those"),
         ((smca, detr, "--image", flat, "--classes", "a", "b", "c"), "--classes has 3 words for 2 models: give one per"),
     ]
-    for arguments, said in cases:
+    for arguments, message in cases:
         assert inspect(*arguments, *out) == 2
         shown, error = capsys.readouterr()
-        assert said in error
+        assert message in error
         assert shown == ""
     assert not (tmp_path / "out").exists()

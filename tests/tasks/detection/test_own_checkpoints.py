@@ -15,7 +15,7 @@ from runs import final_state, one_thread, tiny, train_in
 from detr_container.base.interrupt import StopRequest
 from detr_container.engine.resume import content_hash
 from detr_container.engine.run import Run
-from detr_container.engine.session import session
+from detr_container.engine.session import open_session
 from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.build import open_data
 from detr_container.tasks.detection.task import DetectionTask
@@ -34,13 +34,13 @@ def saved(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(root: Path, folder: Path, state: State) -> Trainer:
-    """The run as it goes on from this state."""
+    """The run as it resumes from this state."""
     path = folder / "checkpoints" / "checkpoint-00000003.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path)
     experiment = tiny(root, **SETTINGS)
-    with one_thread(), session("cpu") as here, StopRequest() as stop:
-        return Trainer(DetectionTask(experiment, open_data(experiment)), experiment, Run(folder), here, stop)
+    with one_thread(), open_session("cpu") as session, StopRequest() as stop:
+        return Trainer(DetectionTask(experiment, open_data(experiment)), experiment, Run(folder), session, stop)
 
 
 def first(state: State) -> State:
@@ -144,12 +144,12 @@ def test_a_changed_checkpoint_is_refused_or_the_same_or_taken_whole(
     for _ in range(MUTATIONS):
         state = copy.deepcopy(good)
         what = mutated(state, draw)
-        said, trainer = "", None
+        message, trainer = "", None
         try:
             trainer = opened(root, tmp_path / "run", state)
         except ValueError as error:
-            said = str(error)
-        assert "\n" not in said, what
+            message = str(error)
+        assert "\n" not in message, what
         refused += trainer is None
         if trainer is None:
             continue
@@ -159,7 +159,7 @@ def test_a_changed_checkpoint_is_refused_or_the_same_or_taken_whole(
     assert refused > MUTATIONS / 2
 
 
-def test_a_moment_that_lies_otherwise_in_memory_goes_on_as_it_should(saved: Path, root: Path, tmp_path: Path) -> None:
+def test_a_moment_that_lies_otherwise_in_memory_resumes_as_it_should(saved: Path, root: Path, tmp_path: Path) -> None:
     """Transposed, expanded and as a parameter: fused AdamW walks through memory, not through elements."""
     good = final_state(saved)
     changed = copy.deepcopy(good)
@@ -175,7 +175,7 @@ def test_a_moment_that_lies_otherwise_in_memory_goes_on_as_it_should(saved: Path
     assert content_hash(final_state(tmp_path / "a")["model"]) == content_hash(final_state(tmp_path / "b")["model"])
 
 
-def test_an_older_checkpoint_goes_on(saved: Path, root: Path, tmp_path: Path) -> None:
+def test_an_older_checkpoint_resumes(saved: Path, root: Path, tmp_path: Path) -> None:
     """Format 1 had neither the annotation files' hashes nor the names of what was trained."""
     state = final_state(saved)
     state["format"] = 1
@@ -188,7 +188,7 @@ def test_an_older_checkpoint_goes_on(saved: Path, root: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("form", [1, 2])
 def test_learned_positions_among_the_heads_parameters_are_refused(form: int, root: Path, tmp_path: Path) -> None:
-    """Where they stood in format 1, which is told by the format alone, and in the first checkpoints of format 2."""
+    """Where they stood in format 1, which the format alone shows, and in the first checkpoints of format 2."""
     settings = {"head__position": "learned", "train__eval_every": 0}
     folder = tmp_path / "run"
     assert train_in(folder, tiny(root, **settings, train__max_steps=2)) == 0
@@ -209,7 +209,7 @@ def test_learned_positions_among_the_heads_parameters_are_refused(form: int, roo
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_changed_annotations_are_told_and_recorded(
+def test_changed_annotations_are_reported_and_recorded(
     old: bool, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, folder = tmp_path / "data", tmp_path / "run"

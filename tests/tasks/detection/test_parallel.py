@@ -39,7 +39,7 @@ from detr_container.datasets.batch import Targets
 from detr_container.datasets.loader import permutation
 from detr_container.engine.run import Run
 from detr_container.engine.same import metrics
-from detr_container.engine.session import session
+from detr_container.engine.session import open_session
 from detr_container.engine.trainer import Trainer
 from detr_container.models.detector import Output
 from detr_container.models.matcher import Matches
@@ -97,8 +97,8 @@ def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         for process in ranks:
             process.kill()
-    said = [log.seek(0) or log.read() for log in logs]
-    assert statuses == [0, 0], "\n--- rank 1 ---\n".join(said)
+    texts = [log.seek(0) or log.read() for log in logs]
+    assert statuses == [0, 0], "\n--- rank 1 ---\n".join(texts)
     return folder
 
 
@@ -135,7 +135,7 @@ def test_two_ranks_with_accumulation_equal_one_process(kind: str, pair: Path, ro
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_without_objects(kind: str, pair: Path, root: Path, tmp_path: Path) -> None:
-    """Two pictures a step, one per rank: in one of the steps a rank sees the picture without objects alone."""
+    """Two images a step, one per rank: in one of the steps a rank sees the image without objects alone."""
     experiment = tiny(root, **KINDS[kind], train__micro_batch=2, train__batch=2)
     counts = open_data(experiment).train.annotations.starts
     empty = [index for index in range(len(counts) - 1) if counts[index] == counts[index + 1]]
@@ -155,20 +155,20 @@ def published_loss(output: Output, targets: Targets, matches: Matches, boxes: fl
         image, query, target = matches.image[at], matches.query[at], matches.target[at]
         labels = torch.full(logits.shape[:2], no_object)
         labels[image, query] = targets.labels[target]
-        ours, wanted = found[image, query], targets.boxes[target]
-        corners = (box_convert(each, "cxcywh", "xyxy") for each in (ours, wanted))
+        ours, true = found[image, query], targets.boxes[target]
+        corners = (box_convert(each, "cxcywh", "xyxy") for each in (ours, true))
         overlap = generalized_box_iou(*corners).diag()
         total = total + F.cross_entropy(logits.transpose(1, 2), labels, weight)
-        total = total + (5 * (ours - wanted).abs().sum() + 2 * (1 - overlap).sum()) / boxes
+        total = total + (5 * (ours - true).abs().sum() + 2 * (1 - overlap).sum()) / boxes
     return total
 
 
 def test_losses_divided_by_each_process_as_published(pair: Path, root: Path, tmp_path: Path) -> None:
     """Two ranks with unequal numbers of objects, and one process that accumulates: the mean of two published losses."""
     experiment = tiny(root, **PUBLISHED)
-    with one_thread(), session("cpu") as here, StopRequest() as stop:
+    with one_thread(), open_session("cpu") as session, StopRequest() as stop:
         trainer = Trainer(
-            DetectionTask(experiment, open_data(experiment)), experiment, Run(tmp_path / "naive"), here, stop
+            DetectionTask(experiment, open_data(experiment)), experiment, Run(tmp_path / "naive"), session, stop
         )
         micro = next(trainer.micro_batches())
         counts = [sum(batch.targets.counts) for batch in micro]
@@ -191,7 +191,7 @@ def test_losses_divided_by_each_process_as_published(pair: Path, root: Path, tmp
 
 
 def test_no_objects_at_all(root: Path, tmp_path: Path) -> None:
-    """A data set whose pictures are all empty trains: every micro batch lacks objects."""
+    """A data set whose images are all empty trains: every micro batch lacks objects."""
     data = tmp_path / "data"
     shutil.copytree(root, data)
     path = data / "annotations" / "instances_train2017.json"
@@ -208,7 +208,7 @@ def test_two_ranks_resume_bit_for_bit(pair: Path) -> None:
     assert_same_run(pair / "broken", pair / "whole")
 
 
-def test_a_run_goes_on_with_fewer_ranks(pair: Path, root: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_fewer_ranks(pair: Path, root: Path, tmp_path: Path) -> None:
     """Stopped by two ranks between two lines of metrics, resumed by one: as if one process had done it all."""
     shutil.copytree(pair / "shrunk", tmp_path / "shrunk")
     settings = {**SMCA, "train__log_every": 4}
@@ -218,7 +218,7 @@ def test_a_run_goes_on_with_fewer_ranks(pair: Path, root: Path, tmp_path: Path) 
     assert_close_run(tmp_path / "shrunk", tmp_path / "one")
 
 
-def test_two_ranks_evaluate_every_picture_once(pair: Path, tmp_path: Path) -> None:
+def test_two_ranks_evaluate_every_image_once(pair: Path, tmp_path: Path) -> None:
     """The same files from two ranks within training, two ranks afterwards, and one process: batch statistics agree."""
     alone = tmp_path / "alone"
     with one_thread():
@@ -228,16 +228,16 @@ def test_two_ranks_evaluate_every_picture_once(pair: Path, tmp_path: Path) -> No
         return list(records_of(read_kept(folder)))
 
     expected = read(alone)
-    pictures = [record["image_id"] for record in expected]
-    assert {pictures.count(image_id) for image_id in pictures} == {10}
-    assert len(set(pictures)) == 5
+    images = [record["image_id"] for record in expected]
+    assert {images.count(image_id) for image_id in images} == {10}
+    assert len(set(images)) == 5
     assert read(pair / "evaluated") == expected
     assert read(pair / "whole" / "detections" / "epoch-002") == expected
-    figures = json.loads((alone / "scores.json").read_text())
-    assert json.loads((pair / "evaluated" / "scores.json").read_text()) == figures
+    scores = json.loads((alone / "scores.json").read_text())
+    assert json.loads((pair / "evaluated" / "scores.json").read_text()) == scores
     logged = Run(pair / "whole").evaluations()[-1]
-    assert {name: figures[name] for name in logged if name in figures} == {
-        name: value for name, value in logged.items() if name in figures
+    assert {name: scores[name] for name in logged if name in scores} == {
+        name: value for name, value in logged.items() if name in scores
     }
 
 
@@ -273,28 +273,28 @@ def test_a_signal_to_one_rank_stops_both(root: Path, tmp_path: Path) -> None:
         logged = run / "metrics.jsonl"
         wait_for(lambda: logged.exists() and bool(read_jsonl(logged)), process)
         os.kill(rank_process(process.pid, "1").pid, signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode != 0
     state = final_state(run)
     assert 2 <= state["step"] < 800
-    assert f"interrupted (another process): saved at step {state['step']} of 800" in said
+    assert f"interrupted (another process): saved at step {state['step']} of 800" in stderr
     assert len(state["meters"]) == 2
-    assert "exitcode  : 143" in said
+    assert "exitcode  : 143" in stderr
 
 
-def test_a_failure_of_the_main_rank_is_told_once(root: Path, tmp_path: Path) -> None:
+def test_a_failure_of_the_main_rank_is_reported_once(root: Path, tmp_path: Path) -> None:
     """The first checkpoint cannot be written; the other rank does not add a traceback of its own."""
     run = tmp_path / "runs" / "debug"
     run.mkdir(parents=True)
     (run / "checkpoints").write_text("a file where a folder belongs")
     process = torchrun(tiny(root, train__max_steps=1, train__eval_every=0), tmp_path / "runs")
     try:
-        _, said = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode != 0
-    assert f"error: {run / 'checkpoints'}" in said
-    assert "[rank 1] error: another process of this job has ended" in said
-    assert "[rank1]: Traceback" not in said
+    assert f"error: {run / 'checkpoints'}" in stderr
+    assert "[rank 1] error: another process of this job has ended" in stderr
+    assert "[rank1]: Traceback" not in stderr

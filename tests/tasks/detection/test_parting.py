@@ -17,7 +17,7 @@ from detr_container.engine.session import is_lost
 
 @pytest.fixture(scope="module")
 def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[int], str]:
-    """What both processes went through, their exit statuses, and what the first one said."""
+    """What both processes went through, their exit statuses, and what the first one wrote to standard error."""
     folder = tmp_path_factory.mktemp("parting")
     given = {"root": str(root), "ports": [free_port() for _ in range(9)]}
     (folder / "given.json").write_text(json.dumps(given))
@@ -27,13 +27,13 @@ def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[di
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=300)[1] for process in ranks]
+        stderr = [process.communicate(timeout=300)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
     files = [folder / f"found-{rank}.json" for rank in range(2)]
-    assert all(path.exists() for path in files), "\n--- rank 1 ---\n".join(said)
-    return [json.loads(path.read_text()) for path in files], [process.returncode for process in ranks], said[0]
+    assert all(path.exists() for path in files), "\n--- rank 1 ---\n".join(stderr)
+    return [json.loads(path.read_text()) for path in files], [process.returncode for process in ranks], stderr[0]
 
 
 def test_a_process_that_sees_no_checkpoint_loads_the_main_ones(found: Any) -> None:
@@ -78,15 +78,15 @@ def test_a_failed_process_is_named_by_those_that_wait_for_it(found: Any) -> None
 
 
 def test_nobody_waits_for_ever_for_a_process_that_failed(found: Any) -> None:
-    _, statuses, said = found
+    _, statuses, stderr = found
     assert statuses == [2, 2]
-    assert said.splitlines()[-1] == "[rank 0] error: another process of this job has ended: rank 1 has a reason"
+    assert stderr.splitlines()[-1] == "[rank 0] error: another process of this job has ended: rank 1 has a reason"
 
 
-def nccl(said: str, kind: str, last: str) -> dist.DistBackendError:
+def nccl(reason: str, kind: str, last: str) -> dist.DistBackendError:
     """NCCL's error as PyTorch words it, in lines."""
     place = "/pytorch/torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:3690"
-    return dist.DistBackendError(f"NCCL error in: {place}, {said}, NCCL version 2.30.7\n{kind}\nLast error:\n{last}")
+    return dist.DistBackendError(f"NCCL error in: {place}, {reason}, NCCL version 2.30.7\n{kind}\nLast error:\n{last}")
 
 
 REMOTE = "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
@@ -177,11 +177,11 @@ def test_a_signal_ends_the_wait_for_a_process_that_never_comes(tmp_path: Path) -
             assert process.stdout is not None
             assert process.stdout.readline() == "listening\n"
             process.send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=60)[1] for process in ranks]
+        stderr = [process.communicate(timeout=60)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
-    assert [process.returncode for process in ranks] == [143, 143], said
-    for text in said:
-        assert "told to stop by SIGTERM while waiting for the other processes: nothing was begun" in text
+    assert [process.returncode for process in ranks] == [143, 143], stderr
+    for text in stderr:
+        assert "asked to stop by SIGTERM while waiting for the other processes: nothing was begun" in text
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""Prediction: the same boxes as evaluation, JSON and pictures, and maps of what the decoder looked at."""
+"""Prediction: the same boxes as evaluation, JSON and images, and attention maps of the decoder."""
 
 import json
 import os
@@ -15,8 +15,8 @@ from runs import one_thread, tiny, train_in
 
 from detr_container.commands import cli
 from detr_container.tasks.detection.coco_results import read_kept, records_of
-from detr_container.tasks.detection.predict import file_stems, find_pictures, over_picture, query_maps
-from detr_container.tasks.detection.predict import predict as look_at
+from detr_container.tasks.detection.predict import file_stems, find_images, over_image, query_maps
+from detr_container.tasks.detection.predict import predict as predict_images
 from detr_container.tasks.detection.trained import open_trained
 
 
@@ -40,70 +40,70 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_boxes_of_evaluation(run: Path, root: Path, tmp_path: Path) -> None:
-    """With one picture per forward pass, so that nothing is padded."""
+    """With one image per forward pass, so that nothing is padded."""
     out = tmp_path / "out"
     assert predict(run, root / "val2017", "--output", out, "--threshold", 0) == 0
     evaluated = list(records_of(read_kept(run / "detections" / "epoch-001")))
     found = records(out)
     assert len(found) == 5
-    for picture in found:
-        image_id = int(Path(picture["file"]).stem)
+    for image in found:
+        image_id = int(Path(image["file"]).stem)
         expected = [record for record in evaluated if record["image_id"] == image_id]
-        assert len(expected) == len(picture["detections"]) == 10
-        for mine, other in zip(picture["detections"], expected, strict=True):
+        assert len(expected) == len(image["detections"]) == 10
+        for mine, other in zip(image["detections"], expected, strict=True):
             assert mine["category_id"] == other["category_id"]
             assert mine["score"] == pytest.approx(other["score"], abs=1e-5)
             assert mine["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
-        assert (picture["width"], picture["height"]) == (64, 64)
-        with Image.open(out / f"{Path(picture['file']).stem}.jpg") as drawn:
+        assert (image["width"], image["height"]) == (64, 64)
+        with Image.open(out / f"{Path(image['file']).stem}.jpg") as drawn:
             assert min(drawn.size) >= 64
 
 
 def test_the_threshold(run: Path, root: Path, tmp_path: Path) -> None:
-    picture = min((root / "val2017").iterdir())
-    assert predict(run, picture, "--output", tmp_path / "all", "--threshold", 0) == 0
+    image = min((root / "val2017").iterdir())
+    assert predict(run, image, "--output", tmp_path / "all", "--threshold", 0) == 0
     (every,) = records(tmp_path / "all")
     scores = [row["score"] for row in every["detections"]]
     assert scores == sorted(scores, reverse=True)
-    assert predict(run, picture, "--output", tmp_path / "some", "--threshold", scores[3]) == 0
+    assert predict(run, image, "--output", tmp_path / "some", "--threshold", scores[3]) == 0
     (some,) = records(tmp_path / "some")
     assert some["detections"] == every["detections"][:4]
-    assert predict(run, picture, "--output", tmp_path / "none", "--threshold", 1) == 0
+    assert predict(run, image, "--output", tmp_path / "none", "--threshold", 1) == 0
     assert records(tmp_path / "none")[0]["detections"] == []
-    assert (tmp_path / "none" / f"{picture.stem}.jpg").exists()
+    assert (tmp_path / "none" / f"{image.stem}.jpg").exists()
 
 
 @pytest.mark.parametrize("threshold", [0, 1])
-def test_maps(threshold: float, run: Path, root: Path, tmp_path: Path) -> None:
-    """One more picture per input, also when there is nothing to show; SMCA's has a column more for its Gaussians."""
-    picture = min((root / "val2017").iterdir())
-    assert predict(run, picture, "--output", tmp_path, "--maps", "--threshold", threshold) == 0
+def test_attention_maps(threshold: float, run: Path, root: Path, tmp_path: Path) -> None:
+    """One more image per input, also when there is nothing to show; SMCA's has a column more for its Gaussians."""
+    image = min((root / "val2017").iterdir())
+    assert predict(run, image, "--output", tmp_path, "--maps", "--threshold", threshold) == 0
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [f"{picture.stem}.jpg", f"{picture.stem}_attention.jpg", "predictions.json"]
+    assert names == [f"{image.stem}.jpg", f"{image.stem}_attention.jpg", "predictions.json"]
     if threshold == 0:
         with Image.open(tmp_path / names[1]) as sheet:
             width, height = sheet.size
         assert height > width, "six detections, one below the other"
 
 
-def test_maps_of_smca_have_the_gaussians(root: Path, tmp_path: Path) -> None:
-    picture, widths = min((root / "val2017").iterdir()), {}
+def test_attention_maps_of_smca_have_the_gaussians(root: Path, tmp_path: Path) -> None:
+    image, widths = min((root / "val2017").iterdir()), {}
     for kind, softmax in (("smca", {}), ("detr", {"head__kind": "detr", "loss__classification": "softmax"})):
         run = tmp_path / kind
         assert train_in(run, tiny(root, **softmax, train__max_steps=1)) == 0
-        assert predict(run, picture, "--output", tmp_path / "out" / kind, "--maps", "--threshold", 0) == 0
-        with Image.open(tmp_path / "out" / kind / f"{picture.stem}_attention.jpg") as sheet:
+        assert predict(run, image, "--output", tmp_path / "out" / kind, "--maps", "--threshold", 0) == 0
+        with Image.open(tmp_path / "out" / kind / f"{image.stem}_attention.jpg") as sheet:
             widths[kind] = sheet.size[0]
     assert widths["smca"] > 1.3 * widths["detr"]
 
 
-def test_maps_are_of_the_query_and_of_the_picture(run: Path, root: Path) -> None:
-    """Means over heads of the last layer; what is laid over a picture leaves out the canvas's padding."""
+def test_attention_maps_are_of_the_query_and_of_the_image(run: Path, root: Path) -> None:
+    """Means over heads of the last layer; what is laid over an image leaves out the canvas's padding."""
     trained = open_trained(run, torch.device("cpu"))
     small = replace(trained.experiment.data, eval_size=72, max_size=72, canvas=96)
     trained = replace(trained, experiment=replace(trained.experiment, data=small))
     with one_thread():
-        (prediction,) = look_at(trained, [min((root / "val2017").iterdir())], maps=True)
+        (prediction,) = predict_images(trained, [min((root / "val2017").iterdir())], attention_maps=True)
     output = prediction.output
     assert output.attention is not None
     sources = [output.attention, *([] if output.gaussians is None else [output.gaussians])]
@@ -115,7 +115,7 @@ def test_maps_are_of_the_query_and_of_the_picture(run: Path, root: Path) -> None
     assert not torch.equal(maps, query_maps(prediction, 4))
     marked = torch.zeros(1, 6, 6)
     marked[0, 1, 3] = 1
-    shown = over_picture(marked, prediction)
+    shown = over_image(marked, prediction)
     assert shown.shape == (1, 72, 72)
     row, column = divmod(int(shown[0].argmax()), 72)
     assert (row // 16, column // 16) == (1, 3)
@@ -129,7 +129,7 @@ def test_images_are_turned_as_the_run_has_them(run: Path, tmp_path: Path) -> Non
     exif[0x0112] = 6
     Image.linear_gradient("L").resize((60, 40)).save(tmp_path / "tagged.png", exif=exif)
     with one_thread():
-        ((stored,), (turned,)) = (list(look_at(one, [tmp_path / "tagged.png"])) for one in (trained, other))
+        ((stored,), (turned,)) = (list(predict_images(one, [tmp_path / "tagged.png"])) for one in (trained, other))
     assert torch.equal(turned.image, stored.image.rot90(-1, (1, 2)))
 
 
@@ -151,7 +151,7 @@ def test_no_image_is_overwritten_by_what_is_found_in_it(
     command = [run, tmp_path / "x.png", *([tmp_path / name] if not options else [tmp_path]), *options]
     (tmp_path / "linked").symlink_to(tmp_path)
     assert predict(*command, "--output", tmp_path / "linked") == 2
-    assert "is one of the images to be looked at, and would be overwritten" in capsys.readouterr().err
+    assert "is one of the images to be read, and would be overwritten" in capsys.readouterr().err
     (tmp_path / "linked").unlink()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert predict(*command, "--output", tmp_path / "out") == 0
@@ -159,7 +159,7 @@ def test_no_image_is_overwritten_by_what_is_found_in_it(
     assert len(drawn) == len(records(tmp_path / "out")) * (2 if options else 1)
 
 
-def test_pictures_of_the_same_name_and_of_other_kinds(run: Path, root: Path, tmp_path: Path) -> None:
+def test_images_of_the_same_name_and_of_other_kinds(run: Path, root: Path, tmp_path: Path) -> None:
     """Grey, transparent, turned by EXIF, very long; two files of one name do not overwrite each other."""
     source = Image.open(min((root / "val2017").iterdir()))
     folders: Sequence[Path] = (tmp_path / "a", tmp_path / "b")
@@ -184,28 +184,28 @@ def test_pictures_of_the_same_name_and_of_other_kinds(run: Path, root: Path, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("nowhere.jpg", "there is no picture"),
-        ("empty", "holds no picture (.bmp, "),
-        ("broken.jpg", "broken.jpg cannot be read as a picture"),
+        ("nowhere.jpg", "there is no image"),
+        ("empty", "holds no image (.bmp, "),
+        ("broken.jpg", "broken.jpg cannot be read as an image"),
     ],
 )
-def test_what_is_no_picture(
-    name: str, said: str, run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_is_no_image(
+    name: str, message: str, run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.jpg").write_bytes(min((root / "val2017").iterdir()).read_bytes()[:600])
     assert predict(run, tmp_path / name, "--output", tmp_path / "out") == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_folders_and_files_in_order(root: Path, tmp_path: Path) -> None:
     shutil.copy(min((root / "val2017").iterdir()), tmp_path / "b.JPG")
     shutil.copy(tmp_path / "b.JPG", tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "sub").mkdir()
-    assert find_pictures([tmp_path / "b.JPG", tmp_path]) == [tmp_path / "b.JPG", tmp_path / "a.png", tmp_path / "b.JPG"]
+    assert find_images([tmp_path / "b.JPG", tmp_path]) == [tmp_path / "b.JPG", tmp_path / "a.png", tmp_path / "b.JPG"]
 
 
 def test_subfolders_are_searched_and_hidden_files_are_left_out(tmp_path: Path) -> None:
@@ -213,16 +213,16 @@ def test_subfolders_are_searched_and_hidden_files_are_left_out(tmp_path: Path) -
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert find_pictures([tmp_path]) == [tmp_path / "b.png", tmp_path / "sub" / "a.tif", tmp_path / "sub/deep/c.JPG"]
+    assert find_images([tmp_path]) == [tmp_path / "b.png", tmp_path / "sub" / "a.tif", tmp_path / "sub/deep/c.JPG"]
     with pytest.raises(ValueError, match="no image is given"):
-        find_pictures([])
+        find_images([])
 
 
 def test_a_file_that_cannot_be_read_is_named_and_the_others_are_predicted(
     run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second, third = sorted((root / "val2017").iterdir())[:3]
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     shutil.copy(first, folder / "a.jpg")
     (folder / "b.jpg").write_bytes(second.read_bytes()[:300])
@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_are_predicted(
     assert predict(run, folder, "--output", tmp_path / "out", "--threshold", 0) == 1
     assert [Path(row["file"]).name for row in records(tmp_path / "out")] == ["a.jpg", "d.jpg"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jpg", "d.jpg", "predictions.json"]
-    told = capsys.readouterr().err.splitlines()
-    assert told[-2].startswith(f"error: {folder / 'b.jpg'}")
-    assert told[-1].startswith(f"error: {folder / 'c.png'}")
-    assert "pipe" in told[-1]
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-2].startswith(f"error: {folder / 'b.jpg'}")
+    assert errors[-1].startswith(f"error: {folder / 'c.png'}")
+    assert "pipe" in errors[-1]

@@ -1,4 +1,4 @@
-"""Real pictures, where they are at hand: blood cells, and COCO with crowds, a grey picture and empty ones."""
+"""Real images, where they are at hand: blood cells, and COCO with crowds, a grey image and empty ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_coco_trains_resumes_evaluates_and_predicts(shared_data: Path, tmp_path:
     detections = Detections.read(run.folder / "detections" / "epoch-001" / NAME)
     assert len(detections.image_ids) == 45
     assert len(detections.scores) == 45 * 60
-    picture = shared_data / "coco_permissive" / "val2017"
+    image = shared_data / "coco_permissive" / "val2017"
     out = tmp_path / "out"
-    assert main(["predict", str(run.folder), str(picture), "--output", str(out), "--threshold", "0.9"]) == 0
+    assert main(["predict", str(run.folder), str(image), "--output", str(out), "--threshold", "0.9"]) == 0
     assert len(list(out.glob("*.jpg"))) == 45

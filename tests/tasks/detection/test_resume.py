@@ -28,10 +28,10 @@ from detr_container.engine.same import metrics
 
 
 @pytest.fixture(scope="session")
-def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that all others of this file must equal: eight steps without a break."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert train_in(folder, tiny(root, **HARD), pictures=True) == 0
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert train_in(folder, tiny(root, **HARD), images=True) == 0
     return folder
 
 
@@ -44,36 +44,36 @@ def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 @pytest.mark.parametrize(("first", "workers"), [(3, 0), (4, 0), (3, 2), (5, 1)])
 def test_a_stop_and_a_resume_change_nothing(
-    first: int, workers: int, root: Path, undisturbed: Path, tmp_path: Path
+    first: int, workers: int, root: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     assert train_in(folder, tiny(root, **HARD, data__workers=workers, train__max_steps=first)) == 0
     assert final_state(folder)["step"] == first
     assert train_in(folder, tiny(root, **HARD, data__workers=workers)) == 0
-    assert_same_run(folder, undisturbed)
+    assert_same_run(folder, uninterrupted)
 
 
-def test_stopping_after_every_step_changes_nothing(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_stopping_after_every_step_changes_nothing(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     for _ in range(8):
         assert train_in(tmp_path / "run", tiny(root, **HARD, train__max_steps=1)) == 0
-    assert_same_run(tmp_path / "run", undisturbed)
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_the_reference_run_is_hard_enough(undisturbed: Path, root: Path, tmp_path: Path) -> None:
+def test_the_reference_run_is_hard_enough(uninterrupted: Path, root: Path, tmp_path: Path) -> None:
     """The settings that carry a state are in force: each changes the weights when it is turned off."""
-    base = final_state(undisturbed)["model"]
+    base = final_state(uninterrupted)["model"]
     easier = {"head__dropout": 0.0, "backbone__drop_path": 0.0, "data__augment": "none", "train__warmup_steps": 0}
     for name, value in easier.items():
         folder = tmp_path / name
         assert train_in(folder, tiny(root, **{**HARD, name: value, "train__eval_every": 0})) == 0
         other = final_state(folder)["model"]
         assert any(not base[key].equal(other[key]) for key in base), f"{name} has no effect"
-    state = final_state(undisturbed)
+    state = final_state(uninterrupted)
     assert any(not state["model"][key].equal(state["ema"][key]) for key in state["model"])
 
 
-def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(
-    root: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_sigterm_saves_at_the_next_step_and_the_same_command_resumes(
+    root: Path, uninterrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "run"
     caplog.set_level("INFO")
@@ -85,16 +85,16 @@ def test_sigterm_saves_at_the_next_step_and_the_same_command_goes_on(
     watcher.join()
     step = final_state(folder)["step"]
     assert 2 <= step < 8
-    assert f"interrupted (SIGTERM): saved at step {step} of 8. The same command goes on from here" in caplog.text
+    assert f"interrupted (SIGTERM): saved at step {step} of 8. The same command resumes from here" in caplog.text
     assert train_in(folder, tiny(root, **HARD)) == 0
-    assert_same_run(folder, undisturbed)
+    assert_same_run(folder, uninterrupted)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_during_evaluation_evaluates_again(
     number: signal.Signals,
     root: Path,
-    undisturbed: Path,
+    uninterrupted: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -114,10 +114,10 @@ def test_a_stop_during_evaluation_evaluates_again(
     assert final_state(folder)["step"] == 4
     assert Run(folder).evaluations() == []
     assert train_in(folder, tiny(root, **HARD)) == 0
-    assert_same_run(folder, undisturbed)
+    assert_same_run(folder, uninterrupted)
 
 
-def test_a_kill_in_the_middle_of_an_epoch(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_kill_in_the_middle_of_an_epoch(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """SIGKILL of the command itself, with loader processes; the checkpoint may be any number of steps behind."""
     folder = tmp_path / "runs" / "debug"
     experiment = tiny(root, **HARD, data__workers=1, train__checkpoint_minutes=1e-6)
@@ -134,20 +134,20 @@ def test_a_kill_in_the_middle_of_an_epoch(root: Path, undisturbed: Path, tmp_pat
         process.communicate()
     assert 2 <= final_state(folder)["step"] < 8
     assert train_in(folder, experiment) == 0
-    assert_same_run(folder, undisturbed)
+    assert_same_run(folder, uninterrupted)
 
 
-def test_a_kill_before_the_first_checkpoint_leaves_no_trace(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_kill_before_the_first_checkpoint_leaves_no_trace(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert train_in(folder, tiny(root, **HARD, train__max_steps=2)) == 0
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
     assert train_in(folder, tiny(root, **HARD)) == 0
-    assert_same_run(folder, undisturbed)
-    assert curve(folder, "train/loss") == curve(undisturbed, "train/loss")
+    assert_same_run(folder, uninterrupted)
+    assert curve(folder, "train/loss") == curve(uninterrupted, "train/loss")
 
 
-def test_logs_have_one_line_a_step_after_a_resume_that_goes_back(root: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_logs_have_one_line_a_step_after_going_back(root: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """The newest checkpoint is lost, so the metrics ran ahead of the one before it."""
     folder = tmp_path / "run"
     assert train_in(folder, tiny(root, **HARD, train__max_steps=3)) == 0
@@ -156,7 +156,7 @@ def test_logs_have_one_line_a_step_after_a_resume_that_goes_back(root: Path, und
     assert [row["step"] for row in metrics(folder)] == [2, 4, 6]
     assert train_in(folder, tiny(root, **HARD)) == 0
     assert [row["step"] for row in metrics(folder)] == [2, 4, 6, 8]
-    assert_same_run(folder, undisturbed)
+    assert_same_run(folder, uninterrupted)
     rows = {row["step"]: row for row in metrics(folder)}
     for tag, key in (("train/loss", "loss"), ("train/grad_norm", "grad_norm"), ("train/lr_backbone", "lr_backbone")):
         shown = curve(folder, tag)
@@ -166,18 +166,18 @@ def test_logs_have_one_line_a_step_after_a_resume_that_goes_back(root: Path, und
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(
-    root: Path, undisturbed: Path, caplog: pytest.LogCaptureFixture
+    root: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").iterdir()}
-    rows = metrics(undisturbed)
+    before = {path: path.stat().st_mtime_ns for path in (uninterrupted / "checkpoints").iterdir()}
+    rows = metrics(uninterrupted)
     caplog.set_level("INFO")
-    assert train_in(undisturbed, tiny(root, **HARD)) == 0
+    assert train_in(uninterrupted, tiny(root, **HARD)) == 0
     assert "finished" in caplog.text
-    assert {path: path.stat().st_mtime_ns for path in (undisturbed / "checkpoints").iterdir()} == before
-    assert metrics(undisturbed) == rows
+    assert {path: path.stat().st_mtime_ns for path in (uninterrupted / "checkpoints").iterdir()} == before
+    assert metrics(uninterrupted) == rows
 
 
-def test_a_longer_schedule_goes_on_and_a_shorter_one_is_refused(root: Path, tmp_path: Path) -> None:
+def test_a_longer_schedule_resumes_and_a_shorter_one_is_refused(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     settings: dict[str, Any] = {"train__eval_every": 0, "train__schedule": "step"}
     assert train_in(folder, tiny(root, **settings)) == 0
@@ -187,9 +187,9 @@ def test_a_longer_schedule_goes_on_and_a_shorter_one_is_refused(root: Path, tmp_
         train_in(folder, tiny(root, **settings))
 
 
-def test_provenance_and_difference_are_kept(undisturbed: Path) -> None:
-    difference = json.loads((undisturbed / "difference.json").read_text())
+def test_provenance_and_difference_are_kept(uninterrupted: Path) -> None:
+    difference = json.loads((uninterrupted / "difference.json").read_text())
     assert difference["head.dropout"] == {"named": 0.0, "here": 0.1}
     assert "train.lr" not in difference
-    assert len(read_jsonl(undisturbed / "provenance.jsonl")) >= 1
-    assert isinstance(Run(undisturbed).experiment(), DetectionExperiment)
+    assert len(read_jsonl(uninterrupted / "provenance.jsonl")) >= 1
+    assert isinstance(Run(uninterrupted).experiment(), DetectionExperiment)

@@ -32,8 +32,8 @@ from detr_container.engine.same import metrics
 
 
 @pytest.fixture(scope="session")
-def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
     assert train_in(folder, tiny(root)) == 0
     return folder
 
@@ -54,9 +54,9 @@ def edit_annotations(data: Path, split: str, **changed: Any) -> None:
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_newest_checkpoint(
-    damage: str, root: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, root: Path, uninterrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run goes on from the checkpoint before, and ends as if nothing had happened."""
+    """The run resumes from the checkpoint before, and ends as if nothing had happened."""
     run = tmp_path / "run"
     assert train_in(run, tiny(root, train__max_steps=2)) == 0
     assert train_in(run, tiny(root, train__max_steps=3)) == 0
@@ -69,7 +69,7 @@ def test_a_damaged_newest_checkpoint(
     assert str(newest) in caplog.text
     assert "trying the checkpoint before it" in caplog.text
     assert before.name == "checkpoint-00000004.pt"
-    assert_same_run(run, undisturbed)
+    assert_same_run(run, uninterrupted)
 
 
 def test_all_checkpoints_damaged(root: Path, tmp_path: Path) -> None:
@@ -160,22 +160,22 @@ def test_a_full_disk(root: Path, tmp_path: Path) -> None:
         command, env=environment(), cwd=tmp_path, preexec_fn=small_disk, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    said = done.stderr.splitlines()[-1]
-    assert said.startswith("error: ")
-    assert "checkpoint-00000004.pt" in said
-    assert "the file is too large" in said
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert "checkpoint-00000004.pt" in message
+    assert "the file is too large" in message
     assert "Traceback" not in done.stderr
     assert before.read_bytes() == content
     assert [path.name for path in (run / "checkpoints").iterdir()] == [before.name]
     assert train_in(run, tiny(root, train__eval_every=0)) == 0
 
 
-def test_an_unreadable_image_in_the_middle_of_an_epoch(data: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """The message names the file; once it is mended, the run ends as if nothing had happened."""
+def test_an_unreadable_image_in_the_middle_of_an_epoch(data: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """The message names the file; once it is fixed, the run ends as if nothing had happened."""
     from detr_container.datasets.loader import permutation
 
     experiment = tiny(data, train__checkpoint_minutes=1e-9)
-    # The ninth picture of the first epoch belongs to its third step of four.
+    # The ninth image of the first epoch belongs to its third step of four.
     victim = sorted((data / "train2017").iterdir())[permutation(16, experiment.seed, 0)[8]]
     good = victim.read_bytes()
     victim.write_bytes(good[: len(good) // 3])
@@ -185,13 +185,13 @@ def test_an_unreadable_image_in_the_middle_of_an_epoch(data: Path, undisturbed: 
     assert final_state(tmp_path / "run")["step"] in (1, 2)
     victim.write_bytes(good)
     assert train_in(tmp_path / "run", experiment) == 0
-    assert_same(final_state(tmp_path / "run")["model"], final_state(undisturbed)["model"])
-    assert metrics(tmp_path / "run") == metrics(undisturbed)
+    assert_same(final_state(tmp_path / "run")["model"], final_state(uninterrupted)["model"])
+    assert metrics(tmp_path / "run") == metrics(uninterrupted)
 
 
 def test_an_unreadable_image_in_evaluation(data: Path, tmp_path: Path) -> None:
     victim = sorted((data / "val2017").iterdir())[3]
-    victim.write_bytes(b"no picture")
+    victim.write_bytes(b"no image")
     with pytest.raises(ValueError, match=victim.name):
         train_in(tmp_path / "run", tiny(data))
     assert final_state(tmp_path / "run")["step"] == 4
@@ -201,10 +201,10 @@ def test_an_unreadable_image_in_evaluation(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"train__micro_batch": 3}, r"train\.batch=4 is not divisible by 1 process\(es\) x train\.micro_batch=3"),
-        ({"train__batch": 32}, r"train\.batch=32 pictures per step, but the training set has 16"),
+        ({"train__batch": 32}, r"train\.batch=32 images per step, but the training set has 16"),
         ({"data__root": Path("/nowhere")}, r"missing: .*/nowhere/train2017"),
         ({"data__root": None}, r"no data set is given"),
         ({"backbone__stage": -9}, r"backbone\.stage=-9: container_light_tiny has 3 feature maps"),
@@ -215,9 +215,9 @@ def test_an_unreadable_image_in_evaluation(data: Path, tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_do_not_fit_leave_no_folder(
-    changed: dict[str, Any], said: str, root: Path, tmp_path: Path
+    changed: dict[str, Any], message: str, root: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         train_in(tmp_path / "run", tiny(root, **changed))
     assert not (tmp_path / "run").exists()
 
@@ -262,13 +262,13 @@ def test_a_signal_to_the_command(number: signal.Signals, status: int, root: Path
             process,
         )
         os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()
-    assert process.returncode == status, said
+    assert process.returncode == status, stderr
     state = final_state(run)
-    wanted = f"interrupted ({number.name}): saved at step {state['step']} of 800. The same command goes on from here"
-    assert said.splitlines()[-1] == wanted
-    assert "Traceback" not in said
+    expected = f"interrupted ({number.name}): saved at step {state['step']} of 800. The same command resumes from here"
+    assert stderr.splitlines()[-1] == expected
+    assert "Traceback" not in stderr
     assert metrics(run)[-1]["step"] <= state["step"]

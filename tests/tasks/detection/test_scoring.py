@@ -1,4 +1,4 @@
-"""COCO AP: published figures, two evaluators against each other and against the original protocol, and bad input."""
+"""COCO AP: published metrics, two evaluators against each other and against the original protocol, and bad input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from detr_container.datasets.annotations import find_problems, load_json, read_annotations
 from detr_container.tasks.detection.coco_results import read_results, records_of, write_results
 from detr_container.tasks.detection.detections import Detections
-from detr_container.tasks.detection.scores import FIGURES, Scores, markdown, table
+from detr_container.tasks.detection.scores import METRICS, Scores, markdown, table
 from detr_container.tasks.detection.scoring import Evaluator, score
 
 EVALUATORS: tuple[Evaluator, ...] = ("faster", "pycocotools")
@@ -29,8 +29,8 @@ WITHOUT_CROWDS = (
 )
 
 
-def figures(scores: Scores) -> list[float | None]:
-    return [getattr(scores, name) for name in FIGURES]
+def metrics(scores: Scores) -> list[float | None]:
+    return [getattr(scores, name) for name in METRICS]
 
 
 def save(folder: Path, content: object, name: str = "truth.json") -> Path:
@@ -40,7 +40,7 @@ def save(folder: Path, content: object, name: str = "truth.json") -> Path:
 
 
 def truth(boxes: list[list[float]], images: int = 2) -> dict[str, Any]:
-    """One class (id 7), every box on picture 1."""
+    """One class (id 7), every box on image 1."""
     return {
         "images": [{"id": index} for index in range(1, images + 1)],
         "categories": [{"id": 7, "name": "cell"}],
@@ -55,7 +55,7 @@ def found(box: list[float], confidence: float = 0.5, image_id: int = 1, category
 
 
 def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Crowds, areas unlike w * h, gaps in the ids, empty pictures, classes without objects, ties, and many boxes."""
+    """Crowds, areas unlike w * h, gaps in the ids, empty images, classes without objects, ties, and many boxes."""
     rng = np.random.default_rng(seed)
     categories = sorted(rng.choice(90, size=int(rng.integers(1, 6)), replace=False).tolist())
     images = sorted(rng.choice(10**6, size=int(rng.integers(1, 7)), replace=False).tolist())
@@ -110,11 +110,11 @@ def original(content: dict[str, Any], results: list[dict[str, Any]]) -> list[flo
 
 @pytest.mark.shared
 @pytest.mark.parametrize("evaluator", EVALUATORS)
-def test_published_figures(shared_data: Path, tmp_path: Path, evaluator: Evaluator) -> None:
+def test_published_metrics(shared_data: Path, tmp_path: Path, evaluator: Evaluator) -> None:
     fixture = shared_data / "cocoeval_fixture"
     results = fixture / "instances_val2014_fakebbox100_results.json"
     scores = score(fixture / "instances_val2014_100.json", results, evaluator)
-    assert figures(scores) == pytest.approx(PUBLISHED, abs=5.01e-4)
+    assert metrics(scores) == pytest.approx(PUBLISHED, abs=5.01e-4)
     assert scores.ap == pytest.approx(0.5045806987249628, abs=1e-12)
     assert scores.images == 100
     assert sum(row.ground_truths for row in scores.per_class) == 830
@@ -126,7 +126,7 @@ def test_published_figures(shared_data: Path, tmp_path: Path, evaluator: Evaluat
         del annotation["area"], annotation["iscrowd"]  # so that width x height is filled in
     content.pop("info", None)
     plain = score(save(tmp_path, content), results, evaluator)
-    assert figures(plain) == pytest.approx(WITHOUT_CROWDS, abs=1e-6)
+    assert metrics(plain) == pytest.approx(WITHOUT_CROWDS, abs=1e-6)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,7 +137,7 @@ def test_both_evaluators_and_the_original_agree(tmp_path: Path, seed: int) -> No
     before = copy.deepcopy(results)
     fast, reference = (score(path, results, evaluator) for evaluator in EVALUATORS)
     # pycocotools adds 2e-16 to the denominator of precision, faster-coco-eval does not: equal but for rounding.
-    assert figures(fast) == pytest.approx(figures(reference), abs=1e-12)
+    assert metrics(fast) == pytest.approx(metrics(reference), abs=1e-12)
     for ours, theirs in zip(fast.per_class, reference.per_class, strict=True):
         assert (ours.category_id, ours.name, ours.ground_truths) == (
             theirs.category_id,
@@ -149,7 +149,7 @@ def test_both_evaluators_and_the_original_agree(tmp_path: Path, seed: int) -> No
     assert json.loads(path.read_text()) == content
     if results:
         expected = [None if value == -1 else value for value in original(content, results)]
-        assert figures(fast) == pytest.approx(expected, abs=1e-12)
+        assert metrics(fast) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
@@ -177,13 +177,13 @@ def test_no_detections_are_zeros_and_no_objects_are_none(tmp_path: Path, evaluat
     assert none_found.ap == none_found.ap50 == none_found.ar100 == none_found.ap_medium == 0.0
     assert none_found.ap_small is None
     no_objects = score(save(tmp_path, truth([])), [found([0, 0, 9, 9])], evaluator)
-    assert figures(no_objects) == [None] * 12
+    assert metrics(no_objects) == [None] * 12
     assert no_objects.per_class == ((7, "cell", None, None, 0),)
-    assert figures(score(save(tmp_path, truth([])), [], evaluator)) == [None] * 12
+    assert metrics(score(save(tmp_path, truth([])), [], evaluator)) == [None] * 12
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
-def test_the_hundred_best_of_a_class_and_picture_count(tmp_path: Path, evaluator: Evaluator) -> None:
+def test_the_hundred_best_of_a_class_and_image_count(tmp_path: Path, evaluator: Evaluator) -> None:
     path = save(tmp_path, truth([[0, 0, 50, 50]]))
     misses = [found([200 + index, 200, 50, 50], 0.9) for index in range(100)]
     hit = [0, 0, 50, 50]
@@ -192,7 +192,7 @@ def test_the_hundred_best_of_a_class_and_picture_count(tmp_path: Path, evaluator
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
-def test_only_the_chosen_pictures_are_scored(tmp_path: Path, evaluator: Evaluator) -> None:
+def test_only_the_chosen_images_are_scored(tmp_path: Path, evaluator: Evaluator) -> None:
     content = truth([[0, 0, 50, 50]])
     content["annotations"].append({"id": 2, "image_id": 2, "category_id": 7, "bbox": [0, 0, 50, 50]})
     path = save(tmp_path, content)
@@ -202,7 +202,7 @@ def test_only_the_chosen_pictures_are_scored(tmp_path: Path, evaluator: Evaluato
     assert (only.images, only.per_class[0].ground_truths) == (1, 1)
     assert score(path, results, evaluator, image_ids=[2]).ap == 0.0
     assert (score(path, results, evaluator).ap or 0.0) < 0.5
-    with pytest.raises(ValueError, match=r"picture.*lacks: image_id 3"):
+    with pytest.raises(ValueError, match=r"image.*lacks: image_id 3"):
         score(path, [found([0, 0, 5, 5], image_id=3)], evaluator, image_ids=[1])
 
 
@@ -235,7 +235,7 @@ def test_results_survive_their_file_and_nothing_is_printed(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("results", "message"),
     [
-        ([found([0, 0, 5, 5], image_id=44)], "pictures that .* lacks: image_id 44"),
+        ([found([0, 0, 5, 5], image_id=44)], "images that .* lacks: image_id 44"),
         ([found([0, 0, 5, 5]), found([0, 0, float("nan"), 5])], "first .*nan.* at 1"),
         ([found([0, 0, -5, 5])], "negative size"),
         ([found([0, 0, 5, 5], float("inf"))], "not finite"),
@@ -265,7 +265,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         score(save(tmp_path, {**truth([]), "categories": [{"id": 1}]}, "nameless.json"), [])
     with pytest.raises(ValueError, match="image_ids: 9"):
         score(good, [], image_ids=[1, 9])
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         score(good, [], image_ids=[])
     unknown: Any = "slow"
     with pytest.raises(ValueError, match="'faster' or 'pycocotools'"):
@@ -352,5 +352,5 @@ def test_scores_survive_json_and_become_tables(tmp_path: Path) -> None:
     screen = io.StringIO()
     Console(file=screen, width=100).print(table(scores))
     shown = screen.getvalue()
-    assert "2 pictures" in shown
+    assert "2 images" in shown
     assert shown.index("best") < shown.index("cell") < shown.index("absent")

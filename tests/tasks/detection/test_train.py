@@ -19,7 +19,7 @@ from detr_container.commands import cli
 from detr_container.config.detection import DetectionExperiment
 from detr_container.engine.run import Run
 from detr_container.engine.same import metrics
-from detr_container.engine.session import session
+from detr_container.engine.session import open_session
 from detr_container.engine.trainer import Trainer
 from detr_container.tasks.detection.build import open_data
 from detr_container.tasks.detection.task import DetectionTask
@@ -37,8 +37,10 @@ def saved(root: Path, tmp_path: Path) -> Path:
 def trainer(root: Path, tmp_path: Path) -> Iterator[Trainer]:
     """A run at step 0, not yet on its way."""
     experiment = tiny(root, train__ema_decay=0.9)
-    with one_thread(), session("cpu") as here, StopRequest() as stop:
-        yield Trainer(DetectionTask(experiment, open_data(experiment)), experiment, Run(tmp_path / "run"), here, stop)
+    with one_thread(), open_session("cpu") as session, StopRequest() as stop:
+        yield Trainer(
+            DetectionTask(experiment, open_data(experiment)), experiment, Run(tmp_path / "run"), session, stop
+        )
 
 
 def poison(folder: Path, name: str, value: float) -> None:
@@ -59,14 +61,14 @@ def test_a_weight_that_is_not_finite(saved: Path, root: Path) -> None:
     poison(saved, wrong, math.nan)
     with pytest.raises(FloatingPointError) as caught:
         train_in(saved, tiny(root))
-    said = str(caught.value)
-    assert "NaN or Inf in what decoder layer 1 predicts for image" in said
-    named = re.search(r"for image (\d+) at step 3", said)
+    message = str(caught.value)
+    assert "NaN or Inf in what decoder layer 1 predicts for image" in message
+    named = re.search(r"for image (\d+) at step 3", message)
     assert named is not None
     assert int(named[1]) in image_ids(root)
-    assert f"first parameter that is not finite: {wrong};" in said
-    assert re.search(r"learning rates: head 0\.000\d+, backbone 0\.000\d+; last gradient norm", said)
-    assert f"the last good checkpoint is {saved / 'checkpoints' / 'checkpoint-00000003.pt'}" in said
+    assert f"first parameter that is not finite: {wrong};" in message
+    assert re.search(r"learning rates: head 0\.000\d+, backbone 0\.000\d+; last gradient norm", message)
+    assert f"the last good checkpoint is {saved / 'checkpoints' / 'checkpoint-00000003.pt'}" in message
 
 
 def test_a_learning_rate_that_is_too_high(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,11 +79,13 @@ def test_a_learning_rate_that_is_too_high(root: Path, tmp_path: Path, capsys: py
         assert cli.main(["train", "debug", *options, "--train.max-steps", "1"]) == 0
         before = copy.deepcopy(final_state(tmp_path / "debug"))
         assert cli.main(["train", "debug", *options, "--train.lr", "1e30"]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: NaN or Inf in what decoder layer 0 predicts for image ")
-    assert re.search(r"all parameters are finite; learning rates: head \d[.\d]*e\+29, backbone 0\.000\d+; last", said)
-    assert re.search(r"last gradient norm \d", said)
-    assert "checkpoint-00000001.pt" in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: NaN or Inf in what decoder layer 0 predicts for image ")
+    assert re.search(
+        r"all parameters are finite; learning rates: head \d[.\d]*e\+29, backbone 0\.000\d+; last", message
+    )
+    assert re.search(r"last gradient norm \d", message)
+    assert "checkpoint-00000001.pt" in message
     assert_same(final_state(tmp_path / "debug"), before)
 
 
@@ -96,16 +100,16 @@ def test_boxes_of_another_convention_are_doubted_before_the_first_step(
             x, y, w, h = each["bbox"]
             each["bbox"] = [x, y, x + w, y + h] if corners else [side / 128 for side in each["bbox"]]
         path.write_text(json.dumps(content))
-    with session("cpu") as here:
-        data_on_all(here, tiny(root))
+    with open_session("cpu") as session:
+        data_on_all(session, tiny(root))
         assert not caplog.records
-        data_on_all(here, tiny(tmp_path / "data"))
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
-    assert said[0].startswith("annotations/instances_train2017.json: all ")
-    assert "boxes lie within one pixel" in said[0]
-    assert said[1].startswith("annotations/instances_val2017.json: ")
-    assert "as (left, top, right, bottom)" in said[1]
+        data_on_all(session, tiny(tmp_path / "data"))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("annotations/instances_train2017.json: all ")
+    assert "boxes lie within one pixel" in messages[0]
+    assert messages[1].startswith("annotations/instances_val2017.json: ")
+    assert "as (left, top, right, bottom)" in messages[1]
 
 
 def test_a_weight_that_only_the_gradient_feels(saved: Path, root: Path) -> None:
@@ -134,14 +138,14 @@ def test_a_gradient_that_is_not_finite(last_step: bool, trainer: Trainer) -> Non
     trainer.model.get_parameter(wrong).register_hook(spoil)
     with pytest.raises(FloatingPointError) as caught:
         trainer.run_to_end()
-    said = str(caught.value)
+    message = str(caught.value)
     total = len(trainer.steps.names)
-    assert f"NaN or Inf in the gradient at step 2, first in parameter {wrong} (1 of {total} parameters)" in said
-    listed = re.search(r"on images ([\d, ]+);", said)
+    assert f"NaN or Inf in the gradient at step 2, first in parameter {wrong} (1 of {total} parameters)" in message
+    listed = re.search(r"on images ([\d, ]+);", message)
     assert listed is not None
     assert len(set(map(int, listed[1].split(", ")))) == 4
-    assert "the update was not made; all parameters are finite; learning rates: head" in said
-    assert "last gradient norm nan; no checkpoint was written yet" in said
+    assert "the update was not made; all parameters are finite; learning rates: head" in message
+    assert "last gradient norm nan; no checkpoint was written yet" in message
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, weights["model"][name]), name
     assert trainer.checkpoints.paths() == []
@@ -162,7 +166,7 @@ def test_bf16_trains(kind: str, root: Path, tmp_path: Path) -> None:
 
 def test_what_a_run_leaves(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert train_in(run, tiny(root), pictures=True) == 0
+    assert train_in(run, tiny(root), images=True) == 0
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.json",
@@ -239,16 +243,16 @@ def test_ema_is_the_recursion(root: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(final_state(folder)["ema"][name].double(), average, rtol=1e-5, atol=1e-7)
 
 
-def test_the_seed_fixes_the_pictures_whatever_the_model(root: Path) -> None:
-    """Two models see the same pictures in the same order; another seed changes them."""
+def test_the_seed_fixes_the_images_whatever_the_model(root: Path) -> None:
+    """Two models see the same images in the same order; another seed changes them."""
 
     def seen(**changed: Any) -> list[Any]:
         experiment: DetectionExperiment = tiny(
             root, data__augment="detr", data__crop_resize=(48,), data__crop_range=(32, 48), **changed
         )
-        with one_thread(), session("cpu") as here, StopRequest() as stop:
+        with one_thread(), open_session("cpu") as session, StopRequest() as stop:
             trainer = Trainer(
-                DetectionTask(experiment, open_data(experiment)), experiment, Run(root / "nowhere"), here, stop
+                DetectionTask(experiment, open_data(experiment)), experiment, Run(root / "nowhere"), session, stop
             )
             micro = next(trainer.micro_batches())
         return [(batch.image_ids, batch.images) for batch in micro]

@@ -58,7 +58,7 @@ def test_a_published_file_is_taken_for_what_it_is(tmp_path: Path, name: str, cap
     path = saved(tmp_path / "file.pth", published.weights(name), epoch=49, args=arguments)
     with caplog.at_level(logging.WARNING):
         trained = open_trained(path, CPU)
-    assert "does not say what it is" in caplog.text
+    assert "does not state what it is" in caplog.text
     ours, expected = trained.experiment, published.experiment(name)
     assert ours.head == replace(expected.head, dropout=ours.head.dropout)
     assert ours.loss == expected.loss
@@ -69,7 +69,7 @@ def test_a_published_file_is_taken_for_what_it_is(tmp_path: Path, name: str, cap
     assert len(names) == published.classes(expected)
     golden = published.arrays(name)
     with torch.no_grad():
-        output = trained.model(*published.pictures())
+        output = trained.model(*published.images())
     step = output.boxes.shape[2] // golden["pred_boxes"].shape[1]
     torch.testing.assert_close(output.boxes[-1, :, ::step], golden["pred_boxes"], rtol=0, atol=1e-5)
 
@@ -195,7 +195,7 @@ def test_a_head_of_unknown_classes_gives_no_rows(tmp_path: Path, caplog: pytest.
     assert "has 21 class rows and no class list" in caplog.text
 
 
-def test_other_shapes_are_refused_with_the_setting_that_mends_them() -> None:
+def test_other_shapes_are_refused_with_the_setting_that_fixes_them() -> None:
     state = model_of(SMALL, 3).state_dict()
     names = [category.name for category in CLASSES]
     for change, message in (

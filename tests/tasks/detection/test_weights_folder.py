@@ -40,7 +40,7 @@ def test_a_folder_of_hugging_face_with_its_class_names(tmp_path: Path, caplog: p
 
 
 def test_sizes_of_images_come_from_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As Hugging Face's image processors have said them over the years."""
+    """As Hugging Face's image processors have written them over the years."""
     folder = hub_folder(tmp_path / "hub")
     usual = open_trained(folder, CPU).experiment.data
     assert (usual.resize, usual.eval_size, usual.max_size) == ("shortest", 800, 1333)
@@ -93,7 +93,7 @@ def test_shards_are_put_together(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {name: file for file, held in parts.items() for name in held}}))
     opened = open_trained(folder, CPU).model.state_dict()
     assert all(torch.equal(opened[name], OURS[name]) for name in OURS)
-    for wrong, told in (
+    for wrong, message in (
         ({"weight_map": {"a": "../a.safetensors"}}, r"names no shards beside it"),
         ({"weight_map": {}}, r"names no shards beside it"),
         ({"weight_map": []}, r"index\.json: weight_map=a list: input should be a valid dict"),
@@ -102,7 +102,7 @@ def test_shards_are_put_together(tmp_path: Path) -> None:
         ([], r"index\.json: the whole=a list"),
     ):
         index.write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             open_trained(folder, CPU)
 
 

@@ -1,4 +1,4 @@
-"""What a cluster does to a job: each disturbance of a run on two nodes, and what becomes of the start that it meets."""
+"""What a cluster does to a job: each interruption of a run on two nodes, and what becomes of the start it meets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def kill_the_batch_script(slurm: Cluster, job: str, run: Path) -> None:
 
 
 def drain_a_node(slurm: Cluster, job: str, run: Path) -> None:
-    """An administrator takes a node down; Slurm tells the processes, and requeues the job itself."""
+    """An administrator takes a node down; Slurm warns the processes, and requeues the job itself."""
     slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
 
 
@@ -72,7 +72,7 @@ def lose_the_nodes(slurm: Cluster, job: str, run: Path) -> None:
     to_all(victims, psutil.Process.kill)
 
 
-DISTURBANCES = [
+INTERRUPTIONS = [
     (preempt, "stopped", "preemption"),
     (requeue, "stopped", "requeued"),
     (kill_a_process, "killed", "killed"),

@@ -1,4 +1,4 @@
-"""Pictures: boxes, labels and heat are where they should be, seen in the pixels."""
+"""Images: boxes, labels and heat are where they should be, seen in the pixels."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from detr_container.drawing.images import (
     attention_sheet,
     contact_sheet,
     draw_detections,
+    image_pair,
     outlined,
     overlay_heat,
     row,
-    side_by_side,
     to_image,
 )
 
@@ -60,7 +60,7 @@ def test_a_box_is_where_it_should_be() -> None:
     assert changed[40:57].any()
 
 
-def test_pictures_of_every_kind_and_none_is_altered() -> None:
+def test_images_of_every_kind_and_none_is_altered() -> None:
     original = plain()
     before = original.copy()
     pillow = Image.fromarray(original.transpose(1, 2, 0))
@@ -100,7 +100,7 @@ def test_crowd_boxes_are_dashed() -> None:
             assert (0.5 < drawn.mean() < 0.9) if crowd else drawn.all()
 
 
-def test_small_pictures_are_enlarged_by_a_whole_factor() -> None:
+def test_small_images_are_enlarged_by_a_whole_factor() -> None:
     image = draw_detections(plain(64, 128), [[32, 16, 96, 48]], [0], None, NAMES)
     assert image.size == (512, 256)
     for y, x in ((64, 256), (192, 256), (128, 128), (128, 384)):
@@ -125,7 +125,7 @@ def test_labels_stay_whole_at_the_rim(corner: tuple[int, int]) -> None:
     box=st.tuples(*[st.floats(-300, 900)] * 4),
     text=st.text("abcdefgh 0.9", max_size=60),
 )
-def test_labels_lie_inside_the_picture(size: tuple[int, int], box: tuple[float, ...], text: str) -> None:
+def test_labels_lie_inside_the_image(size: tuple[int, int], box: tuple[float, ...], text: str) -> None:
     draw = ImageDraw.Draw(Image.new("RGB", size))
     left, top, right, bottom = _tag(draw, np.asarray(box), text, PALETTE[0], [])
     assert 0 <= left < right <= size[0]
@@ -149,7 +149,7 @@ def test_overlap_counts_shared_pixels(one: tuple[int, ...], other: tuple[int, ..
     assert _overlap(rectangles[0], rectangles[1]) == shared
 
 
-def test_names_without_a_font_are_drawn_by_their_number_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_names_without_a_font_are_drawn_by_their_number_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     nowhere = "\U0010fffd"  # For private use: no font has it.
     assert legible_names(["cell", nowhere, "κύτταρο"]) == ["cell", "class 1", "κύτταρο"]
     legible_names(["cell", nowhere])
@@ -187,10 +187,10 @@ def test_names_from_right_to_left_and_of_piled_marks_are_drawn_within_their_labe
 
 def test_names_are_one_line_of_visible_characters() -> None:
     box = [[20, 40, 120, 140]]
-    for name, told in (("x\ny", "x\\ny"), ("a\x85\u2028b", "a\\x85\\u2028b"), ("t\tab\x1b[2J", "t\\tab\\x1b[2J")):
-        assert legible_names([name]) == [told]
+    for name, expected in (("x\ny", "x\\ny"), ("a\x85\u2028b", "a\\x85\\u2028b"), ("t\tab\x1b[2J", "t\\tab\\x1b[2J")):
+        assert legible_names([name]) == [expected]
         for scores in (None, [0.7]):
-            one, other = (draw_detections(plain(), box, [0], scores, (text,)) for text in (name, told))
+            one, other = (draw_detections(plain(), box, [0], scores, (text,)) for text in (name, expected))
             assert (pixels(one) == pixels(other)).all()
         attention_sheet(plain(), box, [[np.ones((3, 4))]], [f"{name} 0.70"], ("detection", "attention"), name)
     assert draw_detections(plain(), box, [0], None, ("m" * 1_000_000,)).size == (600, 400)
@@ -210,9 +210,9 @@ def test_wrong_detections_are_refused() -> None:
         draw_detections(plain(), [1.0, 1, 5, 5], [0], None, NAMES)
 
 
-def test_side_by_side_and_sheets_hold_every_picture() -> None:
+def test_image_pair_and_sheets_hold_every_image() -> None:
     red, blue = Image.new("RGB", (60, 40), (200, 0, 0)), Image.new("RGB", (120, 80), (0, 0, 200))
-    pair = side_by_side(red, blue, ("truth", "found"))
+    pair = image_pair(red, blue, ("truth", "found"))
     found = pixels(pair)
     reds, blues = (found == (200, 0, 0)).all(-1), (found == (0, 0, 200)).all(-1)
     assert reds.sum() == blues.sum() == 60 * 40
@@ -228,7 +228,7 @@ def test_side_by_side_and_sheets_hold_every_picture() -> None:
         contact_sheet([], "nothing")
 
 
-def test_rows_give_narrow_pictures_room() -> None:
+def test_rows_give_narrow_images_room() -> None:
     narrow, broad = Image.new("RGB", (20, 100), (200, 0, 0)), Image.new("RGB", (150, 100), (0, 0, 200))
     plain_row, roomy = row([narrow, broad], ("a", "b")), row([narrow, broad], ("a", "b"), gap=10, letters=30, least=80)
     assert plain_row.width == 20 + 8 + 150
@@ -251,7 +251,7 @@ def test_lines_are_as_long_as_fits(text: str, width: int) -> None:
     assert _paragraph("i" * 20, 20 * 5, 16).height == _paragraph("i", 20 * 5, 16).height
 
 
-def test_outlines_leave_the_picture_alone() -> None:
+def test_outlines_leave_the_image_alone() -> None:
     image = Image.fromarray(plain().transpose(1, 2, 0))
     whole, dashed = (outlined(image, torch.tensor([50.0, 40, 250, 160]), dashed=dashed) for dashed in (False, True))
     assert image.getextrema() == ((GREY, GREY),) * 3
@@ -271,7 +271,7 @@ def test_labels_in_a_size_of_ones_own() -> None:
 
 def test_heat_is_brightest_where_the_weight_is() -> None:
     heat = np.zeros((5, 10), dtype=np.float32)
-    heat[1, 7] = 0.02  # of 5 x 10 cells on 200 x 300 pixels: the centre is row 60, column 225
+    heat[1, 7] = 0.02  # of 5 x 10 positions on 200 x 300 pixels: the centre is row 60, column 225
     shown = pixels(overlay_heat(plain(), heat)).astype(int)
     row, column = np.unravel_index(shown.sum(-1).argmax(), shown.shape[:2])
     assert abs(row - 60) <= 1
@@ -295,20 +295,20 @@ def test_attention_sheets_have_a_line_per_detection() -> None:
     assert one.width == two.width >= 3 * 300
     assert two.height - one.height >= 200
     untouched = (pixels(two) == GREY).all(-1).sum()
-    assert 2 * 200 * 300 * 0.9 < untouched < 2 * 200 * 300  # one panel of each line is the picture itself
+    assert 2 * 200 * 300 * 0.9 < untouched < 2 * 200 * 300  # one panel of each line is the image itself
     assert share(two, PALETTE[1]) > 0
     alone = attention_sheet(plain(), [], [], [], legible=0)
     assert 200 * 300 <= (pixels(alone) == GREY).all(-1).sum() < 200 * 300 + 200  # letters' rims may be as grey
     single = attention_sheet(plain(), boxes[:1], [[heat]], ["cell"], columns=("detection", "attention"), legible=0)
     assert single.width < one.width
-    with pytest.raises(ValueError, match="1 maps for box 0, 2 wanted"):
+    with pytest.raises(ValueError, match="1 attention maps for box 0, not 2"):
         attention_sheet(plain(), boxes[:1], [[heat]], ["cell"])
     with pytest.raises(ValueError, match="2 boxes, 1 sets"):
         attention_sheet(plain(), boxes, [[heat, heat]], ["cell"])
 
 
 @pytest.mark.shared
-def test_real_pictures_are_drawn(shared_data: Path) -> None:
+def test_real_images_are_drawn(shared_data: Path) -> None:
     for path in sorted((shared_data / "coco_permissive" / "train2017").glob("*.jpg"))[:6]:
         with Image.open(path) as opened:  # one of the set is grey
             width, height = opened.size

@@ -1,4 +1,4 @@
-"""Run folders without training: what a finished run leaves, with the detections of a simulated detector."""
+"""Run folders without training: what a finished run leaves, with detections of a simulated detector."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
 from detr_container.config.settings import to_dict
 from detr_container.jobs.sweep import with_settings
-from detr_container.tasks.detection.coco_results import OLD_NAME, Record, read_kept, records_of, write_results
+from detr_container.tasks.detection.coco_results import OLD_NAME, ResultRecord, read_kept, records_of, write_results
 from detr_container.tasks.detection.detections import NAME
 from detr_container.tasks.detection.scoring import score
 
@@ -24,10 +24,10 @@ EPOCHS = 3
 
 
 def make_data(
-    root: Path, pictures: int = 24, classes: int = 3, seed: int = 7, names: Sequence[str] = ()
+    root: Path, count: int = 24, classes: int = 3, seed: int = 7, names: Sequence[str] = ()
 ) -> simulated.Scene:
-    """A data set in COCO's layout with plain pictures, its training split of one of them; returns what is in it."""
-    world = simulated.scene(pictures, len(names) or classes, seed)
+    """A data set in COCO's layout with plain images, its training split of one of them; returns what is in it."""
+    world = simulated.scene(count, len(names) or classes, seed)
     if names:
         world = replace(world, ground=replace(world.ground, names=tuple(names)))
     content = simulated.annotation_file(world)
@@ -74,7 +74,7 @@ def make_run(
     write_json(folder / "config.json", to_dict(experiment))
     evaluations, metrics = [], []
     for epoch in range(1, epochs + 1):
-        found = simulated.detect(world, skill - 0.4 * (EPOCHS - epoch), 1000 * draw + epoch, per_picture=20)
+        found = simulated.detect(world, skill - 0.4 * (EPOCHS - epoch), 1000 * draw + epoch, per_image=20)
         results = simulated.detections(found)
         place = folder / "detections" / f"epoch-{epoch:03d}"
         if old:
@@ -82,8 +82,8 @@ def make_run(
         else:
             results.write(place / NAME)
         scores = score(annotations, results).to_dict()
-        pinned = {"eval_batch": experiment.data.eval_batch, "annotations": str(annotations)}
-        write_json(place / "scores.json", {**scores, "evaluated_with": pinned})
+        eval_settings = {"eval_batch": experiment.data.eval_batch, "annotations": str(annotations)}
+        write_json(place / "scores.json", {**scores, "evaluated_with": eval_settings})
         del scores["per_class"]
         evaluations.append({"step": 10 * epoch, "epoch": epoch, **scores})
         for step in range(10 * epoch - 8, 10 * epoch + 1, 2):
@@ -119,7 +119,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def records(folder: Path, epoch: int = EPOCHS) -> list[Record]:
+def records(folder: Path, epoch: int = EPOCHS) -> list[ResultRecord]:
     """The detections of an epoch in COCO's result format."""
     return list(records_of(read_kept(folder / "detections" / f"epoch-{epoch:03d}")))
 
@@ -133,7 +133,7 @@ def rewrite(folder: Path, text: str) -> Path:
 
 
 def comparison(home: Path, seeds: int = 2) -> list[Path]:
-    """Both heads on two backbones with some seeds each, on a made data set in `home`/data."""
+    """Both heads on two backbones with some seeds each, on a synthetic data set in `home`/data."""
     world = make_data(home / "data")
     folders = []
     for number, (head, backbone, skill) in enumerate(

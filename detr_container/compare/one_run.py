@@ -1,6 +1,6 @@
 """One run of a comparison: trained, and when it was the last one to finish, followed by the report.
 
-python -m detr_container.compare.member FOLDER trains the run that FOLDER/config.json describes.
+python -m detr_container.compare.one_run FOLDER trains the run that FOLDER/config.json describes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from detr_container.engine.run import Run
 _log = logging.getLogger(__name__)
 
 
-def run_member(settings: dict[str, Any], folder: str, stop: StopRequest, home: str = "") -> int:
-    """What every process of a submitted member calls; home: the comparison's folder."""
+def run_and_report(settings: dict[str, Any], folder: str, stop: StopRequest, home: str = "") -> int:
+    """What every process of a submitted run calls; home: the comparison's folder."""
     from detr_container.base.processes import current_process
     from detr_container.jobs.submit import run_training
 
@@ -34,13 +34,13 @@ def run_member(settings: dict[str, Any], folder: str, stop: StopRequest, home: s
 
 
 def _report_if_last(home: Path) -> None:
-    """Write the report once every member is finished. Training is done: what fails here is told, and no more."""
+    """Write the report once every run is finished. Training is done: a report that fails is logged, and no more."""
     from .options import ReportOptions
     from .reading import read_runs
-    from .report import members_in, write_report
+    from .report import planned_runs, write_report
 
     try:
-        records = read_runs(members_in(home))
+        records = read_runs(planned_runs(home))
         waiting = [str(record.folder) for record in records if not record.finished]
         if waiting:
             _log.info("the comparison waits for %s", ", ".join(waiting))
@@ -51,7 +51,7 @@ def _report_if_last(home: Path) -> None:
 
 
 def main() -> int:
-    """Train one member on this machine."""
+    """Train one run on this machine."""
     from detr_container.engine.train import train
 
     start_logging()

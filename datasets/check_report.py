@@ -1,4 +1,4 @@
-"""What the checker found, for people: problems by kind, with examples, and the figures of every split."""
+"""What the checker found, for people: problems by kind, with examples, and the counts of every split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """The figures of one split, counted as training sees it: objects are not crowd and have an area."""
+    """The counts of one split, counted as training sees it: objects are not crowd and have an area."""
 
     name: str
     images: int
@@ -28,13 +28,13 @@ class SplitSummary:
     images_without_objects: int
     most_objects: int
     most_objects_image: int
-    """The id of the picture with the most objects."""
+    """The id of the image with the most objects."""
     per_class: tuple[tuple[Category, int], ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The problems and the figures of a data set."""
+    """The problems and the counts of a data set."""
 
     problems: tuple[Problem, ...]
     summaries: tuple[SplitSummary, ...]
@@ -96,9 +96,9 @@ def summarise(name: str, annotations: Annotations) -> SplitSummary:
 
 def _summary_lines(summary: SplitSummary) -> list[str]:
     return [
-        f"{summary.name}: {summary.images} pictures ({summary.images_without_objects} without objects), "
+        f"{summary.name}: {summary.images} images ({summary.images_without_objects} without objects), "
         f"{summary.objects} objects, {summary.crowd} crowd regions",
-        f"{summary.name}: at most {summary.most_objects} objects in one picture (image {summary.most_objects_image}); "
+        f"{summary.name}: at most {summary.most_objects} objects in one image (image {summary.most_objects_image}); "
         "choose head.queries well above that",
     ]
 

@@ -1,4 +1,4 @@
-"""Reports of made runs: an ordinary one, and one in which everything that can be awkward is."""
+"""Reports of synthetic runs: an ordinary one, and one in which everything that can be awkward is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import made_runs
 import pytest
+import synthetic_runs
 
 from detr_container.base.files import write_json
 from detr_container.compare.analysis import Analysis, analyse
@@ -38,7 +38,7 @@ CLASSES = (
 
 def ordinary(folder: Path, seeds: int) -> Path:
     """Two heads on two backbones; returns the report's page."""
-    made_runs.comparison(folder, seeds)
+    synthetic_runs.comparison(folder, seeds)
     return write_report(ReportOptions((str(folder / "runs"),), output=folder / "report", resamples=50))
 
 
@@ -49,21 +49,21 @@ def awkward(folder: Path) -> Path:
 
 def awkward_document(folder: Path) -> Document:
     """80 classes, most without an object, no small objects, a run that found nothing, and one that is unfinished."""
-    world = made_runs.make_data(folder / "data", pictures=12, classes=80)
+    world = synthetic_runs.make_data(folder / "data", count=12, classes=80)
     _spoil(folder / "data" / "annotations" / "instances_val2017.json")
     runs = []
     for number in range(2 * len(BACKBONES)):
         head, backbone = ("detr", "smca")[number // len(BACKBONES)], number % len(BACKBONES)
-        # Settings of no effect on what is shown, so that they are cells of their own.
+        # Settings of no effect on what is shown, so that they are arms of their own.
         for seed in range(2 if backbone < 2 else 1):
-            experiment = made_runs.experiment_of(folder / "data", head, "resnet50", seed, clip=(1 + backbone) / 10)
+            experiment = synthetic_runs.experiment_of(folder / "data", head, "resnet50", seed, clip=(1 + backbone) / 10)
             skill = -9.0 if number == 3 else 0.4 * backbone + 0.2 * number
             place = folder / "runs" / f"{head}-{backbone}-{seed}"
-            epochs = 1 if number == 6 else made_runs.EPOCHS
-            runs.append(made_runs.make_run(place, experiment, world, skill, epochs, draw=10 * number + seed))
-    made_runs.rewrite(runs[-1], "[]")
+            epochs = 1 if number == 6 else synthetic_runs.EPOCHS
+            runs.append(synthetic_runs.make_run(place, experiment, world, skill, epochs, draw=10 * number + seed))
+    synthetic_runs.rewrite(runs[-1], "[]")
     analysis = _renamed(analyse(runs, count=20))
-    labels = [cell.cell.label for cell in analysis.cells]
+    labels = [arm.label for arm in analysis.arms]
     known = {
         label: Costs(
             Parameters(40_000_000 + number, 30_000_000, 10_000_000, 39_000_000),
@@ -93,12 +93,12 @@ def _spoil(path: Path) -> None:
 
 
 def _renamed(analysis: Analysis) -> Analysis:
-    """The cells under the awkward names."""
-    cells = []
-    for number, cell in enumerate(analysis.cells):
-        label = f"{cell.cell.head}, {BACKBONES[number % len(BACKBONES)]}"
-        cells.append(replace(cell, cell=replace(cell.cell, label=label)))
-    return replace(analysis, cells=tuple(cells))
+    """The arms under the awkward names."""
+    arms = []
+    for number, arm in enumerate(analysis.arms):
+        label = f"{arm.head}, {BACKBONES[number % len(BACKBONES)]}"
+        arms.append(replace(arm, label=label))
+    return replace(analysis, arms=tuple(arms))
 
 
 def _latencies(labels: list[str]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _latencies(labels: list[str]) -> dict[str, Any]:
         total: dict[str, Any] = {"value": 0.05 + 0.01 * number}
         if number:
             total["ratio"] = {"median": 1 + 0.2 * number, "least": 1.0, "most": 2.0}
-        figures = {"forward/640x480/1/total": total, "forward/640x480/1/backbone": {"value": 0.02}}
-        found[label] = {"device": f"a processor {ATTACK}", "figures": figures}
+        measured = {"forward/640x480/1/total": total, "forward/640x480/1/backbone": {"value": 0.02}}
+        found[label] = {"device": f"a processor {ATTACK}", "figures": measured}
     found[labels[-1]] = {"device": f"a processor {ATTACK}", "figures": {}, "failure": f"out of memory {ATTACK}"}
     return found

@@ -1,4 +1,4 @@
-"""Ground truth beside predictions on some validation pictures: the picture that every evaluation leaves."""
+"""Ground truth beside predictions on some validation images: the image that every evaluation leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detr_container.base.files import atomic_write
 from detr_container.datasets.annotations import Category
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.images import read_image
-from detr_container.drawing.images import contact_sheet, draw_detections, side_by_side
+from detr_container.drawing.images import contact_sheet, draw_detections, image_pair
 
 from .detections import Detections
 
@@ -40,20 +40,20 @@ def draw_validation(
         left = draw_detections(
             image, boxes, annotations.labels[rows_of], None, truth_names, crowd=annotations.crowd[rows_of]
         )
-        here = found.rows_of(int(annotations.image_ids[index]))
-        sure = found.scores[here] >= threshold
+        own = found.rows_of(int(annotations.image_ids[index]))
+        sure = found.scores[own] >= threshold
         right = draw_detections(
             image,
-            found.boxes[here][sure],
-            found.labels[here][sure],
-            found.scores[here][sure],
+            found.boxes[own][sure],
+            found.labels[own][sure],
+            found.scores[own][sure],
             names,
             threshold=threshold,
         )
-        rows.append(side_by_side(left, right))
+        rows.append(image_pair(left, right))
     sheet = contact_sheet(
         rows,
-        "Validation pictures: ground truth beside predictions",
+        "Validation images: ground truth beside predictions",
         f"Predictions of score {threshold:g} and above.",
         2,
     )

@@ -1,7 +1,7 @@
 """Drawings as SVG that take the page's colours: legible in light and dark, on a phone, in print, without colour.
 
-Series are told apart three times: by colour, by marker, and by the way the line is broken (or the bar hatched). Text is
-text, so that it can be searched and scaled: a drawing is laid out with letters that a phone can show, and where
+Series are distinguished three times: by colour, by marker, and by the way the line is broken (or the bar hatched).
+Text is text, so that it can be searched and scaled: a drawing is laid out with letters that a phone can show, and where
 it is shown larger the page sets them smaller, in the same places.
 """
 
@@ -76,7 +76,7 @@ def colour(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
-def look(index: int, line: bool = True, filled: bool = True) -> dict[str, Any]:
+def series_style(index: int, line: bool = True, filled: bool = True) -> dict[str, Any]:
     """How a series is drawn, as keyword arguments of `plot`; filled: its markers."""
     return {
         "color": colour(index),
@@ -140,7 +140,7 @@ def wrapped(text: str, width: float) -> str:
     return "\n".join(lines)
 
 
-def lying(axes: Axes, rows: Sequence[tuple[str, float, float, float, bool]]) -> float:
+def horizontal_intervals(axes: Axes, rows: Sequence[tuple[str, float, float, float, bool]]) -> float:
     """Values with their intervals, one below the other, each beside its name; returns inches of height.
 
     rows: name, value, its interval (NaN where there is none) and whether to fill its mark. Names that leave no room for
@@ -157,7 +157,7 @@ def lying(axes: Axes, rows: Sequence[tuple[str, float, float, float, bool]]) -> 
         places.append(top - (0.14 if beside else 0.1))
         if not math.isnan(low):
             axes.plot([low, high], 2 * places[-1:], color=colour(0), linewidth=2, marker="|", markersize=7)
-        axes.plot([value], places[-1:], **look(0, line=False, filled=filled), markersize=7, zorder=3)
+        axes.plot([value], places[-1:], **series_style(0, line=False, filled=filled), markersize=7, zorder=3)
         top -= 0.28
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_ylim(top, 0)
@@ -168,7 +168,7 @@ def lying(axes: Axes, rows: Sequence[tuple[str, float, float, float, bool]]) -> 
     return -top
 
 
-def nothing(axes: Axes, words: str) -> None:
+def empty(axes: Axes, words: str) -> None:
     """Say in an empty drawing why it is empty."""
     axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center")
     axes.set_xticks([])
@@ -186,8 +186,8 @@ def _adapted(text: str, name: str, alt: str) -> str:
     width, height = box[1].split()[2:]
     start = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
     start += f'viewBox="{box[1]}" width="{width}" height="{height}" font-family="{_FONTS}"'
-    said = html.escape(alt)
-    start += f' role="img" aria-label="{said}"><title>{said}</title>'
+    label = html.escape(alt)
+    start += f' role="img" aria-label="{label}"><title>{label}</title>'
     body = start + body[body.index(">") + 1 :]
     # Groups are named alike in every drawing of a page, and nothing refers to them.
     body = re.sub(r'<g id="[^"]*"', "<g", body)

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, together: what a comparison compares."""
+"""The arms of a comparison: each is a head on a backbone with its settings, and has runs, one per seed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .reading import RunRecord, head_of, label_of, settings_of
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One head on one backbone with one set of settings. label: tells it apart within its comparison."""
+class Arm:
+    """One head on one backbone with one set of settings. label: names it within its comparison; runs: one per seed."""
 
     label: str
     experiment: DetectionExperiment
@@ -28,7 +28,7 @@ class Cell:
 
     @property
     def backbone(self) -> str:
-        """The backbone's name, and what else tells the cell apart from others with the same head."""
+        """The backbone's name, and what else distinguishes the arm from others with the same head."""
         return self.label.removeprefix(f"{self.head}, ")
 
     @property
@@ -37,10 +37,10 @@ class Cell:
         return [run.experiment.seed for run in self.runs if run.experiment is not None]
 
 
-def cells_of(records: Sequence[RunRecord]) -> tuple[list[Cell], dict[Path, str]]:
+def arms_of(records: Sequence[RunRecord]) -> tuple[list[Arm], dict[Path, str]]:
     """Group runs by their settings, in the order in which they first appear.
 
-    Also returns why some belong to no cell: their settings cannot be read, or another run has the same and the seed.
+    Also returns why some belong to no arm: their settings cannot be read, or another run has the same and the seed.
     """
     groups: dict[str, dict[int, RunRecord]] = {}
     left_out: dict[Path, str] = {}
@@ -51,12 +51,12 @@ def cells_of(records: Sequence[RunRecord]) -> tuple[list[Cell], dict[Path, str]]
         group = groups.setdefault(json.dumps(settings_of(record.experiment)), {})
         other = group.setdefault(record.experiment.seed, record)
         if other is not record:
-            left_out[record.folder] = f"it has the settings and the seed of {other.folder}, so it says nothing new"
+            left_out[record.folder] = f"it has the settings and the seed of {other.folder}, so it adds nothing new"
     runs = [tuple(group[seed] for seed in sorted(group)) for group in groups.values()]
     experiments = [group[0].experiment for group in runs]
     known = [experiment for experiment in experiments if experiment is not None]
     return [
-        Cell(label, experiment, group) for label, experiment, group in zip(_labels(known), known, runs, strict=True)
+        Arm(label, experiment, group) for label, experiment, group in zip(_labels(known), known, runs, strict=True)
     ], left_out
 
 

@@ -1,0 +1,108 @@
+"""The images on which the compared models disagree most: ground truth, then what each of them found."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detr_container.base.terminal import shown
+from detr_container.config.detection import DetectionExperiment
+from detr_container.datasets.annotations import Annotations, read_annotations, resolve_split
+from detr_container.datasets.images import read_image
+from detr_container.drawing.images import draw_detections, row, to_image
+
+from .analysis import Analysis, ArmResult
+from .document import Figure
+from .svg import listed
+
+IMAGES = 6
+SIDE, LETTERS = 400, 14
+"""Pixels of each image's longer side in the page, and of the names on it."""
+
+
+def disagreement(analysis: Analysis) -> NDArray[np.float64]:
+    """How far apart the models are on each image [N]: the range of the image's own AP, mean over seeds."""
+    quality = np.stack([np.mean([one.quality for one in arm.results], axis=0) for arm in analysis.evaluated])
+    return quality.max(axis=0) - quality.min(axis=0)
+
+
+def sheets(analysis: Analysis, count: int = IMAGES) -> tuple[list[Figure], str]:
+    """Sheets of the images with the largest disagreement; and why none, where there are none."""
+    annotations = _images_of(analysis)
+    if isinstance(annotations, str):
+        return [], annotations
+    apart = disagreement(analysis)
+    order = [int(index) for index in np.argsort(-np.nan_to_num(apart, nan=-1.0), kind="stable") if apart[index] > 0]
+    if not order:
+        return [], "The models agree on every image, or there is only one."
+    drawings = []
+    for number, index in enumerate(order[:count], start=1):
+        try:
+            drawings.append(_sheet(analysis, annotations, index, f"image-{number}"))
+        except (OSError, ValueError) as error:
+            return drawings, f"The rest could not be drawn: {error}"
+    return drawings, ""
+
+
+def _images_of(analysis: Analysis) -> Annotations | str:
+    """The validation images, or why they cannot be shown."""
+    experiment: DetectionExperiment = analysis.evaluated[0].experiment
+    data = experiment.data
+    try:
+        images, _ = resolve_split("val", data.root, data.val_images, data.val_annotations)
+        return read_annotations(analysis.annotations, images)
+    except (OSError, ValueError) as error:
+        return f"The images cannot be shown: {error}"
+
+
+def _sheet(analysis: Analysis, annotations: Annotations, index: int, name: str) -> Figure:
+    image_id = analysis.ground.images[index]
+    place = int(np.searchsorted(annotations.image_ids, image_id))
+    path: Path = annotations.image_dir / annotations.file_names[place]
+    full = to_image(read_image(path, analysis.evaluated[0].experiment.data.apply_orientation))
+    scale = SIDE / max(full.size)
+    # Made small first, so that lines and names are of the size at which they are seen.
+    image = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))
+    objects = slice(int(annotations.starts[place]), int(annotations.starts[place + 1]))
+    boxes = annotations.boxes[objects].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    names = [category.name for category in annotations.categories]
+    drawn = partial(draw_detections, image, classes=names, threshold=0.0, legible=0, letters=LETTERS)
+    crowd = annotations.crowd[objects]
+    drawings = [drawn(boxes=scale * boxes, labels=annotations.labels[objects], scores=None, crowd=crowd)]
+    titles, values = ["ground truth"], []
+    for arm in analysis.evaluated:
+        found, labels, scores = _found(arm, int(image_id), analysis, int((~crowd).sum()))
+        drawings.append(drawn(boxes=scale * found, labels=labels, scores=scores))
+        quality = float(np.mean([one.quality[index] for one in arm.results]))
+        titles.append(f"{arm.label}: {100 * quality:.0f}")
+        values.append(f"{arm.label} {100 * quality:.0f}")
+    file = shown(path.name)
+    caption = f"{file}, and the AP of this image alone."
+    alt = f"Image {file} with its objects, and with what each model found; AP of the image {listed(values)}."
+    panels = [(title, _jpeg(one)) for title, one in zip(titles, drawings, strict=True)]
+    return Figure(name, caption, alt, _jpeg(row(drawings, titles)), wide=True, panels=panels)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format="JPEG", quality=85)
+    return file.getvalue()
+
+
+def _found(
+    arm: ArmResult, image: int, analysis: Analysis, count: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """The surest detections of the first seed on one image: boxes as corners, labels and scores."""
+    found = arm.results[0].found
+    rows = np.flatnonzero(found.images == image)
+    # So many, whatever their scores, which of different models need not mean the same.
+    rows = rows[np.argsort(-found.scores[rows], kind="stable")][:count]
+    boxes = found.boxes[rows].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes, np.searchsorted(analysis.ground.categories, found.categories[rows]), found.scores[rows]
