@@ -6,12 +6,14 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.base.files import sha256
+from detr_container.datasets.annotations import Annotations, read_annotations
 from detr_container.tasks.detection.coco_results import is_kept
 from detr_container.tasks.detection.detections import Columns
 from detr_container.tasks.detection.scoring import Truth, read_truth, usable
@@ -94,6 +96,11 @@ class Analysis:
     def evaluated(self) -> list[ArmResult]:
         """Arms of which at least one run could be evaluated."""
         return [arm for arm in self.arms if arm.results]
+
+    @cached_property
+    def images(self) -> Annotations:
+        """The validation images by name and size; where they lie is not looked for."""
+        return read_annotations(self.annotations, self.annotations.parent)
 
 
 def analyse(

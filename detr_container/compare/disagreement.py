@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from detr_container.base.terminal import shown
 from detr_container.config.detection import DetectionExperiment
-from detr_container.datasets.annotations import Annotations, read_annotations, resolve_split
+from detr_container.datasets.annotations import Annotations, resolve_split
 from detr_container.datasets.images import read_image
 from detr_container.drawing.images import draw_detections, row, to_image
 
@@ -55,7 +56,7 @@ def _images_of(analysis: Analysis) -> Annotations | str:
     data = experiment.data
     try:
         images, _ = resolve_split("val", data.root, data.val_images, data.val_annotations)
-        return read_annotations(analysis.annotations, images)
+        return replace(analysis.images, image_dir=images)
     except (OSError, ValueError) as error:
         return f"The images cannot be shown: {error}"
 

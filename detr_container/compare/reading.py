@@ -19,7 +19,7 @@ from detr_container.engine.run import Run
 from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
 from detr_container.jobs.status import ACTIVE, RunStatus, statuses_of
 from detr_container.tasks.detection.coco_results import is_kept, read_kept
-from detr_container.tasks.detection.detections import NAME, Columns
+from detr_container.tasks.detection.detections import NAME, Columns, evaluation_of
 
 HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
 
@@ -62,7 +62,7 @@ class RunRecord:
 
     def evaluated(self, epoch: int) -> Path:
         """The folder of an epoch's evaluation."""
-        return self.folder / "detections" / f"epoch-{epoch:03d}"
+        return evaluation_of(self.folder, epoch)
 
     def version(self, split: str) -> str | None:
         """The digest of the annotation file that it was started with; None where it was not noted."""

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from detr_container.base.checked import read_json
 from detr_container.base.files import write_json
 from detr_container.base.terminal import column, console
-from detr_container.datasets.annotations import Annotations, read_annotations
 from detr_container.engine.run_files import BenchmarkFile, PlanFile
 from detr_container.jobs.status import runs_in
 from detr_container.measure.costs import Costs, costs
@@ -180,25 +179,19 @@ def measure(analysis: Analysis) -> dict[str, Any]:
 
     experiments = {arm.label: arm.experiment for arm in analysis.evaluated}
     first = next(iter(experiments.values()))
-    sizes = validation_sizes(first, _annotations(analysis))
+    sizes = validation_sizes(first, analysis.images)
     largest = max(sizes, key=lambda size: size[0] * size[1])
     options = MeasureOptions(sizes=(largest,), classes=len(analysis.ground.names), training=False)
     return side_by_side(experiments, options, progress=True)
 
 
-def _annotations(analysis: Analysis) -> Annotations:
-    """The validation images' sizes; no image is opened, so that their folder does not matter."""
-    return read_annotations(analysis.annotations, analysis.annotations.parent)
-
-
 def _costs(analysis: Analysis) -> tuple[dict[str, Costs], list[str]]:
     """What the arms' models cost, and which could not be built."""
     known, trouble = dict[str, Costs](), []
-    annotations = _annotations(analysis)
     for arm in analysis.arms:
         experiment = arm.experiment
         try:
-            sizes = validation_sizes(experiment, annotations)
+            sizes = validation_sizes(experiment, analysis.images)
             known[arm.label] = costs(experiment, len(analysis.ground.names), sizes)
         except (ValueError, RuntimeError, OSError) as error:
             trouble.append(f"{arm.label}: parameters and FLOPs are unknown, its model cannot be built ({error})")

@@ -13,7 +13,7 @@ from pydantic import Field
 from detr_container.base.checked import Schema, mistakes, read_plain
 from detr_container.base.files import atomic_write
 
-from .detections import NAME, Columns, Detections
+from .detections import NAME, Columns, Detections, evaluation_of
 
 OLD_NAME = "detections.json"
 _RULE = "each has image_id and category_id (whole numbers), bbox [x, y, width, height] in pixels and score"
@@ -74,7 +74,7 @@ def evaluation_folder(source: Path, epoch: int = 0) -> Path:
     folders = [folder for folder in (source / "detections").glob("epoch-*") if is_kept(folder)]
     # By number, since a thousand epochs have more digits.
     folders.sort(key=lambda folder: (len(folder.name), folder.name))
-    chosen = [folder for folder in folders if not epoch or folder.name == f"epoch-{epoch:03d}"]
+    chosen = [folder for folder in folders if not epoch or folder == evaluation_of(source, epoch)]
     if not chosen:
         listed = ", ".join(folder.name for folder in folders) or "none of any epoch"
         raise ValueError(

@@ -40,6 +40,11 @@ _DAMAGE = (
 _REMEDY = "Put back a copy of it, or evaluate again"
 
 
+def evaluation_of(run: Path, epoch: int) -> Path:
+    """The folder that a run keeps an epoch's detections and metrics in."""
+    return run / "detections" / f"epoch-{epoch:03d}"
+
+
 class Columns(NamedTuple):
     """A row per detection, as COCO has them.
 

@@ -24,7 +24,7 @@ from detr_container.models.detector import Detector
 from detr_container.models.matcher import NonFiniteOutputError
 
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
-from .detections import NAME, Detections
+from .detections import NAME, Detections, evaluation_of
 from .evaluate import evaluate_to
 from .groups import parameter_counts, parameter_groups
 from .scores import Scores, table
@@ -163,7 +163,7 @@ class DetectionTask(Task):
         ends: Ends,
     ) -> Evaluation | None:
         """See `Task`."""
-        folder, data = _folder(run, epoch), self.data
+        folder, data = evaluation_of(run, epoch), self.data
         scores = evaluate_to(
             folder, _detector(model), data.val, data.classes, self.experiment, session, after_batch=on_batch, ends=ends
         )
@@ -174,13 +174,13 @@ class DetectionTask(Task):
 
     def draw(self, run: Path, epoch: int) -> None:
         """See `Task`."""
-        found = Detections.read(_folder(run, epoch) / NAME)
+        found = Detections.read(evaluation_of(run, epoch) / NAME)
         draw_validation(self.data.val, found, self.data.classes, run / "predictions.png")
 
     def discard(self, run: Path, epoch: int) -> None:
         """See `Task`."""
         if self.experiment.train.keep_detections != "all":
-            (_folder(run, epoch) / NAME).unlink(missing_ok=True)
+            (evaluation_of(run, epoch) / NAME).unlink(missing_ok=True)
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 
@@ -213,10 +213,6 @@ def class_faults(found: object, classes: Sequence[Category]) -> list[str]:
         f"of other classes than the data set's: {differ or 'some stand there twice'}. Put the data back, or start "
         "another run (--run NAME) from this one with --init"
     )
-
-
-def _folder(run: Path, epoch: int) -> Path:
-    return run / "detections" / f"epoch-{epoch:03d}"
 
 
 def _line(scores: Scores) -> str:
