@@ -64,31 +64,31 @@ def run(options: SoakOptions, ways: Mapping[str, Way] | None = None) -> int:
     ways: how to interrupt, by name; default: what the person can do to a job of their own.
     """
     screen = console()
-    quiet, noisy = options.folder / "uninterrupted", options.folder / "disturbed"
-    for folder in (quiet, noisy):
+    uninterrupted, interrupted = options.folder / "uninterrupted", options.folder / "interrupted"
+    for folder in (uninterrupted, interrupted):
         if folder.exists():
             raise ValueError(f"{folder} exists: name another --folder, or remove it")
     try:
-        _submit(quiet, options)
-        _wait(quiet, lambda now: now.state not in ACTIVE)
-        if status_of(quiet).state != "finished":
-            raise ValueError(f"the uninterrupted run did not finish: detr-container status {quiet}")
-        screen.print(f"uninterrupted: {status_of(quiet).step} steps", soft_wrap=True)
+        _submit(uninterrupted, options)
+        _wait(uninterrupted, lambda now: now.state not in ACTIVE)
+        if status_of(uninterrupted).state != "finished":
+            raise ValueError(f"the uninterrupted run did not finish: detr-container status {uninterrupted}")
+        screen.print(f"uninterrupted: {status_of(uninterrupted).step} steps", soft_wrap=True)
         began = time.monotonic()
-        kinds, helped = _interrupt(noisy, options, WAYS[options.cluster] if ways is None else ways, screen)
+        kinds, helped = _interrupt(interrupted, options, WAYS[options.cluster] if ways is None else ways, screen)
     except KeyboardInterrupt:
         screen.print(
             f"the job that was started continues; this ends it: detr-container cancel {options.folder}", soft_wrap=True
         )
         raise
-    history = JobFolder(noisy).history()
+    history = JobFolder(interrupted).history()
     lost = sum(attempt.outcome in ("killed", "failed") for attempt in history)
     done = sum(kinds.values())
     screen.print(
         f"{done} interruptions ({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))}); "
         f"{len(history)} starts, {lost} of which died without saving; {clock(time.monotonic() - began)}"
     )
-    found = run_differences(quiet, noisy)
+    found = run_differences(uninterrupted, interrupted)
     if found:
         screen.print("DIFFERENT from the uninterrupted run:", *found[:10], sep="\n  ", style="red", soft_wrap=True)
         return 1

@@ -99,18 +99,31 @@ def test_stray_bytes_of_a_file_name_are_written_as_json_that_all_can_read(tmp_pa
     path.read_bytes().decode().encode()
 
 
+FOUR_COMMANDS = """
+import sys
+from detr_container.commands.cli import main
+folder = sys.argv[1]
+for words in ["status", folder], ["logs", folder], ["report", folder], ["evaluate", folder + "/none.pt"]:
+    assert main(words) in (0, 2)
+    print("--")
+    print("--", file=sys.stderr)
+"""
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
 def test_stray_bytes_are_shown_whatever_the_terminal_can_show(encoding: str, tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 [m8] \x1b[31m"))
     folder.mkdir()
-    for words in (["status", folder], ["logs", folder], ["report", folder], ["evaluate", folder / "none.pt"]):
-        environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "COLUMNS": "300"}
-        command = [sys.executable, "-m", "detr_container", *map(os.fspath, words)]
-        done = subprocess.run(command, env=environment, capture_output=True, check=False)
-        output = (done.stdout + done.stderr).decode()
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "COLUMNS": "300"}
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR_COMMANDS, folder], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    written = [stream.decode().split("--\n")[:-1] for stream in (done.stdout, done.stderr)]
+    assert [len(parts) for parts in written] == [4, 4]
+    for output in map("".join, zip(*written, strict=True)):
         assert "Traceback" not in output
         assert r"caf\xe9 [m8] \x1b[31m" in output
-        assert done.returncode in (0, 2)
 
 
 def test_predict_without_images_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ def experiment_options(root: Path, epochs: int, **changed: Any) -> list[str]:
     return settings_of(tiny(root, train__epochs=epochs, train__eval_every=epochs, **{**hard, **changed}))
 
 
-def submit(folder: Path, root: Path, name: str, *options: str, epochs: int = 40) -> Path:
+def submit(folder: Path, root: Path, name: str, *options: str, epochs: int = 16) -> Path:
     """Submit to this machine; returns the run's folder."""
     done = run_command(folder, "submit", "debug", "--run", name, *LOCAL, *experiment_options(root, epochs), *options)
     assert done.returncode == 0, done.stderr
@@ -90,15 +90,15 @@ def log_of(run: Path) -> str:
 def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run on two processes that nobody interrupted."""
     folder = tmp_path_factory.mktemp("jobs")
-    run = submit(folder, root, "quiet", "--slurm.tasks-per-node", "2")
+    run = submit(folder, root, "uninterrupted", "--slurm.tasks-per-node", "2")
     assert end_of(run).state == "finished", log_of(run)
     return folder
 
 
 def test_interruptions_change_nothing(place: Path, root: Path) -> None:
     """A process killed, and what a preemption looks like."""
-    run = submit(place, root, "noisy", "--slurm.tasks-per-node", "2")
-    for number, at in enumerate((10, 60)):
+    run = submit(place, root, "interrupted", "--slurm.tasks-per-node", "2")
+    for number, at in enumerate((8, 30)):
         wait_until(functools.partial(reached, run, at), f"at step {at}")
         if number == 0:
             controller(run).children()[1].kill()
@@ -109,9 +109,9 @@ def test_interruptions_change_nothing(place: Path, root: Path) -> None:
     history = JobFolder(run).history()
     assert [attempt.why for attempt in history] == ["killed", "preemption", ""]
     assert re.match(r"rank 1 on \S+ ended without a word", history[0].message)
-    shown = run_command(place, "status", "runs/noisy").stdout
+    shown = run_command(place, "status", "runs/interrupted").stdout
     assert "1 killed, 1 preemption" in shown
-    assert_same_run(run, place / "runs" / "quiet")
+    assert_same_run(run, place / "runs" / "uninterrupted")
     events = list((run / "tensorboard").iterdir())
     assert len(events) == 3
 

@@ -37,7 +37,7 @@ def test_a_short_campaign(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         assert status == 0, output
         assert all(f"1 {kind}" in output for kind in KINDS)
         assert "left behind: nothing" in output
-        history = JobFolder(folder / "soak-1" / "disturbed").history()
+        history = JobFolder(folder / "soak-1" / "interrupted").history()
         assert history[-1].outcome == "finished"
         assert not any(attempt.own for attempt in history if attempt.outcome == "killed")
     finally:

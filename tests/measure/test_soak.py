@@ -47,7 +47,7 @@ def test_two_interruptions(soaked: tuple[Path, str]) -> None:
     assert "2 interruptions (" in printed
     assert "3 starts" in printed
     assert "equal to the uninterrupted run, bit for bit" in printed
-    assert run_differences(folder / "uninterrupted", folder / "disturbed") == []
+    assert run_differences(folder / "uninterrupted", folder / "interrupted") == []
 
 
 def test_a_difference_is_seen(root: Path, tmp_path: Path) -> None:
