@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, ValidationError, with_config
 from tyro.conf import arg
 
 from detr_container.base.checked import read_bytes
+from detr_container.base.limits import adapter_of
 
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _UNITS = re.compile(r"(?:(\d+)d)?\s*(?:(\d+)h)?\s*(?:(\d+)m)?")
@@ -152,7 +153,7 @@ def cluster_facts(path: Path) -> Resources:
 def resources_of(values: dict[str, Any], path: Path) -> Resources:
     """The resources that a file describes; path: for messages. Raises ValueError naming what does not fit."""
     try:
-        found = TypeAdapter(Resources).validate_python(values)
+        found: Resources = adapter_of(Resources).validate_python(values)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         known = ", ".join(field.name for field in fields(Resources))

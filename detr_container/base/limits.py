@@ -67,6 +67,16 @@ Many = Annotated[int, natural(2**31 - 1)]
 """A number of things that costs nothing by itself."""
 
 
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def adapter_of(kind: type[Any]) -> TypeAdapter[Any]:
+    """What pydantic makes of a dataclass; made once, since that takes longer than all that is done with it."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
 def check(options: Any) -> None:
     """Raise ValueError naming every setting of a dataclass, and of those within it, that breaks its rule."""
     faults = [*broken(options), *_wrong_paths(options)]
@@ -76,7 +86,7 @@ def check(options: Any) -> None:
 
 def broken(options: Any) -> Iterator[str]:
     """`name=value: it must be ...` for each value that breaks the rule at its field."""
-    adapter = TypeAdapter(type(options))
+    adapter = adapter_of(type(options))
     try:
         adapter.validate_python(adapter.dump_python(options, warnings=False))
     except ValidationError as error:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, ValidationError, with_config
 
 from detr_container.base.checked import read_plain
-from detr_container.base.limits import Many, Rate, Seed, Share, check, message_of, natural, positive
+from detr_container.base.limits import Many, Rate, Seed, Share, adapter_of, check, message_of, natural, positive
 
 from .tasks import experiment_class
 from .traits import FIXED, NO_MATTER, Topic
@@ -160,7 +160,7 @@ class Experiment:
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
     """The experiment as JSON has it."""
-    return TypeAdapter(type(experiment)).dump_python(experiment, mode="json")
+    return dict(adapter_of(type(experiment)).dump_python(experiment, mode="json"))
 
 
 def from_dict(values: dict[str, Any]) -> Experiment:
@@ -168,12 +168,13 @@ def from_dict(values: dict[str, Any]) -> Experiment:
     # Before there was a second task, a file did not say which it was of.
     kind = experiment_class(str(values.get("task", "detection")) if isinstance(values, dict) else "detection")
     try:
-        return TypeAdapter(kind).validate_python(values)
+        found: Experiment = adapter_of(kind).validate_python(values)
     except ValidationError as error:
         raise ValueError(
             f"not a configuration of this version: {message_of(error)}. Use the version that wrote it "
             "(provenance.jsonl says which), or correct the file"
         ) from error
+    return found
 
 
 def load(path: Path) -> Experiment:
