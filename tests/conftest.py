@@ -68,9 +68,8 @@ def _seeds() -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Half as many more than there are cores: much of the time, tests of jobs wait for a limit, a queue or a pause."""
-    cores = len(os.sched_getaffinity(0))
-    return cores + max(1, cores // 2)
+    """Two more than there are cores: much of the time, tests of jobs wait for a limit, a queue or a pause."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers.cpu.safe_convolution import subsample_first
+from ..layers.frozen_norm import freeze_norms
 from .backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from .timm_fit import channels_first, create, fit
 
@@ -30,7 +31,6 @@ class TimmBackbone(Backbone):
         name: as timm spells it; pretrained: timm's weights, downloaded to its cache at first use.
         """
         import timm
-        from timm.layers.norm_act import freeze_batch_norm_2d
 
         found = fit(name, stage, stride, canvas)
         options: dict[str, Any] = dict(found.options) | ({"drop_path_rate": drop_path} if drop_path else {})
@@ -49,8 +49,7 @@ class TimmBackbone(Backbone):
         mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
         super().__init__(found.channels, found.strides, found.multiple, mean, std)
         self.name, self.side = name, found.side
-        # timm's own, since its norms can hold an activation that a plain replacement would lose.
-        self.body = freeze_batch_norm_2d(body) if frozen_norm else body
+        self.body = freeze_norms(body) if frozen_norm else body
         subsample_first(self.body)
         self._ends = [module.replace(".", "_") for module in body.feature_info.module_name()]
         self._nhwc = found.nhwc

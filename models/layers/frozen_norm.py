@@ -46,15 +46,30 @@ class FrozenNorm(FrozenBatchNorm2d):
         return x * self.scale[:, None, None] + self.shift[:, None, None]
 
 
+class FrozenNormAct(FrozenNorm):
+    """A frozen norm with timm's `drop` and `act` after it; the state dict is that of timm's frozen norm."""
+
+    def __init__(self, num_features: int, eps: float, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(num_features, eps)
+        self.drop, self.act = drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same."""
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y
+
+
 def freeze_norms(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm2d below `module` by one whose statistics, scale and shift are fixed.
 
-    Returns `module`, or its replacement when it is itself a BatchNorm2d.
+    Returns `module`, or its replacement when it is itself a BatchNorm2d. What timm has put into one, a dropout and an
+    activation, stays.
     """
     if isinstance(module, nn.BatchNorm2d):
         if module.running_mean is None or module.running_var is None or not module.affine:
             raise ValueError("a BatchNorm2d without statistics or scale cannot be frozen: use backbone.norm=batch")
-        frozen = FrozenNorm(module.num_features, eps=module.eps)
+        inside = dict(module.named_children())
+        frozen = (FrozenNormAct if inside else FrozenNorm)(module.num_features, eps=module.eps, **inside)
         state = {name: value for name, value in module.state_dict().items() if name != "num_batches_tracked"}
         frozen.load_state_dict(state)
         return frozen

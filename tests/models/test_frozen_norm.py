@@ -5,14 +5,16 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+import timm
 import torch
 from golden import pattern
+from timm.layers.norm_act import BatchNormAct2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from detr_container.models.backbones.resnet import ResNetBackbone
-from detr_container.models.layers.frozen_norm import FrozenNorm
+from detr_container.models.layers.frozen_norm import FrozenNorm, freeze_norms
 
 
 def pair() -> tuple[FrozenNorm, FrozenBatchNorm2d]:
@@ -75,3 +77,16 @@ def test_nothing_is_folded_at_a_call(training: bool) -> None:
     with Operations() as seen:
         backbone.double()
     assert seen.names.count("rsqrt") == 20
+
+
+def test_the_numbers_and_the_state_are_timms_where_a_norm_holds_an_activation() -> None:
+    model = timm.create_model("test_efficientnet", pretrained=False)
+    assert any(isinstance(module, BatchNormAct2d) for module in model.modules())
+    model.load_state_dict(pattern.fill(model.state_dict()))
+    ours, theirs = freeze_norms(deepcopy(model)).eval(), freeze_batch_norm_2d(model).eval()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in ours.modules())
+    x = torch.randn(2, 3, 32, 40)
+    assert torch.equal(ours(x), theirs(x))
+    state = theirs.state_dict()
+    assert ours.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
