@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -183,6 +184,13 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
             pytest.fail(f"the process ended with status {process.returncode} too early:\n{out}\n{err}")
         assert time.monotonic() < end, f"nothing happened in {seconds} s"
         time.sleep(0.005)
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """A process's environment as the system shows it, which for an instant after the start is none."""
+    while not (found := psutil.Process(pid).environ()):
+        time.sleep(0.01)
+    return found
 
 
 def settings_of(experiment: DetectionExperiment) -> list[str]:

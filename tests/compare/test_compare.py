@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from rich.console import Console
-from runs import assert_same_run, run_command, start, tiny, wait_for
+from runs import assert_same_run, environment_of, run_command, start, tiny, wait_for
 
 from detr_container.base.files import read_jsonl
 from detr_container.base.processes import environment_of_one
@@ -270,10 +270,7 @@ def test_runs_that_train_together_have_their_own_gpus(
             run = PlannedRun(tmp_path / str(number), replace(settings, device=device))
             extra = running._gpu_of(run, held, Console(quiet=True))
             process = running._start(run, 2, extra)
-            # For an instant after its start, the system shows none.
-            while not (seen := psutil.Process(process.pid).environ()):
-                time.sleep(0.01)
-            found.append((seen["CUDA_VISIBLE_DEVICES"], dict(extra)))
+            found.append((environment_of(process.pid)["CUDA_VISIBLE_DEVICES"], dict(extra)))
             process.kill()
             process.wait()
     alone = {"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-x"}

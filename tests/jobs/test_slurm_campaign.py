@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from runs import environment_of
 from slurm_campaign import Ways, campaign, left_behind
 from slurm_cluster import MARK, cluster, missing
 
@@ -52,9 +53,11 @@ def test_an_srun_may_take_its_time_but_not_stay(tmp_path: Path) -> None:
     (tmp_path / "srun").symlink_to(sleep)
     surroundings = {**os.environ, MARK: str(tmp_path)}
     with subprocess.Popen([tmp_path / "srun", "2"], env=surroundings) as slow:
+        environment_of(slow.pid)
         assert left_behind(tmp_path / "run", tmp_path) == []
         assert slow.poll() is not None
     with subprocess.Popen([tmp_path / "srun", "60"], env=surroundings) as stays:
+        environment_of(stays.pid)
         (tmp_path / "run" / ".lock").touch()
         assert left_behind(tmp_path / "run", tmp_path, 0.5) == [".lock", f"srun, process {stays.pid}"]
         assert left_behind(tmp_path / "run", tmp_path / "other", 0.5) == [".lock"]
