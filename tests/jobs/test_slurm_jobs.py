@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
 ]
-EPOCHS = 20
+EPOCHS = 40
 TWO_NODES = ["--slurm.nodes", "2", "--slurm.gpus-per-node", "1", "--slurm.time", "10m"]
 
 
