@@ -48,7 +48,6 @@ def synthetic(ids: list[int]) -> ToyBatch:
 
 class ToyTask(Task):
     meters = ("correct",)
-
     training_images = 60
 
     def build(self, weights: bool) -> nn.Module:
