@@ -6,6 +6,7 @@ A attention heads.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ class Memory:
     levels: list[Level]
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """Backbone, projection to the transformer's width, positions and encoder.
 
     strides: of the levels that the head reads, finest first; what the backbone gives, unless a subclass makes more in
@@ -117,6 +118,7 @@ class Detector(nn.Module):
         position, bias = positions_of(levels), bias_of(levels)
         return Memory(self.encoder(tokens_of(levels), position, bias), position, bias, levels)
 
+    @abstractmethod
     def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:
         """Detect objects.
 
@@ -124,7 +126,6 @@ class Detector(nn.Module):
         int64 true (height, width); padded: False promises that no image is padded; attention_maps: return
         attention and Gaussians as well.
         """
-        raise NotImplementedError
 
 
 def one_level(backbone: Backbone, head: str) -> Backbone:

@@ -49,7 +49,6 @@ _UNREADABLE = (
     ValueError,
     AttributeError,
     AssertionError,
-    NotImplementedError,
     OverflowError,
     struct.error,
     pickle.UnpicklingError,
@@ -189,7 +188,7 @@ def _check_crc(path: Path) -> None:
                 if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size or marked:
                     raise zipfile.BadZipFile(f"the entry of {record.filename!r} is wrong")
             bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, struct.error) as error:
         raise ValueError(f"{path} is damaged ({error}). Use another copy") from error
     if bad is not None:
         raise ValueError(f"{path} is damaged: its record {bad!r} is not what was written. Use another copy")

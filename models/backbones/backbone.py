@@ -6,6 +6,7 @@ network is frozen in silence because its parameters are called something else.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Self
 
@@ -16,7 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A network that turns normalised images into feature maps.
 
     channels, strides: of each feature map that it gives, finest first; at first all that were built, see `at_strides`;
@@ -43,13 +44,13 @@ class Backbone(nn.Module):
         self.frozen_stages = 0
         self._given = tuple(range(len(self.strides)))
 
+    @abstractmethod
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
         """Name and modules of every stage, in the order of computation; together they hold every parameter."""
-        raise NotImplementedError
 
+    @abstractmethod
     def every_map(self, images: Tensor) -> list[Tensor]:
         """What `forward` chooses from: the maps of all strides that were built."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] normalised images to one [B, channels, H / stride, W / stride] map per stride."""

@@ -33,7 +33,7 @@ _COLUMNS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
 _LARGEST = 1 << 33
 """Bytes of a column: ten times what the largest public data sets make."""
 _DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError),
     *(SyntaxError, tokenize.TokenError),
 )
 """What zipfile, and NumPy of a header, raise for other content than they write."""
