@@ -1,12 +1,12 @@
 """What travels from the loader to the model: one batch of images and everything that is known about them.
 
-Shapes: B images, H x W the padded size, N objects in the whole batch.
+Shapes: B images, H x W the padded size, T slots for the objects of an image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,18 +29,32 @@ class Sample:
 
 @dataclass
 class Targets:
-    """The objects of a batch, packed: image b owns the `counts[b]` rows that follow those of images 0 .. b-1.
+    """The objects of a batch, each image's in its first slots.
 
-    labels: [N] int64; boxes: [N, 4] float32 (cx, cy, w, h in [0, 1]); counts: one int per image, always on the host.
+    labels: [B, T] int64, 0 beyond an image's objects; boxes: [B, T, 4] float32 (cx, cy, w, h in [0, 1]), the whole
+    image beyond; valid: [B, T] bool, where objects are; counts: how many each image has, always on the host.
     """
 
     labels: Tensor
     boxes: Tensor
+    valid: Tensor
     counts: tuple[int, ...]
 
-    def to(self, device: torch.device | str) -> Targets:
-        """Copy the objects to `device`."""
-        return Targets(self.labels.to(device, non_blocking=True), self.boxes.to(device, non_blocking=True), self.counts)
+    @classmethod
+    def of_images(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor], slots: int = 0) -> Targets:
+        """Those of images with labels [n] and boxes [n, 4] each, in `slots`, or in as many as the fullest needs."""
+        counts = tuple(map(len, labels))
+        slots = max(slots, *counts)
+        valid = torch.arange(slots) < torch.tensor(counts)[:, None]
+        padded = Targets(
+            torch.zeros(valid.shape, dtype=torch.int64),
+            torch.tensor((0.5, 0.5, 1.0, 1.0), dtype=boxes[0].dtype).repeat(*valid.shape, 1),
+            valid,
+            counts,
+        )
+        padded.labels[valid] = torch.cat([*labels])
+        padded.boxes[valid] = torch.cat([*boxes])
+        return padded
 
 
 @dataclass
@@ -59,35 +73,37 @@ class Batch:
     original_sizes: tuple[tuple[int, int], ...]
     padded: bool = True
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of its tensors, always in this order."""
+        return self.images, self.sizes, self.targets.labels, self.targets.boxes, self.targets.valid
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Batch:
+        """The same batch with others in the place of its `tensors`."""
+        images, sizes, labels, boxes, valid = tensors
+        targets = Targets(labels, boxes, valid, self.targets.counts)
+        return replace(self, images=images, sizes=sizes, targets=targets)
+
+    @property
+    def form(self) -> Hashable:
+        """What decides beside the shapes of its tensors which operations are computed."""
+        return self.padded
+
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to `device`, without waiting when its memory is pinned."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.sizes.to(device, non_blocking=True),
-            self.targets.to(device),
-            self.image_ids,
-            self.original_sizes,
-            self.padded,
-        )
+        return self.with_tensors(tensor.to(device, non_blocking=True) for tensor in self.tensors)
 
     def pin_memory(self) -> Batch:
         """Make page-locked copies, so that `to` can overlap with computation (called by the data loader)."""
-        targets = Targets(self.targets.labels.pin_memory(), self.targets.boxes.pin_memory(), self.targets.counts)
-        return Batch(
-            self.images.pin_memory(),
-            self.sizes.pin_memory(),
-            targets,
-            self.image_ids,
-            self.original_sizes,
-            self.padded,
-        )
+        return self.with_tensors(tensor.pin_memory() for tensor in self.tensors)
 
 
-def collate(samples: Sequence[Sample], multiple: int = 1, canvas: int = 0) -> Batch:
-    """Pad images to one size and pack their objects.
+def collate(samples: Sequence[Sample], multiple: int = 1, canvas: int = 0, slots: int = 0) -> Batch:
+    """Pad images to one size, and their objects to one number.
 
     multiple: the padded height and width are multiples of this many pixels (a backbone's `size_multiple`).
     canvas: when not 0, pad to this square in pixels instead of to the largest image.
+    slots: see `Targets.of_images`.
     Raises ValueError when an image is larger than the canvas.
     """
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
@@ -105,11 +121,7 @@ def collate(samples: Sequence[Sample], multiple: int = 1, canvas: int = 0) -> Ba
     images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for padded, sample, (h, w) in zip(images, samples, sizes, strict=True):
         padded[:, :h, :w].copy_(sample.image)
-    targets = Targets(
-        torch.cat([sample.labels for sample in samples]),
-        torch.cat([sample.boxes for sample in samples]),
-        tuple(len(sample.labels) for sample in samples),
-    )
+    targets = Targets.of_images([sample.labels for sample in samples], [sample.boxes for sample in samples], slots)
     return Batch(
         images,
         torch.tensor(sizes, dtype=torch.int64),

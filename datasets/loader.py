@@ -250,7 +250,7 @@ class _Collate:
         batch = collate(samples, self.multiple, self.canvas)
         if self._over is None or self.short is None:
             return batch
-        for tensor in (batch.images, batch.sizes, batch.targets.labels, batch.targets.boxes):
+        for tensor in batch.tensors:
             while not _moved(tensor):
                 if self._over.is_set():
                     raise InterruptedError("nobody waits for this batch any more")

@@ -30,7 +30,13 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     a, b: [..., 4] xyxy, float32. Returns [...] in [-1, 1]. For every pair of two sets, pass `a[:, None]` and `b[None]`.
     """
     a_low, a_high, b_low, b_high = a[..., :2], a[..., 2:], b[..., :2], b[..., 2:]
-    overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(dim=-1)
-    union = (a_high - a_low).prod(dim=-1) + (b_high - b_low).prod(dim=-1) - overlap
-    hull = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).prod(dim=-1)
+    overlap = _area((torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0))
+    union = _area(a_high - a_low) + _area(b_high - b_low) - overlap
+    hull = _area(torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low))
     return overlap / union.clamp(min=EPSILON) - (hull - union) / hull.clamp(min=EPSILON)
+
+
+def _area(sides: Tensor) -> Tensor:
+    """[..., 2] width and height to [...]; not by `prod`, in whose gradient the host waits to hear of zeros."""
+    width, height = sides.unbind(dim=-1)
+    return width * height

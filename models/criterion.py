@@ -3,7 +3,9 @@
 Every normaliser is a function of the number of objects alone, so that it can be summed over gradient accumulation and
 over processes before the first forward pass: N small steps then give exactly one large step. `normalise="process"` is
 what the published code does instead: see `Criterion.of_step`.
-Shapes: D decoder layers, B images, Q queries, K logits, M matched pairs.
+Everything is computed by shapes alone: what each query shall predict is scattered to its place, and masked where it is
+nothing, so that no gradient has to sort or to count.
+Shapes: D decoder layers, B images, Q queries, K logits, T slots for the objects of an image.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from detr_container.datasets.batch import Targets
 from .boxes import cxcywh_to_xyxy, generalized_iou
 from .detector import Output
 from .device import to_device
-from .matcher import Matches
 
 
 @dataclass
@@ -74,54 +75,59 @@ class Criterion:
         own = [max(weight, 1e-6) * parts for weight, _ in mine]
         return torch.stack((to_device(own, whole.device, whole.dtype), boxes), dim=1)
 
-    def __call__(self, output: Output, targets: Targets, matches: Matches, normalisers: Tensor | None = None) -> Losses:
+    def __call__(self, output: Output, targets: Targets, matches: Tensor, normalisers: Tensor | None = None) -> Losses:
         """The losses of one batch.
 
-        normalisers: [2] float32 on the device, as `normalisers` gives them for the whole step; default: this batch's.
+        matches: [D, B, T] the query of each object, -1 in slots without one, as the matcher gives them. normalisers:
+        [2] float32 on the device, as `normalisers` gives them for the whole step; default: this batch's.
         """
+        logits, queries = output.logits, output.logits.shape[2]
         if normalisers is None:
-            normalisers = output.logits.new_tensor(self.normalisers(targets.counts, output.logits.shape[2]))
+            normalisers = to_device(self.normalisers(targets.counts, queries), logits.device, logits.dtype)
         class_norm, box_norm = normalisers.clamp(min=1 if self.classification == "focal" else 1e-6).unbind()
         box_norm = box_norm.clamp(min=1)
-        boxes = output.boxes[matches.layer, matches.image, matches.query]
-        target_boxes = targets.boxes[matches.target]
-        zeros = output.logits.new_zeros(len(output.logits))
-        l1 = zeros.index_add(0, matches.layer, (boxes - target_boxes).abs().sum(dim=-1)) / box_norm
+        no_object = logits.shape[-1] - int(self.classification == "softmax")
+        labels = _by_query(targets.labels, matches, queries, no_object)
+        target_boxes = _by_query(targets.boxes, matches, queries, 0.5)
+        # A query without an object is given the box it shall predict: no loss and no gradient, whatever it predicts.
+        boxes = torch.where((labels < no_object)[..., None], output.boxes, target_boxes)
+        l1 = (boxes - target_boxes).abs().sum(dim=(1, 2, 3)) / box_norm
         overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
-        giou = zeros.index_add(0, matches.layer, 1 - overlap) / box_norm
-        labels = targets.labels[matches.target]
-        classes = self._class_sum(output.logits, labels, matches) / class_norm
+        giou = (1 - overlap).sum(dim=(1, 2)) / box_norm
+        classes = self._class_sum(logits, labels, no_object) / class_norm
         total = (self.class_weight * classes + self.l1_weight * l1 + self.giou_weight * giou).sum()
         terms = {"class": classes.detach(), "l1": l1.detach(), "giou": giou.detach()}
         return Losses(total, terms)
 
-    def _class_sum(self, logits: Tensor, labels: Tensor, matches: Matches) -> Tensor:
-        """[D] classification loss summed over images and queries."""
-        at = (matches.layer, matches.image, matches.query)
+    def _class_sum(self, logits: Tensor, labels: Tensor, no_object: int) -> Tensor:
+        """[D] classification loss summed over images and queries; labels: [D, B, Q]."""
         if self.classification == "focal":
-            one_hot = torch.zeros_like(logits)
-            one_hot[(*at, labels)] = 1.0
+            one_hot = (labels[..., None] == torch.arange(no_object, device=labels.device)).to(logits.dtype)
             return sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma).sum(dim=(1, 2, 3))
-        no_object = logits.shape[-1] - 1
-        index = torch.full(logits.shape[:-1], no_object, device=logits.device)
-        index[at] = labels
-        loss = F.cross_entropy(logits.flatten(0, 2), index.flatten(), reduction="none").view_as(index)
-        return torch.where(index == no_object, self.no_object_weight * loss, loss).sum(dim=(1, 2))
+        loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view_as(labels)
+        return torch.where(labels == no_object, self.no_object_weight * loss, loss).sum(dim=(1, 2))
+
+
+def _by_query(values: Tensor, matches: Tensor, queries: int, default: float) -> Tensor:
+    """[B, T, ...] values of objects to [D, B, Q, ...] those of the object of each query, or the default."""
+    shape = (*matches.shape, *values.shape[2:])
+    # Slots without a match write to one more query, which is cut off.
+    places = matches.masked_fill(matches < 0, queries).view(*matches.shape, *[1] * (values.dim() - 2)).expand(shape)
+    empty = torch.full((*shape[:2], queries + 1, *shape[3:]), default, dtype=values.dtype, device=values.device)
+    return empty.scatter_(2, places, values.expand(shape))[:, :, :queries]
 
 
 @torch.no_grad()
-def diagnostics(output: Output, targets: Targets, matches: Matches, softmax: bool) -> dict[str, Tensor]:
+def diagnostics(output: Output, targets: Targets, matches: Tensor, softmax: bool) -> dict[str, Tensor]:
     """What DETR logs beside its losses, of the last layer: scalars without gradient.
 
     class_error: per cent of matched predictions whose top class is wrong (100 without objects); cardinality_error:
     mean absolute difference between the numbers of predicted and true objects (softmax only).
     """
-    last = len(output.logits) - 1
-    in_last = matches.layer == last
-    top = output.logits[last].argmax(dim=-1)
-    right = (top[matches.image, matches.query] == targets.labels[matches.target]) & in_last
-    result = {"class_error": 100 - 100 * right.sum() / in_last.sum().clamp(min=1)}
+    top, query = output.logits[-1].argmax(dim=-1), matches[-1]
+    right = (top.gather(1, query.clamp(min=0)) == targets.labels) & (query >= 0)
+    result = {"class_error": 100 - 100 * right.sum() / (query >= 0).sum().clamp(min=1)}
     if softmax:
         predicted = (top != output.logits.shape[-1] - 1).sum(dim=1)
-        result["cardinality_error"] = (predicted - to_device(targets.counts, top.device)).abs().float().mean()
+        result["cardinality_error"] = (predicted - targets.valid.sum(dim=1)).abs().float().mean()
     return result

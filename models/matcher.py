@@ -1,12 +1,14 @@
 """Hungarian matching of predictions and objects (Carion et al. 2020, section 3.1), all decoder layers at once.
 
-Shapes: D decoder layers, B images, Q queries, K logits, N objects of the batch, T the most objects of one image.
+What is computed on the device depends on shapes alone; only `assign`, on the host, looks at values.
+Shapes: D decoder layers, B images, Q queries, K logits, T slots for the objects of an image.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from detr_container.datasets.batch import Targets
 
 from .boxes import cxcywh_to_xyxy, generalized_iou
 from .detector import Output
-from .device import to_device
+from .device import Fetched, sent
 
 
 class NonFiniteOutputError(RuntimeError):
@@ -23,19 +25,6 @@ class NonFiniteOutputError(RuntimeError):
     def __init__(self, layer: int, image: int) -> None:
         super().__init__(f"decoder layer {layer} predicts NaN or Inf for image {image} of the batch")
         self.layer, self.image = layer, image
-
-
-@dataclass
-class Matches:
-    """Matched pairs of all layers, packed: [M] int64 each, ordered by layer, then image, then query.
-
-    layer, image, query: place of the prediction; target: row of the packed `Targets`.
-    """
-
-    layer: Tensor
-    image: Tensor
-    query: Tensor
-    target: Tensor
 
 
 @dataclass(frozen=True)
@@ -50,48 +39,45 @@ class Matcher:
     gamma: float = 2.0
 
     @torch.no_grad()
-    def __call__(self, output: Output, targets: Targets) -> Matches:
-        """Match; an image with more objects than queries has as many pairs as queries.
+    def question(self, output: Output, targets: Targets) -> Tensor:
+        """[D, B, Q * T + 1] all that `assign` must know: costs, and a number that is finite if the predictions are."""
+        # An image without objects has no costs, so what it predicts is tested by itself.
+        probe = output.logits.sum(dim=(2, 3)) + output.boxes.sum(dim=(2, 3))
+        return torch.cat((self.costs(output, targets).flatten(2), probe[..., None]), dim=-1)
 
-        What comes to the host comes in one transfer, the only one of a training step. Raises NonFiniteOutputError.
+    def assign(self, asked: Tensor, targets: Targets) -> Tensor:
+        """[D, B, T] on the host: the query of each object, -1 in slots without one.
+
+        An image with more objects than queries has as many matches as queries. asked: `question`, on the host; of
+        targets only the numbers of objects and slots are read. Raises NonFiniteOutputError.
         """
         from scipy.optimize import linear_sum_assignment
 
-        layers, images, queries = output.logits.shape[:3]
-        costs = self.costs(output, targets)
-        # An image without objects has no costs, so what it predicts is tested by itself.
-        finite = output.logits.sum(dim=(2, 3)) + output.boxes.sum(dim=(2, 3))
-        host = torch.cat((costs.flatten(), finite.flatten())).cpu()
-        costs, finite = host.split([costs.numel(), finite.numel()])
-        bad = (~finite.isfinite()).nonzero()
+        layers, images = asked.shape[:2]
+        bad = (~asked[..., -1].isfinite()).flatten().nonzero()
         if len(bad):
             raise NonFiniteOutputError(*divmod(int(bad[0]), images))
-        table = costs.view(layers, images, queries, -1).numpy()
-        starts = torch.tensor((0, *targets.counts)).cumsum(0).tolist()
-        rows: list[tuple[int, int, int, int]] = []
-        for layer in range(layers):
-            for image, count in enumerate(targets.counts):
-                matched = linear_sum_assignment(table[layer, image, :, :count])
-                pairs = zip(*(side.tolist() for side in matched), strict=True)
-                rows += [(layer, image, query, starts[image] + target) for query, target in pairs]
-        layer_of, image_of, query, target = to_device(rows, output.logits.device).view(-1, 4).unbind(1)
-        return Matches(layer_of, image_of, query, target)
+        slots = targets.valid.shape[1]
+        matches = np.full((layers, images, slots), -1)
+        if slots:
+            table = asked[..., :-1].unflatten(-1, (-1, slots)).numpy()
+            for layer, image in np.ndindex(layers, images):
+                rows, columns = linear_sum_assignment(table[layer, image, :, : targets.counts[image]])
+                matches[layer, image, columns] = rows
+        return torch.from_numpy(matches)
 
+    def __call__(self, output: Output, targets: Targets) -> Tensor:
+        """Both in one, which waits for the device: [D, B, T] matches on the device."""
+        return sent(self.assign(Fetched(self.question(output, targets)).wait(), targets), output.logits.device)
+
+    @torch.no_grad()
     def costs(self, output: Output, targets: Targets) -> Tensor:
-        """[D, B, Q, T] cost of every prediction against its own image's objects; surplus columns are unspecified."""
-        slots = max(targets.counts, default=0)
-        starts = torch.tensor((0, *targets.counts)).cumsum(0).tolist()
-        rows = [
-            start + min(slot, count - 1) if count else 0
-            for start, count in zip(starts[:-1], targets.counts, strict=True)
-            for slot in range(slots)
-        ]
-        row = to_device(rows, output.logits.device).view(len(targets.counts), slots)
-        labels, boxes = targets.labels[row], targets.boxes[row]
-        columns = labels[None, :, None].expand(*output.logits.shape[:3], -1)
+        """[D, B, Q, T] cost of every prediction against the slots of its own image."""
+        columns = targets.labels[None, :, None].expand(*output.logits.shape[:3], -1)
         price = self._class_cost(output.logits).gather(-1, columns)
-        l1 = (output.boxes[..., None, :] - boxes[None, :, None]).abs().sum(dim=-1)
-        overlap = generalized_iou(cxcywh_to_xyxy(output.boxes)[..., None, :], cxcywh_to_xyxy(boxes)[None, :, None])
+        l1 = (output.boxes[..., None, :] - targets.boxes[None, :, None]).abs().sum(dim=-1)
+        ours, theirs = cxcywh_to_xyxy(output.boxes), cxcywh_to_xyxy(targets.boxes)
+        overlap = generalized_iou(ours[..., None, :], theirs[None, :, None])
         return self.cost_l1 * l1 + self.cost_class * price - self.cost_giou * overlap
 
     def _class_cost(self, logits: Tensor) -> Tensor:

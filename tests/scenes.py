@@ -33,7 +33,8 @@ def scene(
     logits = torch.randn(layers, len(counts), queries, classes + int(softmax), generator=generator) * 2
     output = Output(logits, random_boxes(generator, layers, len(counts), queries))
     labels = torch.randint(classes, (sum(counts),), generator=generator)
-    return Scene(output, Targets(labels, random_boxes(generator, sum(counts)), counts), classes)
+    boxes = random_boxes(generator, sum(counts))
+    return Scene(output, Targets.of_images(labels.split(counts), boxes.split(counts)), classes)
 
 
 @st.composite
@@ -52,8 +53,6 @@ def scenes(draw: st.DrawFn, softmax: bool = True, most_objects: int = 6, most_qu
 
 def sliced(whole: Scene, images: slice) -> Scene:
     """Some of the images of a scene, as a micro batch or another process would see them."""
-    starts = [sum(whole.targets.counts[:image]) for image in range(len(whole.targets.counts) + 1)]
-    low, high, _ = images.indices(len(whole.targets.counts))
-    rows = slice(starts[low], starts[high])
-    targets = Targets(whole.targets.labels[rows], whole.targets.boxes[rows], whole.targets.counts[images])
+    every = whole.targets
+    targets = Targets(every.labels[images], every.boxes[images], every.valid[images], every.counts[images])
     return Scene(Output(whole.output.logits[:, images], whole.output.boxes[:, images]), targets, whole.classes)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from detr_container.models.device import Fetched
 
 
 class Flags(NamedTuple):
@@ -23,9 +24,8 @@ class Flags(NamedTuple):
 class Control:
     """The flags on their way from one step to the next."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._sent: tuple[Tensor, torch.cuda.Event | None] | None = None
+    def __init__(self) -> None:
+        self._sent: Fetched | None = None
 
     def exchange(self, summed: Tensor) -> Flags:
         """Send the flags of this step, and read those of the step before; none were set before the first.
@@ -33,20 +33,11 @@ class Control:
         summed: [3] stop, save and bad on the device, each the number of processes that have it.
         """
         before = self.pending()
-        host = torch.empty(summed.shape, dtype=summed.dtype, pin_memory=self._cuda)
-        host.copy_(summed, non_blocking=True)
-        event = None
-        if self._cuda:
-            event = torch.cuda.Event()
-            event.record()
-        self._sent = (host, event)
+        self._sent = Fetched(summed.clone())
         return before
 
     def pending(self) -> Flags:
         """The flags that were sent last; waits for them when they are still on their way."""
         if self._sent is None:
             return Flags()
-        host, event = self._sent
-        if event is not None:
-            event.synchronize()
-        return Flags(*(value > 0 for value in host.tolist()))
+        return Flags(*(value > 0 for value in self._sent.wait().tolist()))

@@ -20,6 +20,7 @@ from detr_container.models.device import to_device
 from . import optimizer as optim
 from .control import Control, Flags
 from .ema import Ema
+from .micro import Eager
 from .randomness import seed_step
 from .session import Session
 from .task import Lap, Task, no_lap
@@ -52,13 +53,15 @@ class Stepper:
         self.last_norm = torch.zeros((), device=session.device)
         # As many as are taken until a flag is read.
         self.recent: deque[Taken] = deque(maxlen=3)
-        self._control = Control(session.device)
+        self._eager = Eager(task, model, session)
+        self._control = Control()
 
     def begin(self) -> None:
         """Once the weights are those to start from: average and spread them."""
         if self.settings.ema_decay:
             self.ema = Ema(self.model, self.settings.ema_decay)
         self.parallel = self.session.spread(self.model)
+        self._eager = Eager(self.task, self.parallel, self.session)
 
     def take(
         self,
@@ -85,13 +88,8 @@ class Stepper:
         optim.set_rates(self.optimizer, factor, decay)
         share = 1 / (len(micro) * world)
         for place, host in enumerate(micro):
-            batch = host.to(device)
             with self._no_sync(place < len(micro) - 1):
-                total, meters = task.loss(self.parallel, batch, divisors[place], share, lap)
-                # DDP averages gradients over processes; the divisors already count all of them.
-                (total * world).backward()
-            lap("backward")
-            self.meters[:-1] += torch.cat((total.detach()[None], meters))
+                self.meters[:-1] += self._eager.derive(host, divisors[place], share, lap)
         # Once a gradient was not finite nothing changes any more, until the flag that says so is read.
         norm, norms = optim.clipped_step(self.optimizer, self.settings.clip, self.bad)
         lap("update")

@@ -8,7 +8,7 @@ Names of sizes: T accumulation steps of one process, K normalisers of a task.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -42,6 +42,21 @@ class Batch(Protocol):
 
     def to(self, device: torch.device) -> Self:
         """The same on a device, without waiting for the copy."""
+
+
+class StaticBatch(Batch, Protocol):
+    """One whose step can be captured and replayed on other values; a task whose batches are not is trained eagerly."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of its tensors, always in the same order."""
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
+        """The same batch with others in the place of its `tensors`."""
+
+    @property
+    def form(self) -> Hashable:
+        """What decides beside the shapes of its tensors which operations are computed."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +142,30 @@ class Task(ABC):
         return whole.expand(len(mine), -1)
 
     @abstractmethod
-    def loss(
-        self, model: nn.Module, batch: Any, divisors: Tensor, share: float, lap: Lap = no_lap
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        """What the model makes of a micro batch on its device."""
+
+    def question(self, output: Any, batch: Any) -> Tensor | None:
+        """What the host must know before there can be a loss, on the device; its shape follows from the batch's shapes.
+
+        None where there is nothing to know; then nobody waits for the device.
+        """
+        del output, batch
+        return None
+
+    def answer(self, asked: Tensor, batch: Any) -> Tensor:
+        """What follows from the question, for `loss`, all on the host; its shape follows from the batch's shapes.
+
+        Raises NonFiniteError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has a question, but no answer to it")
+
+    @abstractmethod
+    def loss(self, output: Any, answer: Any, batch: Any, divisors: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """The loss of a micro batch on its device, and [len(meters)] what is logged of it, detached.
 
-        divisors: [K]; share: of this micro batch in means over the step; lap: called with "forward", "matching" and
-        "loss". Raises NonFiniteError.
+        output: of `forward`; answer: to the question, on the device, None without one; divisors: [K]; share: of this
+        micro batch in means over the step. Raises NonFiniteError.
         """
 
     def after_step(self, model: nn.Module, step: int) -> None:

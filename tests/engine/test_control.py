@@ -6,7 +6,7 @@ from detr_container.engine.control import Control, Flags
 
 
 def test_flags_are_read_a_step_later() -> None:
-    control = Control(torch.device("cpu"))
+    control = Control()
     assert control.pending() == Flags()
     assert control.exchange(torch.tensor([1.0, 0.0, 0.0])) == Flags()
     assert control.pending() == Flags(stop=True)
@@ -17,7 +17,7 @@ def test_flags_are_read_a_step_later() -> None:
 
 
 def test_what_is_sent_does_not_change_with_the_tensor() -> None:
-    control, summed = Control(torch.device("cpu")), torch.tensor([1.0, 0.0, 0.0])
+    control, summed = Control(), torch.tensor([1.0, 0.0, 0.0])
     control.exchange(summed)
     summed.zero_()
     assert control.pending().stop

@@ -73,4 +73,4 @@ def targets() -> Targets:
     """Their objects."""
     boxes = [[0.5, 0.5, 0.3, 0.4], [0.25, 0.3, 0.2, 0.2], [0.7, 0.6, 0.1, 0.35]]
     boxes += [[0.4, 0.55, 0.5, 0.3], [0.8, 0.2, 0.15, 0.15]]
-    return Targets(torch.tensor([1, 18, 44, 3, 90]), torch.tensor(boxes), (3, 2))
+    return Targets.of_images(torch.tensor([1, 18, 44, 3, 90]).split((3, 2)), torch.tensor(boxes).split((3, 2)))

@@ -5,19 +5,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from packed_criterion import pack, pairs_of
 from scenes import Scene, scene, scenes, sliced
 from torchvision.ops import box_convert, generalized_box_iou
 
 from detr_container.models.criterion import Criterion, Losses, diagnostics
 from detr_container.models.detector import Output
-from detr_container.models.matcher import Matcher, Matches
+from detr_container.models.matcher import Matcher
 
 CRITERIA = {"softmax": Criterion(), "focal": Criterion("focal", class_weight=2.0)}
 MATCHERS = {"softmax": Matcher(), "focal": Matcher("focal", cost_class=2.0)}
 both = pytest.mark.parametrize("kind", ["softmax", "focal"])
 
 
-def matched(kind: str, shown: Scene) -> Matches:
+def matched(kind: str, shown: Scene) -> torch.Tensor:
     return MATCHERS[kind](shown.output, shown.targets)
 
 
@@ -27,9 +28,9 @@ def losses_of(kind: str, shown: Scene, normalisers: torch.Tensor | None = None) 
 
 def naive(kind: str, shown: Scene) -> dict[str, list[float]]:
     """The published losses of every layer, object by object."""
-    output, targets, matches = shown.output, shown.targets, matched(kind, shown)
+    output, targets, matches = shown.output, pack(shown.targets), pairs_of(matched(kind, shown), shown.targets)
     terms: dict[str, list[float]] = {"class": [], "l1": [], "giou": []}
-    objects = max(sum(targets.counts), 1)
+    objects = max(sum(shown.targets.counts), 1)
     pairs = {
         (layer, image, query): target
         for layer, image, query, target in zip(
@@ -38,7 +39,7 @@ def naive(kind: str, shown: Scene) -> dict[str, list[float]]:
     }
     for layer, (logits, boxes) in enumerate(zip(output.logits.double(), output.boxes.double(), strict=True)):
         price = weight = l1 = giou = 0.0
-        for image in range(len(targets.counts)):
+        for image in range(len(shown.targets.counts)):
             for query in range(logits.shape[1]):
                 target = pairs.get((layer, image, query))
                 row = logits[image, query]
@@ -83,10 +84,11 @@ def test_softmax_is_torchs_weighted_cross_entropy() -> None:
     matches = matched("softmax", shown)
     weight = torch.tensor([1.0, 1, 1, 1, 0.3])
     ours = replace(CRITERIA["softmax"], no_object_weight=0.3)(shown.output, shown.targets, matches).terms["class"]
+    pairs = pairs_of(matches, shown.targets)
     for layer in range(2):
         labels = torch.full((3, 7), 4)
-        of_layer = matches.layer == layer
-        labels[matches.image[of_layer], matches.query[of_layer]] = shown.targets.labels[matches.target[of_layer]]
+        of_layer = pairs.layer == layer
+        labels[pairs.image[of_layer], pairs.query[of_layer]] = pack(shown.targets).labels[pairs.target[of_layer]]
         expected = F.cross_entropy(shown.output.logits[layer].transpose(1, 2), labels, weight)
         torch.testing.assert_close(ours[layer], expected)
 
@@ -177,8 +179,8 @@ def test_more_objects_than_queries(kind: str) -> None:
 def test_degenerate_predictions_have_a_finite_gradient(kind: str) -> None:
     shown = scene((3, 1), softmax=kind == "softmax")
     shown.output.boxes[..., 2:] = 0
-    shown.targets.boxes[0, 2:] = 0
-    shown.output.boxes[:, 0, 0] = shown.targets.boxes[0]
+    shown.targets.boxes[0, 0, 2:] = 0
+    shown.output.boxes[:, 0, 0] = shown.targets.boxes[0, 0]
     shown.output.logits.mul_(100).requires_grad_()
     shown.output.boxes.requires_grad_()
     losses_of(kind, shown).total.backward()
@@ -193,11 +195,11 @@ def test_diagnostics_are_those_of_naive_loops(shown: Scene) -> None:
     matches = matched("softmax", shown)
     ours = diagnostics(shown.output, shown.targets, matches, softmax=True)
     top = shown.output.logits[-1].argmax(dim=-1)
-    last = len(shown.output.logits) - 1
     hits = []
-    for layer, image, query, target in zip(matches.layer, matches.image, matches.query, matches.target, strict=True):
-        if layer == last:
-            hits.append(bool(top[image, query] == shown.targets.labels[target]))
+    for image, queries in enumerate(matches[-1].tolist()):
+        for slot, query in enumerate(queries):
+            if query >= 0:
+                hits.append(bool(top[image, query] == shown.targets.labels[image, slot]))
     assert ours["class_error"].item() == pytest.approx(100 - 100 * sum(hits) / max(len(hits), 1), abs=1e-3)
     missed = [
         abs(sum(label != shown.classes for label in row) - count)

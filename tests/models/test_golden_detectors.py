@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from golden import published
+from packed_criterion import pairs_of
 from torch import Tensor
 
 from detr_container.config.detection import DetectionExperiment
 from detr_container.models.criterion import diagnostics
 from detr_container.models.detector import Output
-from detr_container.models.matcher import Matches
 from detr_container.models.postprocess import postprocess
 from detr_container.models.weights.layouts import to_published
 from detr_container.tasks.detection.build import build_criterion, build_matcher
@@ -27,7 +27,7 @@ class Case:
     shapes: dict[str, list[int]]
     experiment: DetectionExperiment
     output: Output
-    matches: Matches
+    matches: Tensor
 
 
 @pytest.fixture(scope="module", params=published.DETECTORS)
@@ -69,9 +69,10 @@ def test_logits_and_boxes(case: Case) -> None:
 
 def test_matching(case: Case) -> None:
     counts, last = published.targets().counts, len(case.output.logits) - 1
+    pairs = pairs_of(case.matches, published.targets())
     for image, start in enumerate((0, counts[0])):
-        of_image = (case.matches.layer == last) & (case.matches.image == image)
-        ours = torch.stack((case.matches.query[of_image], case.matches.target[of_image] - start))
+        of_image = (pairs.layer == last) & (pairs.image == image)
+        ours = torch.stack((pairs.query[of_image], pairs.target[of_image] - start))
         assert torch.equal(ours, case.golden[f"match{image}"])
 
 
@@ -100,7 +101,7 @@ def test_diagnostics(case: Case) -> None:
     layers = len(case.output.logits)
     for layer, suffix in enumerate(suffixes(layers)):
         upto = Output(case.output.logits[: layer + 1], case.output.boxes[: layer + 1])
-        ours = diagnostics(upto, published.targets(), case.matches, softmax=True)
+        ours = diagnostics(upto, published.targets(), case.matches[: layer + 1], softmax=True)
         assert float(ours["cardinality_error"]) == float(case.golden[f"loss/cardinality_error{suffix}"])
         if layer == layers - 1:
             assert float(ours["class_error"]) == pytest.approx(float(case.golden["loss/class_error"]))

@@ -83,7 +83,8 @@ def test_a_head_of_several_levels_detects_and_trains(name: str, more: bool) -> N
         assert (attention[:, 1].sum(dim=(-2, -1)) > 0).all()
         covered += attention.detach().sum(dim=(-2, -1))
     torch.testing.assert_close(covered, torch.ones_like(covered))
-    targets = Targets(torch.tensor([0, 2, 1]), torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3), (2, 1))
+    labels, boxes = torch.tensor([0, 2, 1]), torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3)
+    targets = Targets.of_images(labels.split((2, 1)), boxes.split((2, 1)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(4):

@@ -23,7 +23,8 @@ HEADS = {
     "smca": DetectionExperiment(head=replace(DETR, kind="smca"), loss=FOCAL),
     "smca type4": DetectionExperiment(head=replace(DETR, kind="smca", gaussian="type4"), loss=FOCAL),
 }
-TARGETS = Targets(torch.tensor([0, 2, 1]), torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3), (2, 1))
+BOXES = torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3)
+TARGETS = Targets.of_images(torch.tensor([0, 2, 1]).split((2, 1)), BOXES.split((2, 1)))
 
 
 def built(experiment: DetectionExperiment) -> Detector:

@@ -1,4 +1,4 @@
-"""A training step reads from the device once: the matching costs."""
+"""A training step waits for the device once a micro batch: for the matching costs."""
 
 import itertools
 from collections import Counter
@@ -14,27 +14,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_container.base.processes import ProcessInfo
 from detr_container.config.backbones import BackboneConfig
-from detr_container.config.detection import DetectionExperiment, HeadConfig
+from detr_container.config.detection import DetectionExperiment, HeadConfig, LossConfig
 from detr_container.config.experiments import FOCAL
 from detr_container.datasets.batch import Batch, Targets
 from detr_container.engine.control import Control, Flags
 from detr_container.engine.session import Session
 from detr_container.engine.step import Stepper
-from detr_container.models.matcher import Matcher
 from detr_container.tasks.detection.task import DetectionTask
 
 HEAD = HeadConfig(queries=7, width=32, heads=4, encoder_layers=1, decoder_layers=2, feedforward=48, dropout=0.1)
 TINY = BackboneConfig(name="container_light_tiny", weights="none", frozen_stages=0)
 EXPERIMENTS = {
     "detr": DetectionExperiment(head=HEAD, backbone=BackboneConfig(name="resnet18", weights="none")),
+    "process": DetectionExperiment(
+        head=HEAD, loss=LossConfig(normalise="process"), backbone=BackboneConfig(name="resnet18", weights="none")
+    ),
     "smca": DetectionExperiment(
         head=replace(HEAD, kind="smca"), loss=FOCAL, backbone=replace(TINY, norm="batch", drop_path=0.1)
     ),
 }
-TARGETS = Targets(torch.tensor([0, 2, 1]), torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3), (2, 0, 1))
+BOXES = torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3)
+TARGETS = Targets.of_images(torch.tensor([0, 2, 1]).split((2, 0, 1)), BOXES.split((2, 0, 1)))
 # What cannot be computed without knowing values on the host: a scalar, the number of elements of a result, or a copy
-# to another device.
+# to another device. The gradients of products count zeros on the host, but not while a dispatch mode looks.
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "item", "_to_cpu")
+READS += ("prod", "cumprod")
 
 
 class Reads(TorchDispatchMode):
@@ -92,59 +96,51 @@ def training_step(experiment: DetectionExperiment, device: str) -> Callable[[], 
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_nothing_but_the_matcher_reads_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_the_assignment_reads_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     step = training_step(EXPERIMENTS[name], "cpu")
-    reads, costs, solve = Reads(), list[Tensor](), Matcher.__call__
+    reads, asked, solve, read = Reads(), list[torch.Size](), DetectionTask.answer, Control.pending
 
-    def match(matcher: Matcher, *arguments: Any) -> Any:
-        # What is computed on the device is watched, what comes after the transfer is not.
-        costs.append(matcher.costs(*arguments))
+    def answer(task: DetectionTask, costs: Tensor, batch: Batch) -> Tensor:
+        # On the host, after the one transfer.
+        asked.append(costs.shape)
         with reads.pause():
-            return solve(matcher, *arguments)
+            return solve(task, costs, batch)
 
     def pending(control: Control) -> Flags:
         # On a CPU the flags are there at once; on a GPU they came while the step before was computed.
         with reads.pause():
             return read(control)
 
-    read = Control.pending
-    monkeypatch.setattr(Matcher, "__call__", match)
+    monkeypatch.setattr(DetectionTask, "answer", answer)
     monkeypatch.setattr(Control, "pending", pending)
     step()
     with reads:
         step()
-    assert len(costs) == 4
+    assert asked == [(2, 3, 7 * 2 + 1)] * 4
     assert reads.found == Counter()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_one_synchronisation_a_micro_batch(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything but the copy of the matcher's costs runs while waiting for the device is an error."""
+def test_one_wait_a_micro_batch(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever waits is an error, but for an event; of those one is waited for a micro batch, and one for the flags."""
     experiment = EXPERIMENTS[name]
     step = training_step(replace(experiment, train=replace(experiment.train, precision=precision)), "cuda")
-    transfers, plain, solve = list[torch.Size](), Tensor.cpu, Matcher.__call__
+    waits, wait = list[torch.cuda.Event](), torch.cuda.Event.synchronize
 
-    def copy(tensor: Tensor) -> Tensor:
-        torch.cuda.set_sync_debug_mode("default")
-        transfers.append(tensor.shape)
-        result = plain(tensor)
-        torch.cuda.set_sync_debug_mode("error")
-        return result
+    def counted(event: torch.cuda.Event) -> None:
+        waits.append(event)
+        wait(event)
 
-    def match(matcher: Matcher, *arguments: Any) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Tensor, "cpu", copy)
-            return solve(matcher, *arguments)
-
-    monkeypatch.setattr(Matcher, "__call__", match)
+    monkeypatch.setattr(torch.cuda.Event, "synchronize", counted)
+    # The flags that the second step reads are sent by the first, and have arrived.
     step()
     torch.cuda.synchronize()
-    transfers.clear()
+    waits.clear()
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(transfers) == 2
+    assert len(waits) == 3

@@ -123,7 +123,8 @@ def random_batch() -> tuple[Tensor, Tensor, Targets]:
     images, sizes = torch.randn(2, 3, 48, 64, generator=draw), torch.tensor([[48, 64], [40, 50]])
     images[1, :, 40:], images[1, :, :, 50:] = 0, 0
     boxes = torch.rand(5, 4, generator=draw) * 0.4 + 0.1
-    return images, sizes, Targets(torch.tensor([1, 3, 0, 2, 5]), boxes, (3, 2))
+    labels = torch.tensor([1, 3, 0, 2, 5])
+    return images, sizes, Targets.of_images(labels.split((3, 2)), boxes.split((3, 2)))
 
 
 def weights_after(

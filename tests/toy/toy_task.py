@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,7 @@ def toy() -> ToyExperiment:
     return ToyExperiment(train=train, device="cpu")
 
 
-@dataclass(frozen=True)
-class ToyBatch:
+class ToyBatch(NamedTuple):
     images: Tensor
     labels: Tensor
     image_ids: tuple[int, ...]
@@ -42,8 +41,7 @@ class ToyBatch:
 def synthetic(ids: list[int]) -> ToyBatch:
     noise = [torch.randn(8, 8, generator=torch.Generator().manual_seed(index)) for index in ids]
     labels = torch.tensor(ids) % 3
-    bright = 2 * nn.functional.one_hot(labels, 8)[:, :, None]
-    return ToyBatch(torch.stack(noise) + bright, labels, tuple(ids))
+    return ToyBatch(torch.stack(noise) + 2 * nn.functional.one_hot(labels, 8)[:, :, None], labels, tuple(ids))
 
 
 class ToyTask(Task):
@@ -62,8 +60,10 @@ class ToyTask(Task):
     def batches(self, model: nn.Module, sampler: Any, pin_memory: bool, ends: Any) -> Any:
         return (synthetic([index for _, index in keys]) for keys in sampler)
 
-    def loss(self, model: nn.Module, batch: ToyBatch, divisors: Tensor, share: float, lap: Any) -> Any:
-        scores = model(batch.images)
+    def forward(self, model: nn.Module, batch: ToyBatch) -> Tensor:
+        return model(batch.images)
+
+    def loss(self, scores: Tensor, answer: None, batch: ToyBatch, divisors: Tensor, share: float) -> Any:
         total = nn.functional.cross_entropy(scores, batch.labels, reduction="sum") / divisors[0]
         return total, (scores.argmax(1) == batch.labels).float().mean()[None] * share
 

@@ -154,7 +154,7 @@ def synthetic_batch(largest: LargestBatch, classes: int, seed: int = 0) -> Batch
     objects = sum(largest.objects)
     boxes = torch.rand(objects, 4, generator=generator) * 0.4 + 0.1
     labels = torch.randint(0, classes, (objects,), generator=generator)
-    targets = Targets(labels, boxes, largest.objects)
+    targets = Targets.of_images(labels.split(largest.objects), boxes.split(largest.objects))
     shapes = tuple((height, width) for _ in range(count))
     return Batch(pixels.permute(0, 3, 1, 2), sizes, targets, tuple(range(count)), shapes, largest.padded)
 

@@ -18,9 +18,9 @@ from detr_container.datasets.loader import Ends, StepBatches, batches, training_
 from detr_container.engine.precision import autocast
 from detr_container.engine.resume import show
 from detr_container.engine.session import Session
-from detr_container.engine.task import Evaluation, Lap, NonFiniteError, Task, no_lap
+from detr_container.engine.task import Evaluation, NonFiniteError, Task
 from detr_container.models.criterion import diagnostics
-from detr_container.models.detector import Detector
+from detr_container.models.detector import Detector, Output
 from detr_container.models.matcher import NonFiniteOutputError
 
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
@@ -119,24 +119,32 @@ class DetectionTask(Task):
         """See `Task`."""
         return self._criterion.of_step([(weight, objects) for weight, objects in mine], whole, world)
 
-    def loss(
-        self, model: nn.Module, batch: Batch, divisors: Tensor, share: float, lap: Lap = no_lap
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, batch: Batch) -> Output:
         """See `Task`."""
         with autocast(self.experiment.train.precision, batch.images.device):
-            output = model(batch.images, batch.sizes, batch.padded)
-        lap("forward")
+            output: Output = model(batch.images, batch.sizes, batch.padded)
+        return output
+
+    def question(self, output: Output, batch: Batch) -> Tensor:
+        """See `Task`; what matches cost."""
+        return self._matcher.question(output, batch.targets)
+
+    def answer(self, asked: Tensor, batch: Batch) -> Tensor:
+        """See `Task`; the matches."""
         try:
-            matches = self._matcher(output, batch.targets)
+            return self._matcher.assign(asked, batch.targets)
         except NonFiniteOutputError as error:
             image = batch.image_ids[error.image]
             raise NonFiniteError(
                 f"NaN or Inf in what decoder layer {error.layer} predicts for image {image}"
             ) from error
-        lap("matching")
-        losses = self._criterion(output, batch.targets, matches, divisors)
-        lap("loss")
-        extra = diagnostics(output, batch.targets, matches, self._softmax)
+
+    def loss(
+        self, output: Output, answer: Tensor, batch: Batch, divisors: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Task`."""
+        losses = self._criterion(output, batch.targets, answer, divisors)
+        extra = diagnostics(output, batch.targets, answer, self._softmax)
         none = torch.zeros_like(losses.total.detach())
         rows = [losses.terms[name][-1] for name in _TERMS]
         # Losses add up over the step; diagnostics are means.

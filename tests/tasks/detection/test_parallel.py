@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from packed_criterion import Packed, Pairs, pack, pairs_of
 from runs import (
     HARD,
     REPOSITORY,
@@ -35,14 +36,12 @@ from detr_container.base.interrupt import StopRequest
 from detr_container.commands import cli
 from detr_container.config import settings as config
 from detr_container.config.detection import DetectionExperiment
-from detr_container.datasets.batch import Targets
 from detr_container.datasets.loader import permutation
 from detr_container.engine.run import Run
 from detr_container.engine.same import metrics
 from detr_container.engine.session import open_session
 from detr_container.engine.trainer import Trainer
 from detr_container.models.detector import Output
-from detr_container.models.matcher import Matches
 from detr_container.tasks.detection.build import build_matcher, open_data
 from detr_container.tasks.detection.coco_results import read_kept, records_of
 from detr_container.tasks.detection.task import DetectionTask
@@ -144,7 +143,7 @@ def test_a_rank_without_objects(kind: str, pair: Path, root: Path, tmp_path: Pat
     assert_close_run(tmp_path / "one", pair / f"{kind}-lonely")
 
 
-def published_loss(output: Output, targets: Targets, matches: Matches, boxes: float) -> torch.Tensor:
+def published_loss(output: Output, targets: Packed, matches: Pairs, boxes: float) -> torch.Tensor:
     """DETR's loss on one process, layer by layer; boxes: what the box losses are divided by."""
     no_object = output.logits.shape[-1] - 1
     weight = torch.ones(no_object + 1)
@@ -177,7 +176,8 @@ def test_losses_divided_by_each_process_as_published(pair: Path, root: Path, tmp
         for batch in micro:
             output = trainer.model(batch.images, batch.sizes, batch.padded)
             matches = build_matcher(experiment)(output, batch.targets)
-            losses.append(published_loss(output, batch.targets, matches, max(sum(counts) / 2, 1)))
+            pairs = pairs_of(matches, batch.targets)
+            losses.append(published_loss(output, pack(batch.targets), pairs, max(sum(counts) / 2, 1)))
         expected = sum(losses) / 2
         expected.backward()
         norm = torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), math.inf)
