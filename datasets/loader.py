@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
@@ -18,16 +17,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from .batch import Batch, Sample, collate
+from detr_container.base.host_memory import keep_freed_memory
+
+from .batch import Batch
 from .dataset import DetectionDataset, Key
+from .handover import SHARED, Collate, Slot, free_shared_memory, plan_memory
 
 JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 """What a terminal or a scheduler sends to every process of a job, though only the training process should react."""
 
-SHARED = "/dev/shm"
-"""Where Linux keeps the memory that processes share; in a container it has 64 MB unless more is asked for."""
-AHEAD = 4
-"""Batches that a loader process makes in advance."""
 POLL, WAIT = 1, 30
 """Seconds between two checks of what a batch is waiting for, and of waiting for room before giving up."""
 Ends = Callable[[bool], bool]
@@ -165,9 +163,9 @@ def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Genera
     files run out, RuntimeError when a loader process was killed, InterruptedError when `ends` returns True.
     """
     iterator, collating = None, loader.collate_fn
-    assert isinstance(collating, _Collate)
+    assert isinstance(collating, Collate)
     try:
-        collating.wait_for_room(True)
+        collating.begin()
         iterator = iter(loader)
         yield from _patiently(iterator, loader, collating, ends)
     except Exception as error:
@@ -180,12 +178,15 @@ def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Genera
             raise
         raise explained from error
     finally:
-        collating.wait_for_room(False)
+        collating.wait_no_more()
         del iterator
+        collating.end()
         _join_feeders()
 
 
-def _patiently(iterator: Iterator[Batch], loader: DataLoader[Any], collating: _Collate, ends: Ends) -> Iterator[Batch]:
+def _patiently(
+    iterator: Iterator[Batch | Slot], loader: DataLoader[Any], collating: Collate, ends: Ends
+) -> Iterator[Batch]:
     """The batches, however long one takes, unless a loader process has no room to hand one over."""
     waited = 0.0
     while True:
@@ -198,7 +199,8 @@ def _patiently(iterator: Iterator[Batch], loader: DataLoader[Any], collating: _C
                 raise
         else:
             waited = 0.0
-            yield batch
+            # Before the next is asked for, whose slot it may be.
+            yield batch.taken() if isinstance(batch, Slot) else batch
             continue
         short = collating.short is not None and collating.short.is_set()
         waited = waited + loader.timeout if short else 0.0
@@ -217,58 +219,6 @@ def _no_room(workers: int) -> OSError:
         f"(docker run --shm-size=8g, or --ipc=host), lower data.workers={workers} or train.micro_batch, or use "
         "data.workers=0, which needs none"
     )
-
-
-def free_shared_memory() -> int | None:
-    """Bytes that are free for batches on their way between processes; None where there is no such file system."""
-    try:
-        facts = os.statvfs(SHARED)
-    except OSError:
-        return None
-    return facts.f_bavail * facts.f_frsize
-
-
-class _Collate:
-    """`collate`, in a loader process: what it makes is put into shared memory there, and waits for room.
-
-    Otherwise a thread of torch's would do so, which prints that there is no room and forgets the batch; the training
-    process then waits for it without end. context: how the processes are made, None without any.
-    """
-
-    def __init__(self, multiple: int, canvas: int, context: multiprocessing.context.BaseContext | None) -> None:
-        self.multiple, self.canvas = multiple, canvas
-        self.short = context.Event() if context else None
-        """Set while there is no room."""
-        self._over = context.Event() if context else None
-
-    def wait_for_room(self, wait: bool) -> None:
-        """Whether processes shall; at the end torch would wait five seconds for each that does before it ends it."""
-        if self._over is not None:
-            (self._over.clear if wait else self._over.set)()
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        batch = collate(samples, self.multiple, self.canvas)
-        if self._over is None or self.short is None:
-            return batch
-        for tensor in batch.tensors:
-            while not _moved(tensor):
-                if self._over.is_set():
-                    raise InterruptedError("nobody waits for this batch any more")
-                self.short.set()
-                time.sleep(0.1)
-        self.short.clear()
-        return batch
-
-
-def _moved(tensor: torch.Tensor) -> bool:
-    """Put a tensor into shared memory. Returns False when there is no room."""
-    try:
-        tensor.share_memory_()
-    except RuntimeError as error:
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        return False
-    return True
 
 
 def _join_feeders() -> None:
@@ -322,10 +272,12 @@ def _loader(
     if workers < 0:
         raise ValueError(f"data.workers={workers}: give the number of loader processes, 0 or more")
     context = _worker_context() if workers else None
+    size = _largest_bytes(dataset, batch, multiple, canvas)
+    ahead, slots = plan_memory(workers, size) if workers else (None, 0)
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        collate_fn=_Collate(multiple, canvas, context),
+        collate_fn=Collate(multiple, canvas, context, (workers, slots, size)),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=context,
@@ -333,7 +285,7 @@ def _loader(
         # One pass over a training loader is the whole run, so workers last without outliving it; evaluation's, which
         # the fork server makes in a fraction of a second, hold no memory between two evaluations.
         persistent_workers=False,
-        prefetch_factor=_ahead(dataset, batch, canvas, workers) if workers else None,
+        prefetch_factor=ahead,
         # How often `batches` checks while it waits; it then waits further.
         timeout=POLL if workers else 0,
         # Its own, because each pass over the loader draws a number, which must not move the model's dropout.
@@ -341,13 +293,13 @@ def _loader(
     )
 
 
-def _ahead(dataset: DetectionDataset, batch: int, canvas: int, workers: int) -> int:
-    """How many batches each loader process makes in advance: four, or as many as shared memory has room for."""
-    free = free_shared_memory()
+def _largest_bytes(dataset: DetectionDataset, batch: int, multiple: int, canvas: int) -> int:
+    """Of a batch. Only one with an image of an extreme shape, whose rounding passes the longest side, is larger."""
     augmentation = dataset.augmentation
     longest = max(augmentation.scales) if augmentation.resize == "square" else augmentation.max_size
-    bytes_each = 3 * batch * (canvas or longest) ** 2
-    return AHEAD if free is None else max(1, min(AHEAD, free // (workers * bytes_each)))
+    side = (canvas or longest) + max(1, multiple)
+    objects = 100 * 1024
+    return batch * (3 * side**2 + objects)
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:
@@ -379,6 +331,8 @@ def _start_worker(_: int) -> None:
     with it before it could save, so workers obey SIGTERM from their parent only.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    # Images of one size after the other: their memory would be given back and faulted in again for each.
+    keep_freed_memory()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 import os
 import signal
@@ -11,61 +10,21 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from noisy_images import IMAGES, assert_same, make_dataset, steps_of
 
-from detr_container.datasets.annotations import read_annotations
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import StepBatches, batches, evaluation_loader, steps_per_epoch, training_loader
-from detr_container.datasets.transforms import Augmentation
-
-IMAGES = 11
-
-
-def make_dataset(folder: Path) -> DetectionDataset:
-    """Eleven noisy images of different sizes with 0 to 3 objects each."""
-    generator = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(IMAGES):
-        height, width = 40 + 3 * number, 70 - 2 * number
-        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "height": height, "width": width})
-        for _ in range(number % 4):
-            left, top = (int(value) for value in generator.integers(0, 30, 2))
-            record = {"id": len(annotations), "image_id": number, "category_id": 1, "iscrowd": 0, "area": 80}
-            annotations.append(record | {"bbox": [left, top, 8, 10]})
-    path = folder / "instances.json"
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
-    path.write_text(json.dumps(content))
-    augmentation = Augmentation((32, 48), 80, crop_resize=(40, 50), crop_range=(20, 40), augment="detr")
-    return DetectionDataset(read_annotations(path, folder), augmentation, seed=3)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
     return make_dataset(tmp_path_factory.mktemp("images"))
-
-
-def steps_of(start: int, total: int, **others: Any) -> StepBatches:
-    settings = {"length": IMAGES, "seed": 5, "batch": 4, "micro_batch": 2} | others
-    return StepBatches(start_step=start, total_steps=total, **settings)
-
-
-def assert_same(one: list[Batch], other: list[Batch]) -> None:
-    assert len(one) == len(other)
-    for a, b in zip(one, other, strict=True):
-        assert a.image_ids == b.image_ids
-        assert a.targets.counts == b.targets.counts
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.sizes, b.sizes)
-        assert torch.equal(a.targets.boxes, b.targets.boxes)
-        assert torch.equal(a.targets.labels, b.targets.labels)
 
 
 @given(

@@ -1,4 +1,7 @@
-"""Loader processes that find no room in shared memory: waited for, reported, and ended when a run is asked to stop."""
+"""Loader processes that find no room in /dev/shm: waited for, reported, and ended when a run is asked to stop.
+
+Batches go there only where they do not fit into the slots made for them, of which there are none here but where stated.
+"""
 
 import os
 import subprocess
@@ -9,12 +12,14 @@ import pytest
 
 LITTLE_ROOM = """
 import pathlib, sys, time
-from detr_container.datasets import loader
+from detr_container.datasets import handover, loader
 from detr_container.datasets.annotations import read_annotations
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.transforms import Augmentation
 
 loader.WAIT = 2
+if sys.argv[3] == "no slots":
+    handover.MOST = 0
 
 if __name__ == "__main__":
     root = pathlib.Path(sys.argv[1])
@@ -31,16 +36,23 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("side", "full"), [pytest.param(300, False, marks=pytest.mark.long), (1100, True)])
+@pytest.mark.parametrize(
+    ("side", "slots", "full"),
+    [
+        pytest.param(300, "no slots", False, marks=pytest.mark.long),
+        (1100, "no slots", True),
+        (1100, "slots", False),
+    ],
+)
 def test_little_shared_memory_is_waited_for_and_none_is_reported(
-    root: Path, repository: Path, tmp_path: Path, side: int, full: bool
+    root: Path, repository: Path, tmp_path: Path, side: int, slots: str, full: bool
 ) -> None:
-    """With 8 MiB of it: batches of 1 MiB fit one after the other, and one of 14 MiB never does."""
+    """With 8 MiB of it: batches of 1 MiB fit one after the other, and one of 14 MiB never does; slots need none."""
     mount = "mount -t tmpfs -o size=8m tmpfs /dev/shm"
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount a small /dev/shm")
     (tmp_path / "run.py").write_text(LITTLE_ROOM)
-    command = [sys.executable, str(tmp_path / "run.py"), str(root), str(side)]
+    command = [sys.executable, str(tmp_path / "run.py"), str(root), str(side), slots]
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *command],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(repository), os.environ.get("PYTHONPATH", "")])},
@@ -60,9 +72,9 @@ import os, signal, sys
 import psutil
 from detr_container.commands import cli
 from detr_container.engine.trainer import Trainer
-from detr_container.datasets import loader
+from detr_container.datasets import handover, loader
 
-loader.WAIT = 600
+handover.MOST, loader.WAIT = 0, 600
 asked = Trainer._ends
 
 
