@@ -2,6 +2,7 @@
 
 Importing torch costs far more than training for eight steps, so the tests of two ranks share one pair of processes.
 Usage: two_ranks.py JOBS.json RANK, where a job is {"do": "train" | "evaluate", "port": ..., ...}.
+With "recorded": true, training records its steps and replays them, on a tape as a GPU does in graphs.
 """
 
 import json
@@ -9,11 +10,14 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from runs import train_in
+from tape import Tape
 
 from detr_container.commands import cli
 from detr_container.config.settings import from_dict
+from detr_container.engine import step
 
 
 def main() -> None:
@@ -24,7 +28,11 @@ def main() -> None:
             RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(job["port"])
         )
         if job["do"] == "train":
-            status = train_in(Path(job["folder"]), from_dict(job["experiment"]))
+            with pytest.MonkeyPatch.context() as patch:
+                if job.get("recorded"):
+                    patch.setattr(step, "why_eager", lambda *_: "")
+                    patch.setattr(step, "CudaRecorder", lambda device: Tape())
+                status = train_in(Path(job["folder"]), from_dict(job["experiment"]))
         else:
             status = cli.main(job["arguments"])
         if status != job.get("status", 0):

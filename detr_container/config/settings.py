@@ -62,6 +62,8 @@ class TrainConfig:
     """Steps over which the learning rates rise linearly from zero."""
     precision: Annotated[Literal["fp32", "bf16"], FIXED, Topic("precision")] = "fp32"
     """Of the model's arithmetic; losses are always float32."""
+    graphs: Annotated[Literal["auto", "off"], NO_MATTER] = "auto"
+    """`auto`: on a GPU a step is recorded as CUDA graphs for each shape of a micro batch and replayed; `off`: not."""
     ema_decay: Annotated[Share, FIXED] = 0.0
     """Decay of an exponential moving average of the weights, which is then what is evaluated; 0: none."""
     log_every: Annotated[int, positive(2**31), NO_MATTER] = 50

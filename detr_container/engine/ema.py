@@ -22,8 +22,8 @@ class Ema:
         self.module.requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the weights after one more step."""
+    def average(self, model: nn.Module) -> None:
+        """Take in the weights after one more step; whoever calls it counts it in `updates`."""
         mine, theirs = _tensors(self.module), _tensors(model)
         floats = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
         rest = [(a, b) for a, b in zip(mine, theirs, strict=True) if not a.is_floating_point()]
@@ -35,7 +35,6 @@ class Ema:
         for average, value in rest:
             # Counts, of which nothing is computed; averaged as checkpoints have always had them.
             average.copy_(average * self._decay + value * (1 - self._decay) if self.updates else value)
-        self.updates += 1
 
     def load(self, state: Mapping[str, Any], updates: int) -> None:
         """Take over a checked state."""

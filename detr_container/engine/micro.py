@@ -18,12 +18,14 @@ from .task import Lap, Task
 class Eager:
     """Operation by operation, for any task and any shape.
 
-    model: as a step calls it, spread over all processes where there are several.
+    model: as a step calls it, spread over all processes where there are several. scale: of the gradient, since DDP
+    averages over processes, and the divisors already count all of them.
     """
 
     task: Task
     model: nn.Module
     session: Session
+    scale: float = 1.0
 
     def derive(self, host: Any, divisors: Tensor, share: float, lap: Lap) -> Tensor:
         """Add a micro batch's gradient to the parameters'; returns its loss and then the task's meters, detached.
@@ -31,15 +33,33 @@ class Eager:
         host: the micro batch, on the host; divisors, share: see `Task.loss`; lap: called with "forward", "matching",
         "loss" and "backward". Waits for the device once where the task has a question. Raises NonFiniteError.
         """
+        return self.derive_and_answer(host, divisors, share, lap)[0]
+
+    def derive_and_answer(self, host: Any, divisors: Tensor, share: float, lap: Lap) -> tuple[Tensor, Tensor | None]:
+        """As `derive`; also what the host has said, on the device."""
         batch = host.to(self.session.device)
-        output = self.task.forward(self.model, batch)
+        output, asked = self.ask(batch)
         lap("forward")
-        asked = self.task.question(output, batch)
-        answer = None if asked is None else sent(self.task.answer(Fetched(asked).wait(), host), self.session.device)
+        answer = self.answer(asked, host)
         lap("matching")
-        total, meters = self.task.loss(output, answer, batch, divisors, share)
+        total, sums = self.loss(output, answer, batch, divisors, share)
         lap("loss")
-        # DDP averages gradients over processes; the divisors already count all of them.
-        (total * self.session.world).backward()
+        total.backward()
         lap("backward")
-        return torch.cat((total.detach()[None], meters))
+        return sums, answer
+
+    def ask(self, batch: Any) -> tuple[Any, Tensor | None]:
+        """What the model makes of a batch on the device, and what the host must know of that."""
+        output = self.task.forward(self.model, batch)
+        return output, self.task.question(output, batch)
+
+    def answer(self, asked: Tensor | None, host: Any) -> Tensor | None:
+        """What the host says, on its way to the device; waits for the question."""
+        return None if asked is None else sent(self.task.answer(Fetched(asked).wait(), host), self.session.device)
+
+    def loss(
+        self, output: Any, answer: Tensor | None, batch: Any, divisors: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """What backward starts from, and the loss and the meters, detached."""
+        total, meters = self.task.loss(output, answer, batch, divisors, share)
+        return total * self.scale, torch.cat((total.detach()[None], meters))

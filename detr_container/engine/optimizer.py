@@ -20,6 +20,14 @@ def make_optimizer(groups: Sequence[Mapping[str, Any]], config: TrainConfig) -> 
     return AdamW(used, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
+def keep_rates_on(optimizer: AdamW, device: torch.device) -> None:
+    """Keep learning rates in the device's memory, where a recorded step finds those of each step."""
+    for group in optimizer.param_groups:
+        group["lr"], group["capturable"] = torch.zeros((), device=device), True
+    # The first step is taken without a recording, of which PyTorch would warn.
+    optimizer._warned_capturable_if_run_uncaptured = True
+
+
 def one_dimensional(name: str, parameter: nn.Parameter) -> bool:
     """Whether a parameter is a bias or of a norm, which classifiers and self-supervision usually leave undecayed."""
     return parameter.ndim <= 1 or name.endswith(".bias")
@@ -64,22 +72,34 @@ def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
 
 
 def set_rates(optimizer: AdamW, factor: float, decay: float | None = None) -> None:
-    """Give every group its base learning rate times `factor`, and those that decay at all the weight decay `decay`."""
+    """Give every group its base learning rate times `factor`, and those that decay at all the weight decay `decay`.
+
+    The rate stands in the group as `rate`, whether or not the optimizer reads it from the device.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["rate"] = group["base_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["rate"])
+        else:
+            group["lr"] = group["rate"]
         if decay is not None and group.get("decays", True):
             group["weight_decay"] = decay
 
 
-def clipped_step(optimizer: AdamW, clip: float, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def clipped_step(
+    optimizer: AdamW, clip: float, skip: Tensor | None = None, forget: Callable[[], object] | None = None
+) -> tuple[Tensor, Tensor]:
     """Clip the gradient to an L2 norm of `clip` (0: no clipping), step, and forget the gradient.
 
     Nothing is read back to the host. Where the norm is not finite, the optimizer leaves the weights as they are, and
-    where `skip`, a scalar on the device, is not 0.
-    Returns the norm before clipping, a scalar, and the norm of every parameter's gradient, in the groups' order.
+    where `skip`, a scalar on the device, is not 0. forget: how the gradient is forgotten; default: `zero_grad`.
+    Returns the norm before clipping, a scalar, and that of every parameter's gradient, in the groups' order, 0 where it
+    has none.
     """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
+    every = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    gradients = [gradient for gradient in every if gradient is not None]
+    found = iter(torch._foreach_norm(gradients))
+    norms = torch.stack([gradients[0].new_zeros(()) if gradient is None else next(found) for gradient in every])
     total = torch.linalg.vector_norm(norms)
     bad = ~total.isfinite()
     if clip:
@@ -87,7 +107,7 @@ def clipped_step(optimizer: AdamW, clip: float, skip: Tensor | None = None) -> t
     # Fused AdamW skips its update where this is 1, which is how torch's own gradient scaler uses it.
     optimizer.found_inf = bad.float() if skip is None else torch.maximum(bad.float(), skip)  # type: ignore[attr-defined]
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    (forget or optimizer.zero_grad)()
     return total, norms
 
 
@@ -101,7 +121,7 @@ def circumstances(model: nn.Module, optimizer: AdamW, norm: float, checkpoint: P
     """What to know when something is not finite. norm: of the last gradient; checkpoint: the last good one."""
     wrong = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
     weights = f"first parameter that is not finite: {wrong[0]}" if wrong else "all parameters are finite"
-    rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in optimizer.param_groups)
+    rates = ", ".join(f"{group['name']} {group['rate']:.3g}" for group in optimizer.param_groups)
     newest = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint was written yet"
     return (
         f"{weights}; learning rates: {rates}; last gradient norm {norm:.4g}; {newest}. "

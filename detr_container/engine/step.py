@@ -6,6 +6,7 @@ Shapes: T accumulation steps of this process, K normalisers of the task, P param
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from detr_container.models.device import to_device
 from . import optimizer as optim
 from .control import Control, Flags
 from .ema import Ema
+from .graphs import CudaRecorder, FlatGradients, Graphed, Recorder, Replayed, why_eager
 from .micro import Eager
 from .randomness import seed_step
 from .session import Session
@@ -41,27 +43,58 @@ class Stepper:
     meters: [2 + len(task.meters)] sums since they were last set to zero: the loss, the task's, the gradient's norm.
     """
 
-    def __init__(self, task: Task, model: nn.Module, settings: TrainConfig, seed: int, session: Session) -> None:
-        """The model: on its device, the same on all processes. Raises ValueError when it has nothing to train."""
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        settings: TrainConfig,
+        seed: int,
+        session: Session,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """The model: on its device, the same on all processes. Raises ValueError when it has nothing to train.
+
+        recorder: of the device's graphs, where `settings.graphs` shall not decide.
+        """
         self.task, self.model, self.settings, self.seed, self.session = task, model, settings, seed, session
         self.optimizer = optim.make_optimizer(task.parameter_groups(model), settings)
         self.names = optim.parameter_names(model, self.optimizer)
         self.ema: Ema | None = None
-        self.parallel: nn.Module = model
         self.meters = torch.zeros(2 + len(task.meters), device=session.device)
         self.bad = torch.zeros((), device=session.device)
         self.last_norm = torch.zeros((), device=session.device)
         # As many as are taken until a flag is read.
         self.recent: deque[Taken] = deque(maxlen=3)
-        self._eager = Eager(task, model, session)
+        self.eager_because = "" if recorder else why_eager(settings.graphs, session.device, task)
+        self._recorder = recorder
+        self._norms = torch.zeros(())
+        self._flat: FlatGradients | None = None
         self._control = Control()
 
     def begin(self) -> None:
         """Once the weights are those to start from: average and spread them."""
         if self.settings.ema_decay:
             self.ema = Ema(self.model, self.settings.ema_decay)
-        self.parallel = self.session.spread(self.model)
-        self._eager = Eager(self.task, self.parallel, self.session)
+        self._change: Callable[[], None] = self._changed
+        if self.eager_because:
+            self.parallel = self.session.spread(self.model)
+            self._micro: Eager | Graphed = Eager(self.task, self.parallel, self.session, self.session.world)
+            return
+        device = self.session.device
+        recorder = self._recorder or CudaRecorder(device)
+        # Without DDP, whose sums over processes start within backward: see `graphs`.
+        self.parallel, self._flat = self.model, FlatGradients([p for p in self.model.parameters() if p.requires_grad])
+        self._micro = Graphed(Eager(self.task, self.parallel, self.session), recorder)
+        if self.task.weight_decay(0.0) is None:
+            optim.keep_rates_on(self.optimizer, device)
+            self._change = Replayed(self._changed, recorder, "the optimizer")
+
+    @property
+    def manner(self) -> str:
+        """How steps run on a GPU, in words to follow its name; empty on a CPU, where there is one way."""
+        if self.session.device.type != "cuda":
+            return ""
+        return f" without CUDA graphs ({self.eager_because})" if self.eager_because else " as CUDA graphs"
 
     def take(
         self,
@@ -89,18 +122,28 @@ class Stepper:
         share = 1 / (len(micro) * world)
         for place, host in enumerate(micro):
             with self._no_sync(place < len(micro) - 1):
-                self.meters[:-1] += self._eager.derive(host, divisors[place], share, lap)
-        # Once a gradient was not finite nothing changes any more, until the flag that says so is read.
-        norm, norms = optim.clipped_step(self.optimizer, self.settings.clip, self.bad)
+                self.meters[:-1] += self._micro.derive(host, divisors[place], share, lap)
+        if self._flat is not None:
+            self.session.sum(self._flat.buffer)
+        self._change()
         lap("update")
-        self.last_norm = torch.where(self.bad > 0, self.last_norm, norm)
-        self.bad = torch.maximum(self.bad, (~norm.isfinite()).float())
-        self.meters[-1] += norm / world
-        self.recent.append(Taken(number, tuple(i for host in micro for i in host.image_ids), norms))
+        # A replay writes over the norms of the step before.
+        self.recent.append(Taken(number, tuple(i for host in micro for i in host.image_ids), self._norms.clone()))
         if self.ema is not None:
-            self.ema.update(self.model)
+            self.ema.updates += 1
         task.after_step(self.model, number + 1)
         return flags
+
+    def _changed(self) -> None:
+        """Change the weights by the gradient, and what follows them."""
+        forget = None if self._flat is None else self._flat.buffer.zero_
+        # Once a gradient was not finite nothing changes any more, until the flag that says so is read.
+        norm, self._norms = optim.clipped_step(self.optimizer, self.settings.clip, self.bad, forget)
+        self.last_norm.copy_(torch.where(self.bad > 0, self.last_norm, norm))
+        self.bad.copy_(torch.maximum(self.bad, (~norm.isfinite()).float()))
+        self.meters[-1] += norm / self.session.world
+        if self.ema is not None:
+            self.ema.average(self.model)
 
     def _no_sync(self, waiting: bool) -> Any:
         if waiting and isinstance(self.parallel, DistributedDataParallel):

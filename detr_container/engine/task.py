@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from rich.console import RenderableType
@@ -44,6 +44,7 @@ class Batch(Protocol):
         """The same on a device, without waiting for the copy."""
 
 
+@runtime_checkable
 class StaticBatch(Batch, Protocol):
     """One whose step can be captured and replayed on other values; a task whose batches are not is trained eagerly."""
 
@@ -122,6 +123,11 @@ class Task(ABC):
         """How many parameters are trained and frozen, in words."""
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return f"parameters: {trained:,} trained, {sum(p.numel() for p in model.parameters()) - trained:,} frozen"
+
+    @property
+    def why_eager(self) -> str:
+        """Why no step of this task shall be recorded as a CUDA graph, in words; empty where all can be."""
+        return ""
 
     # -- a step -------------------------------------------------------------------------------------------------------
 

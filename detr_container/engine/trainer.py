@@ -184,7 +184,7 @@ class Trainer:
         if self.session.main:
             for line in self.changed:
                 _log.warning("%s", line)
-            place = f"{self.session.world} x {self.session.device.type}"
+            place = f"{self.session.world} x {self.session.device.type}{self.steps.manner}"
             self.log(
                 f"{self.run.folder}: {self.task.describe()}, {self.total} steps of {self.settings.batch} on {place}"
             )
@@ -253,7 +253,7 @@ class Trainer:
         meters.zero_()
         names = ("loss", *self.task.meters, "grad_norm")
         row = self.task.logged(dict(zip(names, values, strict=True)))
-        rates = {f"lr_{group['name']}": group["lr"] for group in self.steps.optimizer.param_groups}
+        rates = {f"lr_{group['name']}": group["rate"] for group in self.steps.optimizer.param_groups}
         progress.log({**row, "lr": max(rates.values()), **rates}, self.session.peak_memory())
 
     def _evaluate(self, progress: Progress) -> bool:

@@ -133,6 +133,7 @@ class Bench:
         """Training steps as `train` makes them."""
         experiment = self.experiment
         steps = Stepper(self.task, self.model, experiment.train, experiment.seed, Session(ProcessInfo(), self.device))
+        steps.begin()
         supply = self._supply(work)
         marks: list[Any] = []
         for number in itertools.count():

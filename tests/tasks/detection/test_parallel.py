@@ -65,15 +65,17 @@ def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     jobs: list[dict[str, Any]] = []
 
-    def train(name: str, **changed: Any) -> None:
+    def train(name: str, recorded: bool = False, **changed: Any) -> None:
         experiment = config.to_dict(tiny(root, **changed))
-        jobs.append({"do": "train", "folder": str(folder / name), "experiment": experiment, "port": free_port()})
+        job = {"do": "train", "folder": str(folder / name), "experiment": experiment, "port": free_port()}
+        jobs.append({**job, "recorded": recorded})
 
     for kind, settings in KINDS.items():
         train(f"{kind}-pair", **settings, train__micro_batch=1)
         train(f"{kind}-lonely", **settings, train__micro_batch=1, train__batch=2)
     train("detr-published", **PUBLISHED)
     train("whole", **ACCUMULATED)
+    train("replayed", **ACCUMULATED, recorded=True)
     train("broken", **ACCUMULATED, train__max_steps=3, data__workers=1)
     train("broken", **ACCUMULATED, data__workers=1)
     train("shrunk", **{**SMCA, "train__log_every": 4}, train__max_steps=3)
@@ -130,6 +132,11 @@ def test_accumulation_equals_one_batch(kind: str, root: Path, tmp_path: Path) ->
 def test_two_ranks_with_accumulation_equal_one_process(kind: str, pair: Path, root: Path, tmp_path: Path) -> None:
     assert train_in(tmp_path / "one", tiny(root, **KINDS[kind], train__micro_batch=4)) == 0
     assert_close_run(tmp_path / "one", pair / f"{kind}-pair")
+
+
+def test_two_ranks_that_replay_recorded_steps_add_up_the_same_gradients(pair: Path) -> None:
+    """Without DDP: their gradients are one buffer, which is summed between what is recorded."""
+    assert_close_run(pair / "whole", pair / "replayed")
 
 
 @pytest.mark.parametrize("kind", KINDS)
