@@ -153,7 +153,7 @@ def _tag_of(image: Image.Image) -> int:
 
 def _opened(data: bytes) -> Image.Image:
     """An image whose header has been read and whose pixels have not; raises ValueError when it has too many."""
-    image = Image.open(io.BytesIO(data), formats=_known_formats())
+    image = Image.open(io.BytesIO(data), formats=known_formats())
     if image.width * image.height > LARGEST_PIXELS:
         size = f"{image.width:,} x {image.height:,} pixels"
         image.close()
@@ -162,7 +162,7 @@ def _opened(data: bytes) -> Image.Image:
 
 
 @functools.cache
-def _known_formats() -> tuple[str, ...]:
+def known_formats() -> tuple[str, ...]:
     """Those of FORMATS that this version of Pillow has."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)

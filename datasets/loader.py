@@ -6,25 +6,18 @@ Nothing here has state to save. The images of a step follow from (seed, step), s
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from detr_container.base.host_memory import keep_freed_memory
-
 from .batch import Batch
 from .dataset import DetectionDataset, Key
 from .handover import SHARED, Collate, Slot, free_shared_memory, plan_memory
-
-JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-"""What a terminal or a scheduler sends to every process of a job, though only the training process should react."""
+from .workers import Sent, start_worker, worker_context
 
 POLL, WAIT = 1, 30
 """Seconds between two checks of what a batch is waiting for, and of waiting for room before giving up."""
@@ -271,17 +264,17 @@ def _loader(
 ) -> DataLoader[Any]:
     if workers < 0:
         raise ValueError(f"data.workers={workers}: give the number of loader processes, 0 or more")
-    context = _worker_context() if workers else None
+    context = worker_context() if workers else None
     size = _largest_bytes(dataset, batch, multiple, canvas)
     ahead, slots = plan_memory(workers, size) if workers else (None, 0)
     return DataLoader(
-        dataset,
+        Sent.of(dataset) if workers else dataset,
         batch_sampler=batch_sampler,
         collate_fn=Collate(multiple, canvas, context, (workers, slots, size)),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=context,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         # One pass over a training loader is the whole run, so workers last without outliving it; evaluation's, which
         # the fork server makes in a fraction of a second, hold no memory between two evaluations.
         persistent_workers=False,
@@ -300,48 +293,3 @@ def _largest_bytes(dataset: DetectionDataset, batch: int, multiple: int, canvas:
     side = (canvas or longest) + max(1, multiple)
     objects = 100 * 1024
     return batch * (3 * side**2 + objects)
-
-
-def _worker_context() -> multiprocessing.context.BaseContext:
-    """How loader processes are made: by a server that was started clean.
-
-    A fork of the training process would copy locks that threads of CUDA, NCCL, OpenMP or TensorBoard may hold at that
-    moment, and hang now and then; spawning would import torch anew for every worker. A fork server imports it once.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["detr_container.datasets.dataset", "detr_container.datasets.batch", "torchvision.transforms.v2"]
-    )
-    # The server would die of a signal to the whole job, and its workers with it. It inherits what is blocked here;
-    # signals that arrive meanwhile wait. Starting the tracker unblocks them, hence the order.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-    try:
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    return context
-
-
-def _start_worker(_: int) -> None:
-    """Leave signals to the training process, and end with it; torch runs workers on one thread.
-
-    SIGTERM goes to every process of a job that is preempted. A worker that obeyed would take the training process
-    with it before it could save, so workers obey SIGTERM from their parent only.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
-    # Images of one size after the other: their memory would be given back and faulted in again for each.
-    keep_freed_memory()
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    # torch watches the worker's parent in the system's sense, which is the fork server: it outlives a killed run.
-    while parent.is_alive():
-        received = signal.sigtimedwait({signal.SIGTERM}, 2.0)
-        if received is not None and received.si_pid == parent.pid:
-            break
-    os._exit(0)

@@ -11,6 +11,7 @@ from detr_container.base.interrupt import StopRequest
 from detr_container.base.shortage import asking
 from detr_container.config import settings as config
 from detr_container.config.settings import Experiment
+from detr_container.datasets.workers import worker_context
 
 from .run import Run
 from .session import Session, StoppedError, open_session
@@ -27,6 +28,9 @@ def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None)
     of a time limit. Returns the exit status: 0 when finished (or at `train.max_steps`), 128 + the signal's number when
     interrupted. Raises ValueError for what the person can fix, FloatingPointError when something is not finite.
     """
+    if experiment.loader_workers:
+        # While the data are read and the model is built, its server imports what they need.
+        worker_context()
     with nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop:
         try:
             with open_session(experiment.device, stop) as session:
