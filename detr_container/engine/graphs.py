@@ -117,7 +117,7 @@ class Replayed:
         try:
             _, self._again = self._recorder.record(self._work)
         except RuntimeError as error:
-            _log.warning("%s runs without a CUDA graph: %s", self._words, str(error).splitlines()[0])
+            _log.warning("%s runs without a CUDA graph: %s", self._words, _reason(error))
             self._again = self._work
         self._again()
 
@@ -145,6 +145,7 @@ class Graphed:
         self._eager, self._recorder = eager, recorder
         self._shapes: dict[Hashable, _Recorded | None] = {}
         self._told: set[str] = set()
+        self._never = ""
         self._seconds = 0.0
 
     def derive(self, host: Any, divisors: Tensor, share: float, lap: Lap) -> Tensor:
@@ -152,13 +153,11 @@ class Graphed:
         if not isinstance(host, StaticBatch):
             return self._without(f"{type(host).__name__} does not say which tensors it has", host, divisors, share, lap)
         key = (tuple((tensor.shape, tensor.dtype) for tensor in host.tensors), host.form, share)
-        if key in self._shapes:
-            recorded = self._shapes[key]
-            if recorded is None:
-                return self._eager.derive(host, divisors, share, lap)
+        if recorded := self._shapes.get(key):
             return self._replay(recorded, host, divisors, lap)
-        if len(self._shapes) >= LIMIT:
-            why = f"{LIMIT} shapes of micro batches have one already"
+        if key in self._shapes and not self._never:
+            return self._eager.derive(host, divisors, share, lap)
+        if why := self._never or (len(self._shapes) >= LIMIT and f"{LIMIT} shapes have one already"):
             return self._without(why, host, divisors, share, lap)
         sums, answer = self._recorder.warm(lambda: self._eager.derive_and_answer(host, divisors, share, lap))
         self._shapes[key] = self._record(host, answer, divisors, share)
@@ -167,7 +166,7 @@ class Graphed:
     def _without(self, why: str, host: Any, divisors: Tensor, share: float, lap: Lap) -> Tensor:
         if why not in self._told:
             self._told.add(why)
-            _log.warning("a micro batch runs without a CUDA graph: %s", why)
+            _log.warning("micro batches run without CUDA graphs from here on: %s", why)
         return self._eager.derive(host, divisors, share, lap)
 
     def _replay(self, recorded: _Recorded, host: StaticBatch, divisors: Tensor, lap: Lap) -> Tensor:
@@ -201,8 +200,12 @@ class Graphed:
         try:
             (output, asked), replay_ask = self._recorder.record(lambda: eager.ask(batch))
             sums, replay_learn = self._recorder.record(learn)
+        except torch.OutOfMemoryError as error:
+            _log.warning("%s run without a CUDA graph: %s", words, _reason(error))
+            return None
         except RuntimeError as error:
-            _log.warning("%s run without a CUDA graph: %s", words, str(error).splitlines()[0])
+            # What cannot be recorded of one shape cannot be of another.
+            self._never = _reason(error)
             return None
         took = time.perf_counter() - began
         self._seconds += took
@@ -214,3 +217,10 @@ class Graphed:
 def _words(host: StaticBatch) -> str:
     """The shape of what is largest, in words."""
     return " x ".join(map(str, max(host.tensors, key=Tensor.numel).shape))
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong first: ending a recording that has failed fails as well."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return next(iter(str(error).splitlines()), type(error).__name__)
