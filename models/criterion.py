@@ -87,8 +87,10 @@ class Criterion:
         class_norm, box_norm = normalisers.clamp(min=1 if self.classification == "focal" else 1e-6).unbind()
         box_norm = box_norm.clamp(min=1)
         no_object = logits.shape[-1] - int(self.classification == "softmax")
-        labels = _by_query(targets.labels, matches, queries, no_object)
-        target_boxes = _by_query(targets.boxes, matches, queries, 0.5)
+        # Slots without a match write to one more query, which is cut off.
+        places = matches.masked_fill(matches < 0, queries)
+        labels = _scattered(targets.labels, places, queries, no_object)
+        target_boxes = _scattered(targets.boxes, places, queries, 0.5)
         # A query without an object is given the box it shall predict: no loss and no gradient, whatever it predicts.
         boxes = torch.where((labels < no_object)[..., None], output.boxes, target_boxes)
         l1 = (boxes - target_boxes).abs().sum(dim=(1, 2, 3)) / box_norm
@@ -108,13 +110,12 @@ class Criterion:
         return torch.where(labels == no_object, self.no_object_weight * loss, loss).sum(dim=(1, 2))
 
 
-def _by_query(values: Tensor, matches: Tensor, queries: int, default: float) -> Tensor:
-    """[B, T, ...] values of objects to [D, B, Q, ...] those of the object of each query, or the default."""
-    shape = (*matches.shape, *values.shape[2:])
-    # Slots without a match write to one more query, which is cut off.
-    places = matches.masked_fill(matches < 0, queries).view(*matches.shape, *[1] * (values.dim() - 2)).expand(shape)
-    empty = torch.full((*shape[:2], queries + 1, *shape[3:]), default, dtype=values.dtype, device=values.device)
-    return empty.scatter_(2, places, values.expand(shape))[:, :, :queries]
+def _scattered(values: Tensor, places: Tensor, queries: int, default: float) -> Tensor:
+    """[B, T, ...] of objects to [D, B, Q, ...] of the queries at their places [D, B, T]; the default elsewhere."""
+    shape = (*places.shape, *values.shape[2:])
+    index = places.view(*places.shape, *[1] * (values.dim() - 2)).expand(shape)
+    result = torch.full((*shape[:2], queries + 1, *shape[3:]), default, dtype=values.dtype, device=values.device)
+    return result.scatter_(2, index, values.expand(shape))[:, :, :queries]
 
 
 @torch.no_grad()
@@ -125,8 +126,9 @@ def diagnostics(output: Output, targets: Targets, matches: Tensor, softmax: bool
     mean absolute difference between the numbers of predicted and true objects (softmax only).
     """
     top, query = output.logits[-1].argmax(dim=-1), matches[-1]
-    right = (top.gather(1, query.clamp(min=0)) == targets.labels) & (query >= 0)
-    result = {"class_error": 100 - 100 * right.sum() / (query >= 0).sum().clamp(min=1)}
+    matched = query >= 0
+    right = (top.gather(1, query.clamp(min=0)) == targets.labels) & matched
+    result = {"class_error": 100 - 100 * right.sum() / matched.sum().clamp(min=1)}
     if softmax:
         predicted = (top != output.logits.shape[-1] - 1).sum(dim=1)
         result["cardinality_error"] = (predicted - targets.valid.sum(dim=1)).abs().float().mean()

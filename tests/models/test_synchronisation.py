@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -36,9 +36,8 @@ EXPERIMENTS = {
 BOXES = torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3)
 TARGETS = Targets.of_images(torch.tensor([0, 2, 1]).split((2, 0, 1)), BOXES.split((2, 0, 1)))
 # What cannot be computed without knowing values on the host: a scalar, the number of elements of a result, or a copy
-# to another device. The gradients of products count zeros on the host, but not while a dispatch mode looks.
+# to another device.
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "item", "_to_cpu")
-READS += ("prod", "cumprod")
 
 
 class Reads(TorchDispatchMode):
@@ -80,6 +79,12 @@ def test_the_counter_sees_what_reads() -> None:
     assert sum(reads.found.values()) == 4
 
 
+def padded_batch() -> Batch:
+    sizes = torch.tensor([(64, 96), (50, 70), (64, 32)])
+    images = torch.randint(256, (3, 3, 64, 96), dtype=torch.uint8)
+    return Batch(images, sizes, TARGETS, (1, 2, 3), ((64, 96),) * 3, True)
+
+
 def training_step(experiment: DetectionExperiment, device: str) -> Callable[[], Flags]:
     """The step that `train` takes."""
     task = DetectionTask(experiment, None, 3)
@@ -87,9 +92,7 @@ def training_step(experiment: DetectionExperiment, device: str) -> Callable[[], 
     session = Session(ProcessInfo(), torch.device(device))
     stepper = Stepper(task, model, replace(experiment.train, ema_decay=0.9), 0, session)
     stepper.begin()
-    sizes = torch.tensor([(64, 96), (50, 70), (64, 32)])
-    images = torch.randint(256, (3, 3, 64, 96), dtype=torch.uint8)
-    batch = Batch(images, sizes, TARGETS, (1, 2, 3), ((64, 96),) * 3, True)
+    batch = padded_batch()
     batch = batch.pin_memory() if device == "cuda" else batch
     numbers = itertools.count()
     return lambda: stepper.take([batch, batch], next(numbers), 0.5)
@@ -118,6 +121,28 @@ def test_nothing_but_the_assignment_reads_values(name: str, monkeypatch: pytest.
         step()
     assert asked == [(2, 3, 7 * 2 + 1)] * 4
     assert reads.found == Counter()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_no_gradient_reads_values(name: str) -> None:
+    """By the profiler: some gradients, such as that of a product, take another way while a dispatch mode looks."""
+    task = DetectionTask(EXPERIMENTS[name], None, 3)
+    model, batch = task.build(weights=False).train(), padded_batch()
+    output = task.forward(model, batch)
+    matches = task.answer(task.question(output, batch), batch)
+    total, _ = task.loss(output, matches, batch, torch.tensor([3.0, 3.0]), 1.0)
+    product = torch.rand(5, 2, requires_grad=True).prod(dim=-1).sum()
+    found = [Counter(event.name for event in profiled(loss.backward)) for loss in (product, total)]
+    assert found[0]["aten::_local_scalar_dense"] == 1
+    assert found[1]["aten::mul"] > 20
+    assert [event for event in found[1] if event.removeprefix("aten::") in READS or "sort" in event] == []
+
+
+def profiled(call: Callable[[], object]) -> Sequence[Any]:
+    """The operations of a call."""
+    with torch.autograd.profiler.profile() as profile:
+        call()
+    return profile.function_events
 
 
 @pytest.mark.gpu
