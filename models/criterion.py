@@ -3,8 +3,8 @@
 Every normaliser is a function of the number of objects alone, so that it can be summed over gradient accumulation and
 over processes before the first forward pass: N small steps then give exactly one large step. `normalise="process"` is
 what the published code does instead: see `Criterion.of_step`.
-Everything is computed by shapes alone: what each query shall predict is scattered to its place, and masked where it is
-nothing, so that no gradient has to sort or to count.
+Everything is computed by shapes alone: boxes are gathered for the slots of objects, labels scattered to queries, and
+what belongs to no object is masked, so that no gradient has to sort or to count.
 Shapes: D decoder layers, B images, Q queries, K logits, T slots for the objects of an image.
 """
 
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 from detr_container.datasets.batch import Targets
 
@@ -86,36 +85,37 @@ class Criterion:
             normalisers = to_device(self.normalisers(targets.counts, queries), logits.device, logits.dtype)
         class_norm, box_norm = normalisers.clamp(min=1 if self.classification == "focal" else 1e-6).unbind()
         box_norm = box_norm.clamp(min=1)
-        no_object = logits.shape[-1] - int(self.classification == "softmax")
-        # Slots without a match write to one more query, which is cut off.
-        places = matches.masked_fill(matches < 0, queries)
-        labels = _scattered(targets.labels, places, queries, no_object)
-        target_boxes = _scattered(targets.boxes, places, queries, 0.5)
-        # A query without an object is given the box it shall predict: no loss and no gradient, whatever it predicts.
-        boxes = torch.where((labels < no_object)[..., None], output.boxes, target_boxes)
-        l1 = (boxes - target_boxes).abs().sum(dim=(1, 2, 3)) / box_norm
-        overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
-        giou = (1 - overlap).sum(dim=(1, 2)) / box_norm
-        classes = self._class_sum(logits, labels, no_object) / class_norm
+        unmatched = matches < 0
+        boxes = output.boxes.gather(2, matches.clamp(min=0)[..., None].expand(*matches.shape, 4))
+        # A slot without a match is given the box it should have, so that not even a NaN comes out of its gradient.
+        boxes = torch.where(unmatched[..., None], targets.boxes, boxes)
+        l1 = (boxes - targets.boxes).abs().sum(dim=(1, 2, 3)) / box_norm
+        overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes))
+        giou = (1 - overlap).masked_fill(unmatched, 0).sum(dim=(1, 2)) / box_norm
+        classes = self._class_sum(logits, targets.labels, matches) / class_norm
         total = (self.class_weight * classes + self.l1_weight * l1 + self.giou_weight * giou).sum()
         terms = {"class": classes.detach(), "l1": l1.detach(), "giou": giou.detach()}
         return Losses(total, terms)
 
-    def _class_sum(self, logits: Tensor, labels: Tensor, no_object: int) -> Tensor:
-        """[D] classification loss summed over images and queries; labels: [D, B, Q]."""
+    def _class_sum(self, logits: Tensor, labels: Tensor, matches: Tensor) -> Tensor:
+        """[D] classification loss summed over images and queries; labels: [B, T]."""
+        layers, images, queries, width = logits.shape
+        no_object = width - int(self.classification == "softmax")
+        index = torch.full((layers, images, queries + 1), no_object, device=logits.device)
+        # Slots without a match write to one more query, which is cut off.
+        index.scatter_(2, matches.masked_fill(matches < 0, queries), labels.expand_as(matches))
+        index = index[:, :, :queries]
         if self.classification == "focal":
-            one_hot = (labels[..., None] == torch.arange(no_object, device=labels.device)).to(logits.dtype)
-            return sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma).sum(dim=(1, 2, 3))
-        loss = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none").view_as(labels)
-        return torch.where(labels == no_object, self.no_object_weight * loss, loss).sum(dim=(1, 2))
+            hit = index[..., None] == torch.arange(no_object, device=logits.device)
+            return self._focal(logits, hit).sum(dim=(1, 2, 3))
+        loss = F.cross_entropy(logits.flatten(0, 2), index.flatten(), reduction="none").view_as(index)
+        return torch.where(index == no_object, self.no_object_weight * loss, loss).sum(dim=(1, 2))
 
-
-def _scattered(values: Tensor, places: Tensor, queries: int, default: float) -> Tensor:
-    """[B, T, ...] of objects to [D, B, Q, ...] of the queries at their places [D, B, T]; the default elsewhere."""
-    shape = (*places.shape, *values.shape[2:])
-    index = places.view(*places.shape, *[1] * (values.dim() - 2)).expand(shape)
-    result = torch.full((*shape[:2], queries + 1, *shape[3:]), default, dtype=values.dtype, device=values.device)
-    return result.scatter_(2, index, values.expand(shape))[:, :, :queries]
+    def _focal(self, logits: Tensor, hit: Tensor) -> Tensor:
+        """Focal loss of each logit (Lin et al. 2017, equation 5); hit: [D, B, Q, K] where it should be high."""
+        wrong = logits * torch.ones_like(logits).masked_fill_(hit, -1)
+        weight = torch.full_like(logits, self.alpha - 1).masked_fill_(hit, -self.alpha)
+        return weight * wrong.sigmoid() ** self.gamma * F.logsigmoid(-wrong)
 
 
 @torch.no_grad()

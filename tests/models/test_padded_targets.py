@@ -10,6 +10,7 @@ from scenes import Scene, scene
 from torch import Tensor
 
 from detr_container.datasets.batch import Targets
+from detr_container.models.boxes import cxcywh_to_xyxy, generalized_iou
 from detr_container.models.criterion import Criterion, Losses, diagnostics
 from detr_container.models.detector import Output
 from detr_container.models.matcher import Matcher
@@ -101,6 +102,18 @@ def test_losses_diagnostics_and_gradients_are_those_of_packed_objects(
         for targets, place in ((shown.targets, matches), (wider, found)):
             ours = diagnostics(output, targets, place, softmax=True)
             assert {name: float(value) for name, value in ours.items()} == pytest.approx(told, rel=1e-6)
+
+
+def test_surplus_objects_of_no_size_add_nothing() -> None:
+    """A box of no area overlaps by 0 even with itself."""
+    shown = scene((9, 1), queries=4)
+    shown.targets.boxes[..., 2:] = 0
+    matches = MATCHERS["softmax"](shown.output, shown.targets)
+    pairs, objects = pairs_of(matches, shown.targets), pack(shown.targets).boxes
+    found = shown.output.boxes[pairs.layer, pairs.image, pairs.query]
+    overlap = generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(objects[pairs.target]))
+    expected = [float((1 - overlap)[pairs.layer == layer].sum()) / 10 for layer in range(2)]
+    assert CRITERIA["softmax"](shown.output, shown.targets, matches).terms["giou"].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", CRITERIA)
