@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.backbone import Backbone
+from .layers.folded_bias import FoldedBias
 from .layers.levels import Level, bias_of, positions_of, tokens_of
 from .layers.position_encoding import LearnedPosition, SinePosition, extent
 from .layers.transformer import Encoder, EncoderLayer
@@ -37,11 +38,11 @@ class Output:
 
 @dataclass
 class Memory:
-    """Encoded tokens and their positions [B, S, C], bias [B, 1, 1, S] (-inf on padding) or None; levels: as encoded."""
+    """Encoded tokens and their positions [B, S, C]; bias: of `bias_of`; levels: as encoded."""
 
     tokens: Tensor
     position: Tensor
-    bias: Tensor | None
+    bias: Tensor | FoldedBias | None
     levels: list[Level]
 
 
@@ -75,7 +76,7 @@ class Detector(nn.Module, ABC):
                 "of each (backbone.at_strides)"
             )
         self.backbone, self.strides = backbone, backbone.strides
-        self.position = POSITIONS[position](width)
+        self.position, self.head_dimensions = POSITIONS[position](width), width // heads
         layers = [EncoderLayer(width, heads, feedforward, dropout, pre_norm) for _ in range(encoder_layers)]
         self.encoder = Encoder(layers, width, pre_norm)
         # Not in the state dict: they belong to the backbone. Buffers, so that they are on the device already.
@@ -115,7 +116,7 @@ class Detector(nn.Module, ABC):
     def encode(self, images: Tensor, sizes: Tensor, padded: bool) -> Memory:
         """Images as in `forward` to the encoder's output; positions of all levels attend to each other."""
         levels = self.levels(images, sizes, padded)
-        position, bias = positions_of(levels), bias_of(levels)
+        position, bias = positions_of(levels), bias_of(levels, self.head_dimensions)
         return Memory(self.encoder(tokens_of(levels), position, bias), position, bias, levels)
 
     @abstractmethod

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.backbone import Backbone
-from .detector import Detector, Output, one_level
-from .layers.levels import by_stride
+from .detector import Detector, Memory, Output, one_level
+from .layers.folded_bias import FoldedBias, folds
+from .layers.folded_gaussian import LONGEST, Places, places
+from .layers.levels import Level, by_stride
 from .layers.mlp import MLP
 from .layers.position_encoding import Extent
 from .layers.transformer import DecoderLayer, initialise
@@ -51,21 +53,34 @@ class GaussianPrior(nn.Module):
         The scales multiply squared distances: they are inverse variances.
         """
         with torch.autocast(query.device.type, enabled=False):
-            query = query.float()
-            offset = self.offset(query).unflatten(-1, (self.heads, 2))
-            x, y = (centre[:, :, None] + offset).transpose(1, 2).unbind(-1)
+            x, y, scale = self._shape(query, centre)
             dx = (x[..., None] - torch.arange(cover.width, device=query.device)).square()
             dy = (y[..., None] - torch.arange(cover.height, device=query.device)).square()
             # Each axis has its own term, so the full [h, w] grid is touched once, to add the two.
             dx, dy = dx * (-1 / self.smooth), dy * (-1 / self.smooth)
-            if not self.scales:
+            if scale is None:
                 return (dy[..., :, None] + dx[..., None, :]).flatten(-2)
-            scale = self.scale(query).unflatten(-1, (self.heads, self.scales)).square().transpose(1, 2)
             along_x, along_y = dx * scale[..., :1], dy * scale[..., (0 if self.scales == 1 else 1), None]
             prior = along_y[..., :, None] + along_x[..., None, :]
             if self.scales == 3:
                 prior = prior - (dy * (scale[..., 2:] * self.smooth))[..., :, None] * dx[..., None, :]
             return prior.flatten(-2)
+
+    def folded(self, query: Tensor, centre: Tensor, places: Places, head: int, dtype: torch.dtype) -> FoldedBias:
+        """As `forward`, and the padding of `places`, for heads of `head` dimensions of type `dtype`; not for type4."""
+        with torch.autocast(query.device.type, enabled=False):
+            x, y, scale = self._shape(query, centre)
+            steep = (torch.ones_like(x)[..., None] if scale is None else scale) / self.smooth
+            return places.fold(x, y, steep[..., 0], steep[..., -1], head, dtype)
+
+    def _shape(self, query: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Peaks x and y [B, A, L] of the Gaussians, and their scales [B, A, L, scales], None without any."""
+        query = query.float()
+        offset = self.offset(query).unflatten(-1, (self.heads, 2))
+        x, y = (centre[:, :, None] + offset).transpose(1, 2).unbind(-1)
+        if not self.scales:
+            return x, y, None
+        return x, y, self.scale(query).unflatten(-1, (self.heads, self.scales)).square().transpose(1, 2)
 
 
 class SmcaDecoder(nn.Module):
@@ -114,7 +129,7 @@ class SmcaDetr(Detector):
         self.query_embed = nn.Embedding(queries, width)
         self.class_embed = nn.Linear(width, logits)
         self.bbox_embed = MLP(width, width, 4, 3)
-        self.auxiliary = auxiliary
+        self.auxiliary, self.gaussian = auxiliary, gaussian
         initialise(self.encoder)
         initialise(self.decoder)
         for _, prior in self.decoder.pairs():
@@ -126,6 +141,7 @@ class SmcaDetr(Detector):
         """As `Detector.forward`."""
         memory = self.encode(images, sizes, padded)
         (level,) = memory.levels
+        keys = places(level.cover) if self._folds(level) else None
         key, query_position = memory.tokens + memory.position, self.query_embed.weight
         x = torch.zeros_like(query_position, dtype=memory.tokens.dtype).expand(len(sizes), -1, -1)
         # The published code divides by a stride of 32 whatever the backbone; this is the real one.
@@ -138,18 +154,34 @@ class SmcaDetr(Detector):
             if not states:
                 reference = self._reference(normed)
                 centre = reference.sigmoid() * true_size
-            gaussian = prior(normed, centre, level.cover)
-            bias = gaussian if memory.bias is None else gaussian + memory.bias
+            bias = self._bias(prior, normed, centre, memory, keys)
             x, query = layer(x, query_position, memory.tokens, key, bias)
             states.append(self.decoder.norm(x))
             if attention_maps:
                 attention.append(layer.cross_attn.weights(query, key, bias))
-                gaussians.append(gaussian.exp())
+                gaussians.append(prior(normed, centre, level.cover).exp())
         output = self._predict(torch.stack(states if self.auxiliary else states[-1:]), reference)
         if attention_maps:
             output.attention = by_stride(memory.levels, torch.stack(attention))
             output.gaussians = by_stride(memory.levels, torch.stack(gaussians))
         return output
+
+    def _folds(self, level: Level) -> bool:
+        """Whether the Gaussians are folded: their axes must not mix, as those of type4 do."""
+        longest = max(level.cover.height, level.cover.width)
+        return self.gaussian != "type4" and longest <= LONGEST and folds(level.features)
+
+    def _bias(
+        self, prior: GaussianPrior, query: Tensor, centre: Tensor, memory: Memory, keys: Places | None
+    ) -> Tensor | FoldedBias:
+        """Gaussians and padding, to be added to the cross-attention's logits; folded where there are `places`."""
+        (level,) = memory.levels
+        if keys is not None:
+            return prior.folded(query, centre, keys, self.head_dimensions, level.features.dtype)
+        bias, padding = prior(query, centre, level.cover), memory.bias
+        if padding is None:
+            return bias
+        return bias + (padding.unfolded() if isinstance(padding, FoldedBias) else padding)
 
     def _reference(self, query: Tensor) -> Tensor:
         """Logits [B, L, 2] of the reference points (x, y) in float32."""

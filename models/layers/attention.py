@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .attention_weights import attention_weights
 from .cpu.attention import dropping_attention
+from .folded_bias import FoldedBias
 
 
 class Attention(nn.Module):
@@ -27,24 +28,30 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | FoldedBias | None = None) -> Tensor:
         """[B, L, C] attending to [B, S, C].
 
-        bias: added to the logits, or a bool mask that is True where attention is allowed; broadcasts to [B, h, L, S].
+        bias: added to the logits, folded or as what broadcasts to [B, h, L, S], or a bool mask that is True where
+        attention is allowed.
         When query and key are one tensor, they are projected together.
         """
         q, k, v = self._project(query, key, value)
         rate = self.dropout if self.training else 0.0
-        if rate and q.device.type == "cpu":
+        if isinstance(bias, FoldedBias):
+            # Flash kernels want values of the same width.
+            width, (q, k) = v.shape[-1], bias.extend(q, k)
+            v = F.pad(v, (0, q.shape[-1] - width))
+            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, scale=bias.scale)[..., :width]
+        elif rate and q.device.type == "cpu":
             mixed = dropping_attention(q, k, v, bias, rate)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=rate)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def weights(self, query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
+    def weights(self, query: Tensor, key: Tensor, bias: Tensor | FoldedBias | None = None) -> Tensor:
         """[B, h, L, S] attention weights, to be shown; dropout is not applied."""
         q, k, _ = self._project(query, key, key)
-        return attention_weights(q, k, bias)
+        return attention_weights(q, k, bias.unfolded() if isinstance(bias, FoldedBias) else bias)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         """Projected query, key and value as [B, h, tokens, C / h]."""

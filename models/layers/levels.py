@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .folded_bias import FoldedBias, fold, folds, hidden
 from .position_encoding import Extent
 
 
@@ -40,12 +41,18 @@ def positions_of(levels: Sequence[Level]) -> Tensor:
     return _joined([level.position for level in levels])
 
 
-def bias_of(levels: Sequence[Level]) -> Tensor | None:
-    """[B, 1, 1, S] for attention, -inf on padding and else 0; None where nothing is padded."""
+def bias_of(levels: Sequence[Level], head: int) -> Tensor | FoldedBias | None:
+    """What hides padding from attention by heads of `head` dimensions; None where nothing is padded.
+
+    [B, 1, 1, S], -inf on padding and else 0, or the same folded, with PADDED instead of -inf.
+    """
     if not any(level.cover.padded for level in levels):
         return None
-    padding = _joined([level.cover.padding() for level in levels])
-    allowed = torch.zeros_like(padding, dtype=levels[0].features.dtype)
+    padding, features = _joined([level.cover.padding() for level in levels]), levels[0].features
+    if folds(features):
+        key = hidden(padding)
+        return fold([(torch.ones_like(key[:1, :, :1]), key)], head, features.dtype)
+    allowed = torch.zeros_like(padding, dtype=features.dtype)
     return allowed.masked_fill_(padding, -torch.inf)[:, None, None]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .dropout import Dropout, DroppedReLU
+from .folded_bias import FoldedBias
 
 
 class FeedForward(nn.Module):
@@ -41,7 +42,7 @@ class EncoderLayer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, bias: Tensor | FoldedBias | None) -> Tensor:
         """x, position: [B, S, C]; bias as in `Attention`."""
         value = self.norm1(x) if self.pre_norm else x
         query = value + position
@@ -65,7 +66,7 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, query_position: Tensor, memory: Tensor, key: Tensor, bias: Tensor | None
+        self, x: Tensor, query_position: Tensor, memory: Tensor, key: Tensor, bias: Tensor | FoldedBias | None
     ) -> tuple[Tensor, Tensor]:
         """One layer: the new queries [B, L, C], and what the cross-attention asked with, for `Attention.weights`.
 
@@ -101,7 +102,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
 
-    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, bias: Tensor | FoldedBias | None) -> Tensor:
         """x, position: [B, S, C] to [B, S, C]."""
         for layer in self.layers:
             x = layer(x, position, bias)
@@ -117,7 +118,12 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, query_position: Tensor, memory: Tensor, position: Tensor, bias: Tensor | None, attention: bool = False
+        self,
+        query_position: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        bias: Tensor | FoldedBias | None,
+        attention: bool = False,
     ) -> Decoded:
         """query_position: [L, C]; memory, position: [B, S, C]."""
         key = memory + position

@@ -59,9 +59,9 @@ def test_levels_have_their_masks_and_positions(name: str) -> None:
         rows, columns = inside.sum(dim=1).amax(dim=1), inside.sum(dim=2).amax(dim=1)
         assert torch.equal(level.position, SinePosition(WIDTH)(Extent(height, width, rows, columns)))
     everywhere = torch.cat([level.cover.padding() for level in levels], dim=1)
-    assert torch.equal(bias_of(levels)[:, 0, 0].isinf(), everywhere)
+    assert torch.equal(bias_of(levels, 8)[:, 0, 0].isinf(), everywhere)
     assert tokens_of(levels).shape == positions_of(levels).shape == (2, everywhere.shape[1], WIDTH)
-    assert bias_of(model.levels(images, SIZES, padded=False)) is None
+    assert bias_of(model.levels(images, SIZES, padded=False), 8) is None
 
 
 @pytest.mark.parametrize("more", [False, True], ids=["three", "one more of its own"])
