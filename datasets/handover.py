@@ -161,11 +161,12 @@ class Collate:
         slot = self._made % self.shape[1]
         self._made += 1
         file = io.BytesIO()
+        writer = _Writer(file, self._ring.memory[worker.id, slot])
         try:
-            _Writer(file, self._ring.memory[worker.id, slot]).dump(batch)
+            writer.dump(batch)
         except _LargerError:
             return None
-        return Slot(self._ring.number, worker.id, slot, file.getvalue())
+        return Slot(self._ring.number, worker.id, slot, writer.used, file.getvalue())
 
     def _wait_for_room(self, batch: Batch) -> None:
         assert self._over is not None
@@ -181,11 +182,12 @@ class Collate:
 
 @dataclass(frozen=True)
 class Slot:
-    """A batch that lies in a slot of a loader process; `pickled` is what it is but for its tensors' values."""
+    """A batch in the first `used` bytes of a process's slot; `pickled` is what it is but for its tensors' values."""
 
     ring: int
     worker: int
     slot: int
+    used: int
     pickled: bytes
 
     def pin_memory(self) -> Batch:
@@ -193,8 +195,9 @@ class Slot:
         return self.taken(pin=True)
 
     def taken(self, pin: bool = False) -> Batch:
-        """The batch in memory of its own."""
-        batch: Batch = _Reader(io.BytesIO(self.pickled), _rings[self.ring].memory[self.worker, self.slot], pin).load()
+        """The batch in memory of its own, which is one piece."""
+        memory = _rings[self.ring].memory[self.worker, self.slot, : self.used]
+        batch: Batch = _Reader(io.BytesIO(self.pickled), memory.pin_memory() if pin else memory.clone()).load()
         return batch
 
 
@@ -207,7 +210,7 @@ class _Writer(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO, memory: Tensor) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._memory, self._used = memory, 0
+        self._memory, self.used = memory, 0
 
     def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
         """Where a tensor lies; None for anything else, which is pickled as ever."""
@@ -215,25 +218,24 @@ class _Writer(pickle.Pickler):
             return None
         # Channels last stays so.
         strides = torch.empty_like(value, device="meta").stride()
-        place = self._used, value.dtype, tuple(value.shape), strides
-        self._used += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT
-        if self._used > len(self._memory):
+        place = self.used, value.dtype, tuple(value.shape), strides
+        self.used += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT
+        if self.used > len(self._memory):
             raise _LargerError
         _tensor_at(self._memory, *place).copy_(value)
         return place
 
 
 class _Reader(pickle.Unpickler):
-    """Reads what a `_Writer` has written, with copies of the tensors; pin: page-locked ones."""
+    """Reads what a `_Writer` has written; its tensors are views of the memory."""
 
-    def __init__(self, file: io.BytesIO, memory: Tensor, pin: bool) -> None:
+    def __init__(self, file: io.BytesIO, memory: Tensor) -> None:
         super().__init__(file)
-        self._memory, self._pin = memory, pin
+        self._memory = memory
 
     def persistent_load(self, place: Any) -> Tensor:
-        """A copy of the tensor that lies there."""
-        tensor = _tensor_at(self._memory, *place)
-        return tensor.pin_memory() if self._pin else tensor.clone()
+        """The tensor that lies there."""
+        return _tensor_at(self._memory, *place)
 
 
 def _tensor_at(

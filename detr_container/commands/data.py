@@ -1,4 +1,4 @@
-"""The commands on data sets: data make-shapes, data check."""
+"""The commands on data sets: data make-shapes, data check, data speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import tyro
 from detr_container.base.limits import Images, Many, Seed, Workers, positive
 from detr_container.base.shortage import asking
 from detr_container.base.terminal import console
-from detr_container.config.arguments import parse
+from detr_container.config.arguments import experiment_first, parse
+from detr_container.config.detection import detection
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,12 @@ def data_check(arguments: Sequence[str]) -> int:
         report = check_dataset(splits, options.workers, progress=True, apply_orientation=options.apply_orientation)
     sys.stdout.write("\n".join(report.lines(options.examples)) + "\n")
     return 1 if report.errors else 0
+
+
+def data_speed(arguments: Sequence[str]) -> int:
+    """Measure how fast images are loaded: `data speed EXPERIMENT --data.root ROOT`, or --images 200 without any."""
+    experiment, rest = experiment_first(arguments, "data speed")
+    from detr_container.measure.loading import SpeedOptions, run
+
+    options = parse(SpeedOptions, rest, "data speed", data_speed.__doc__, SpeedOptions(detection(experiment)))
+    return run(detection(options.settings), options.measure, options.output)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn
 from rich.progress import Progress as Bar
@@ -13,11 +15,19 @@ from rich.text import Text
 
 from detr_container.base.clock import clock
 from detr_container.base.files import JsonLines
+from detr_container.base.processes import cores
 from detr_container.base.terminal import column, console
 from detr_container.config.settings import TrainConfig
 
 from .run import Run
 from .task import Evaluation
+
+_log = logging.getLogger(__name__)
+WAITING, LEAST = 0.3, 10.0
+"""The share of time spent waiting for data above which a person is told, in intervals of as many seconds."""
+
+
+T = TypeVar("T")
 
 
 class _Left(ProgressColumn):
@@ -30,9 +40,13 @@ class _Left(ProgressColumn):
 class Progress:
     """A progress bar on a terminal, a line per logged step elsewhere; silent off the main process."""
 
-    def __init__(self, run: Run, main: bool, step: int, total: int, epoch_steps: int, settings: TrainConfig) -> None:
+    def __init__(
+        self, run: Run, main: bool, step: int, total: int, epoch_steps: int, settings: TrainConfig, workers: int
+    ) -> None:
+        """workers: loader processes of this process."""
         self.run, self.main, self.start, self.step, self.total = run, main, step, step, total
-        self.epoch_steps, self.settings = epoch_steps, settings
+        self.epoch_steps, self.settings, self.workers = epoch_steps, settings, workers
+        self.data_wait, self.told = 0.0, False
         self.console = console(stderr=True)
         self.began = self.logged_at = time.monotonic()
         self.logged_step = step
@@ -65,6 +79,13 @@ class Progress:
             self.lines.close()
             self.board.close()
 
+    def next_of(self, supply: Iterator[T]) -> T:
+        """The next step's batches; how long they are waited for counts as `data_wait`."""
+        began = time.monotonic()
+        batches = next(supply)
+        self.data_wait += time.monotonic() - began
+        return batches
+
     def advance(self, step: int) -> None:
         """One more step is done."""
         self.step = step
@@ -85,12 +106,18 @@ class Progress:
         now = time.monotonic()
         steps, seconds = self.step - self.logged_step, now - self.logged_at
         rate = steps * self.settings.batch / seconds
+        waiting, self.data_wait = min(1.0, self.data_wait / seconds), 0.0
+        # The first interval waits for the loader's processes to be made.
+        if waiting > WAITING and seconds >= LEAST and self.logged_step > self.start and not self.told:
+            self.told = True
+            _log.warning("%s", _slow_loader(waiting, self.logged_step + 1, self.step, self.workers))
         self.logged_step, self.logged_at = self.step, now
         row = {
             "step": self.step,
             "epoch": self.step / self.epoch_steps,
             **values,
             "images_per_second": rate,
+            "data_wait": waiting,
             "memory_gib": memory,
         }
         self.lines.append(row)
@@ -101,7 +128,8 @@ class Progress:
             elif name not in ("step", "epoch"):
                 self.board.add_scalar(f"train/{name}", value, self.step)
         terms = " ".join(f"{name} {number:.3f}" for name, number in values["losses"].items())
-        summary = f"loss {values['loss']:.3f} ({terms}) {rate:.1f} images/s {memory:.1f} GiB"
+        speed = f"{rate:.1f} images/s ({100 * waiting:.0f} % waiting for data)"
+        summary = f"loss {values['loss']:.3f} ({terms}) {speed} {memory:.1f} GiB"
         self.bar.update(self.task, summary=summary)
         if not self.console.is_terminal:
             left = (now - self.began) / (self.step - self.start) * (self.total - self.step)
@@ -133,3 +161,15 @@ class Progress:
 
     def _print(self, line: str) -> None:
         self.bar.console.print(line, soft_wrap=True)
+
+
+def _slow_loader(share: float, first: int, last: int, workers: int) -> str:
+    """Steps wait for data; what to do about it."""
+    if workers + 1 < cores():
+        remedy = f"raise data.workers={workers}, since this process may use {cores()} cores"
+    else:
+        remedy = (
+            f"data.workers={workers} keep all {cores()} cores busy that this process may use: give it more "
+            "(slurm.cpus_per_task), or put the images on a faster disk"
+        )
+    return f"{100 * share:.0f} % of the time of steps {first} to {last} was spent waiting for data: {remedy}"

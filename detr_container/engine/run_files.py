@@ -27,6 +27,8 @@ class MetricsLine(Schema):
     lr: Number = None
     grad_norm: Number = None
     images_per_second: Positive = None
+    data_wait: Fraction = None
+    """The share of time that the main process waited for data; older runs have none."""
     memory_gib: Annotated[float, Field(ge=0, le=1e9)] | None = None
 
 

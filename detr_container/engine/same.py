@@ -19,7 +19,7 @@ from .run import Run
 RESULTS = "detections/*/detections.*"
 """What evaluations found, of whichever version: arrays, or COCO's JSON."""
 
-SPEED = {"images_per_second", "memory_gib"}
+SPEED = {"images_per_second", "data_wait", "memory_gib"}
 """The fields of a line of metrics that measure the machine rather than the training."""
 
 

@@ -74,7 +74,10 @@ class Trainer:
             raise
 
     def _run(self) -> int:
-        with Progress(self.run, self.session.main, self.step, self.total, self.epoch_steps, self.settings) as progress:
+        workers = self.experiment.loader_workers
+        with Progress(
+            self.run, self.session.main, self.step, self.total, self.epoch_steps, self.settings, workers
+        ) as progress:
             supply, began, saved_at = self.micro_batches(), self.step, time.monotonic()
             last = min(self.total, self.step + (self.settings.max_steps or self.total))
             while True:
@@ -90,7 +93,7 @@ class Trainer:
                 # is killed, and no sooner, since only that step shows whether what the first one has made is sound.
                 early = self.step == began
                 due = self.settings.checkpoint_minutes > 0 and (early or minutes >= self.settings.checkpoint_minutes)
-                flags = self.take(next(supply), save=due and self.session.main)
+                flags = self.take(progress.next_of(supply), save=due and self.session.main)
                 progress.advance(self.step)
                 if self.step % self.settings.log_every == 0 or self.step % self.epoch_steps == 0:
                     self._log_metrics(progress)

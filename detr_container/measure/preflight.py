@@ -27,6 +27,7 @@ from detr_container.base.limits import Many, between, check, natural
 from detr_container.base.processes import current_process
 from detr_container.config.settings import Experiment, flatten, validate
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
+from detr_container.engine.progress import WAITING
 from detr_container.engine.session import Session, open_session
 from detr_container.engine.task import Task
 from detr_container.engine.trials import trials_of
@@ -46,8 +47,6 @@ LEARNING_STEPS, FALL = 20, 0.05
 
 Dropout is the same at each of these steps, so that a model that learns nothing keeps its loss to the last digits.
 """
-WAITING = 0.3
-"""The share of a step from which waiting for data is remarked upon."""
 _RATES = ("train.lr", "train.lr_backbone")
 
 

@@ -37,8 +37,9 @@ def sample(height: int, width: int, objects: int) -> Sample:
 def test_a_batch_comes_out_as_it_went_in(shapes: list[tuple[int, int, int]], slot: int) -> None:
     batch = collate([sample(*shape) for shape in shapes], multiple=4)
     ring, file = Ring(1, 2, 40_000), io.BytesIO()
-    handover._Writer(file, ring.memory[0, slot]).dump(batch)
-    taken = Slot(ring.number, 0, slot, file.getvalue()).taken()
+    writer = handover._Writer(file, ring.memory[0, slot])
+    writer.dump(batch)
+    taken = Slot(ring.number, 0, slot, writer.used, file.getvalue()).taken()
     ring.memory.zero_()
     assert_same([taken], [batch])
     assert taken.images.stride() == batch.images.stride()

@@ -1,0 +1,203 @@
+"""How fast the loader alone is: images/s, the first batch, and what an image costs its processes and this one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+import tyro
+from PIL import Image, ImageDraw
+from rich import box
+from rich.table import Table
+from torch import nn
+
+from detr_container.base.files import write_json
+from detr_container.base.host_memory import keep_freed_memory
+from detr_container.base.limits import Images, Workers, positive
+from detr_container.base.processes import cores
+from detr_container.base.terminal import console
+from detr_container.config.detection import DetectionExperiment
+from detr_container.config.settings import Experiment, validate
+from detr_container.datasets.batch import Batch
+from detr_container.datasets.handover import AHEAD
+from detr_container.datasets.loader import StepBatches
+from detr_container.datasets.workers import worker_context
+from detr_container.engine.session import choose_device
+from detr_container.engine.task import Task
+from detr_container.engine.trials import trials_of
+
+SIZES = ((480, 640), (480, 640), (427, 640), (427, 640), (640, 480), (640, 427), (375, 500), (640, 640), (360, 640))
+"""(height, width) in pixels, about as frequent as in COCO."""
+_ELSEWHERE: dict[str, Any] = dict.fromkeys(("train_images", "train_annotations", "val_images", "val_annotations"))
+NOISE, QUALITY = 12.0, 95
+"""Standard deviation, and that of JPEG, with which an image has COCO's 4.6 bits per pixel."""
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """What is measured."""
+
+    workers: tuple[Workers, ...] = (0, 2, 6)
+    """Numbers of loader processes to try."""
+    seconds: Annotated[float, positive(3600)] = 10.0
+    """How long to load with each."""
+    images: Images = 0
+    """Make so many images of COCO's sizes in a temporary folder, and load those; 0: load the data set's."""
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """Options of `data speed`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    measure: Annotated[LoadingOptions, tyro.conf.arg(name="")] = field(default_factory=LoadingOptions)
+    """What is measured."""
+    output: Path | None = None
+    """Also write the figures to this JSON file."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of the loader with so many processes.
+
+    first: seconds to the first batch; rate: images/s; worker, here: milliseconds of CPU time per image, of all loader
+    processes and of this one, with all of its threads.
+    """
+
+    workers: int
+    first: float
+    rate: float
+    worker: float
+    here: float
+
+    def most(self, count: int) -> float:
+        """Images/s that so many cores could load at most, if they did nothing else."""
+        return min(1000 * count / (self.worker + self.here), 1000 / self.here if self.worker else float("inf"))
+
+
+def run(experiment: DetectionExperiment, options: LoadingOptions, output: Path | None = None) -> int:
+    """Measure the training loader of an experiment, and print a table."""
+    if any(options.workers):
+        worker_context()
+    with tempfile.TemporaryDirectory() if options.images else nullcontext() as folder:
+        if folder is not None:
+            make_photographs(Path(folder), options.images, experiment.seed)
+            experiment = replace(experiment, data=replace(experiment.data, root=Path(folder), **_ELSEWHERE))
+        validate(experiment)
+        speeds = [*measured(experiment, options)]
+    if output:
+        write_json(output, {"cores": cores(), "speeds": [asdict(each) for each in speeds]}, follow=True)
+    console().print(_table(speeds))
+    return 0
+
+
+def measured(experiment: DetectionExperiment, options: LoadingOptions) -> Iterator[Speed]:
+    """The speed with each number of processes, on the batches that training would load."""
+    pin_memory = choose_device(experiment.device).type == "cuda"
+    if not pin_memory:
+        # As training does.
+        keep_freed_memory()
+    trials = trials_of(experiment)
+    model = trials.opened().build(weights=False)
+    for workers in options.workers:
+        task = trials.like(replace(experiment, data=replace(experiment.data, workers=workers))).opened()
+        steps = StepBatches(
+            task.training_images,
+            seed=experiment.seed,
+            batch=experiment.train.batch,
+            micro_batch=experiment.train.micro_batch,
+            total_steps=2**31,
+        )
+        began = time.perf_counter()
+        with closing(_supply(task, model, steps, pin_memory)) as supply:
+            next(supply)
+            first = time.perf_counter() - began
+            # What was made ahead while nobody took it is used up before the clock runs.
+            for _ in range(2 * AHEAD * workers):
+                next(supply)
+            yield Speed(workers, first, *_costs(supply, options.seconds))
+
+
+def _supply(task: Task, model: nn.Module, steps: StepBatches, pin_memory: bool) -> Generator[Batch, None, None]:
+    yield from task.batches(model, steps, pin_memory, lambda short: False)
+
+
+def _costs(supply: Iterator[Batch], seconds: float) -> tuple[float, float, float]:
+    """Images/s, and the milliseconds of CPU time per image of the loader's processes and of this one."""
+    images, began = 0, time.perf_counter()
+    theirs, mine = _cpu_of_workers(), time.process_time()
+    while time.perf_counter() - began < seconds or not images:
+        images += len(next(supply).image_ids)
+    each = 1000 / images
+    mine, theirs = time.process_time() - mine, _cpu_of_workers() - theirs
+    return images / (time.perf_counter() - began), theirs * each, mine * each
+
+
+def _cpu_of_workers() -> float:
+    """Seconds of CPU time that the processes made here have used."""
+    times = [psutil.Process(child.pid).cpu_times() for child in active_children()]
+    return float(sum(each.user + each.system for each in times))
+
+
+def _table(speeds: Sequence[Speed]) -> Table:
+    """The CPU time is that of an image, in loader processes and in this one; and what all cores could load by it."""
+    count = cores()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("processes", "first batch, s", "images/s", "CPU, ms: theirs", "mine", f"{count} cores: images/s"):
+        table.add_column(name, justify="right")
+    for speed in speeds:
+        figures = (f"{speed.first:.2f}", f"{speed.rate:.0f}", f"{speed.worker:.2f}", f"{speed.here:.2f}")
+        table.add_row(str(speed.workers), *figures, f"{speed.most(count):.0f}")
+    return table
+
+
+def make_photographs(root: Path, count: int, seed: int = 0) -> None:
+    """A data set in COCO's layout whose JPEGs have the sizes and the weight of COCO's: 0.16 MB each on average.
+
+    They show blurred colours, ellipses with boxes around them, and noise.
+    """
+    for split, images in (("train", count), ("val", 1)):
+        folder = root / f"{split}2017"
+        folder.mkdir(parents=True)
+        generator = np.random.default_rng((seed, images))
+        shapes, objects = [], []
+        for number, (height, width) in zip(range(images), itertools.cycle(SIZES), strict=False):
+            name = f"{split}-{number}.jpg"
+            boxes = _photograph(folder / name, height, width, generator)
+            shapes.append({"id": number, "file_name": name, "height": height, "width": width})
+            objects += [
+                {"image_id": number, "category_id": 1, "iscrowd": 0, "bbox": each, "area": each[2] * each[3]}
+                for each in boxes
+            ]
+        (root / "annotations").mkdir(exist_ok=True)
+        content = {
+            "images": shapes,
+            "annotations": [{"id": number, **each} for number, each in enumerate(objects)],
+            "categories": [{"id": 1, "name": "ellipse"}],
+        }
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+
+
+def _photograph(path: Path, height: int, width: int, generator: np.random.Generator) -> list[list[int]]:
+    """Draw one image. Returns the boxes of its seven ellipses: left, top, width, height."""
+    coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    image = coarse.resize((width, height), Image.Resampling.BICUBIC)
+    draw, boxes = ImageDraw.Draw(image), []
+    for _ in range(7):
+        w, h = (int(side) for side in generator.integers(16, (width // 2, height // 2)))
+        left, top = int(generator.integers(width - w)), int(generator.integers(height - h))
+        draw.ellipse((left, top, left + w, top + h), fill=tuple(map(int, generator.integers(0, 256, 3))))
+        boxes.append([left, top, w, h])
+    noisy = np.asarray(image) + generator.normal(0, NOISE, (height, width, 1))
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=QUALITY)
+    return boxes

@@ -1,0 +1,49 @@
+"""`data speed` loads the batches of training with each number of processes; its own images are like COCO's."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from detr_container.commands import cli
+from detr_container.datasets.check import check_dataset
+from detr_container.measure.loading import SIZES, Speed, make_photographs
+
+
+def test_images_are_as_large_as_cocos(tmp_path: Path) -> None:
+    make_photographs(tmp_path, len(SIZES))
+    files = sorted((tmp_path / "train2017").iterdir(), key=lambda path: int(path.stem.split("-")[1]))
+    bits, pixels = 0, 0
+    for path, (height, width) in zip(files, SIZES, strict=True):
+        with Image.open(path) as image:
+            assert image.size == (width, height)
+        bits, pixels = bits + 8 * path.stat().st_size, pixels + height * width
+    # COCO's have 4.6.
+    assert 4 < bits / pixels < 5.2
+    pairs = {
+        split: (tmp_path / f"{split}2017", tmp_path / "annotations" / f"instances_{split}2017.json")
+        for split in ("train", "val")
+    }
+    report = check_dataset(pairs, 1)
+    assert (report.errors, report.warnings) == (0, 0)
+    assert [summary.images for summary in report.summaries] == [len(SIZES), 1]
+
+
+@pytest.mark.slow
+def test_speeds_are_measured_on_images_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "speed.json"
+    line = f"data speed debug --images 6 --workers 0 1 --seconds 0.2 --device cpu --output {output}"
+    assert cli.main(line.split()) == 0
+    alone, one = json.loads(output.read_text())["speeds"]
+    assert (alone["workers"], alone["worker"]) == (0, 0)
+    assert one["workers"] == 1
+    assert min(alone["rate"], alone["first"], alone["here"], one["rate"], one["first"], one["worker"], one["here"]) > 0
+    assert "CPU, ms" in capsys.readouterr().out
+
+
+def test_what_the_cores_allow() -> None:
+    assert Speed(2, 1.0, 100.0, worker=4.5, here=0.5).most(2) == 400
+    # However many processes load, one has to take it all.
+    assert Speed(14, 1.0, 100.0, worker=4.5, here=0.5).most(64) == 2000
+    assert Speed(0, 1.0, 100.0, worker=0.0, here=5.0).most(4) == 800
