@@ -363,12 +363,13 @@ def test_flash_kernels_take_it(gaussian: str, dropout: float) -> None:
     with torch.no_grad():
         bias = masked(prior(query, centre, cover), cover).double()
         expected = copy.deepcopy(attention).double()(query.double(), key.double(), value.double(), bias)
-    assert (found - expected).norm() <= 0.01 * expected.norm()
+    assert (found - expected).norm() <= 0.02 * expected.norm()
     bias = masked(prior(query, centre, cover), cover)
     with sdpa_kernel([SDPBackend.MATH]):
         exact = torch.autograd.grad(attention(query, key, value, bias), [key, value, *learnt], to)
-    for ours, theirs in zip(gradients, exact, strict=True):
-        assert (ours - theirs).norm() <= 0.05 * theirs.norm()
+    # Projections in bfloat16 add to the error; on a CPU it was a third of what is allowed here.
+    for index, (ours, theirs) in enumerate(zip(gradients, exact, strict=True)):
+        assert (ours - theirs).norm() <= (0.08 if index < 4 else 0.25) * theirs.norm()
 
 
 @pytest.mark.gpu
