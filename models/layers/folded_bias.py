@@ -42,8 +42,7 @@ def folds(features: Tensor) -> bool:
     """Whether attention to `features` gets its bias folded: in bfloat16 on a GPU, nowhere else.
 
     There kernels that take a bias are the slow ones, and round it to bfloat16. In float32 the fold errs by up to 2e-4
-    where Gaussians are steep, in TF32 by far more. On a CPU attention with dropout took half as long again with it in
-    float32, and rounds its logits in bfloat16.
+    where Gaussians are steep, in TF32 by far more. On a CPU it takes longer in float32, and bfloat16 rounds the logits.
     """
     return features.device.type == "cuda" and features.dtype == torch.bfloat16
 

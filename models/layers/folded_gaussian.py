@@ -75,11 +75,10 @@ def _products(peak: Tensor, steep: Tensor, length: int) -> tuple[list[Tensor], T
 
     And for the gradient what they multiply the squared distances to the nodes with, [..., nodes], x, and 1.
     """
-    start = length // 2
-    peak = peak - start
     with torch.no_grad():
-        nearest = _APART * ((peak + start).clamp(0, length - 1) / _APART).floor() + _APART // 2 - start
+        nearest = _APART * (peak.clamp(0, length - 1) / _APART).floor() + _APART // 2 - length // 2
         near = nearest[..., None] == _nodes(length, peak.device)
+    peak = peak - length // 2
     # -a (x - c)^2 = -a (x - m)^2 + 2 a (c - m) x + a (m^2 - c^2)
     slope = 2 * steep * (peak - nearest)
     return [2 * steep * peak, -steep, -steep], near * -steep[..., None], slope, -slope * (peak + nearest) / 2
