@@ -134,6 +134,10 @@ class DetectionTrainConfig(TrainConfig):
 
     lr_backbone: Rate = 1e-5
     """Learning rate of the backbone's stages that are trained; `lr` is that of everything else."""
+    matching: Annotated[Literal["auto", "device", "host"], NO_MATTER] = "auto"
+    """Where predictions are matched with objects: on a GPU, which then never waits for the host (`device`, needs
+    Triton), or on the host; `auto`: on the GPU where there is one that passes a trial at the start. The matches are the
+    same, but for those of equal cost."""
     keep_detections: Annotated[Literal["newest_and_best", "all"], NO_MATTER] = "newest_and_best"
     """Of which epochs the detections stay on disk; the metrics of all do."""
 

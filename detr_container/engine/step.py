@@ -41,6 +41,7 @@ class Stepper:
     """A model with its optimizer and what a step changes besides.
 
     meters: [2 + len(task.meters)] sums since they were last set to zero: the loss, the task's, the gradient's norm.
+    prepared: how the task computes on this device, in words.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Stepper:
         self.task, self.model, self.settings, self.seed, self.session = task, model, settings, seed, session
         self.optimizer = optim.make_optimizer(task.parameter_groups(model), settings)
         self.names = optim.parameter_names(model, self.optimizer)
+        self.prepared = task.prepare(session.device)
         self.ema: Ema | None = None
         self.meters = torch.zeros(2 + len(task.meters), device=session.device)
         self.bad = torch.zeros((), device=session.device)

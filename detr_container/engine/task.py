@@ -129,6 +129,14 @@ class Task(ABC):
         """Why no step of this task shall be recorded as a CUDA graph, in words; empty where all can be."""
         return ""
 
+    def prepare(self, device: torch.device) -> str:
+        """Decide how steps are computed on a device, before the first; returns it in words where there is a choice.
+
+        Raises ValueError where settings ask for what cannot be done there.
+        """
+        del device
+        return ""
+
     # -- a step -------------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -192,6 +192,8 @@ class Trainer:
                 f"{self.run.folder}: {self.task.describe()}, {self.total} steps of {self.settings.batch} on {place}"
             )
             self.log(self.task.parameter_counts(self.model))
+            if self.steps.prepared:
+                self.log(self.steps.prepared)
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 

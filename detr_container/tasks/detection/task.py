@@ -21,6 +21,7 @@ from detr_container.engine.session import Session
 from detr_container.engine.task import Evaluation, NonFiniteError, Task
 from detr_container.models.criterion import diagnostics
 from detr_container.models.detector import Detector, Output
+from detr_container.models.layers.gpu.assignment import refusal
 from detr_container.models.matcher import NonFiniteOutputError
 
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
@@ -55,6 +56,7 @@ class DetectionTask(Task):
             self.training_images, self.validation_images = len(data.train), len(data.val)
         self._matcher, self._criterion = build_matcher(experiment), build_criterion(experiment)
         self._softmax = experiment.loss.classification == "softmax"
+        self._on_device = False
 
     @property
     def data(self) -> Data:
@@ -96,6 +98,18 @@ class DetectionTask(Task):
         """See `Task`."""
         return parameter_counts(_detector(model))
 
+    def prepare(self, device: torch.device) -> str:
+        """See `Task`; where matches are found."""
+        wanted = self.experiment.train.matching
+        if wanted == "host" or (wanted == "auto" and device.type == "cpu"):
+            self._on_device = False
+            return "" if device.type == "cpu" else "matching on the host: train.matching=host"
+        reason = refusal(device, self.experiment.head.queries)
+        if reason and wanted == "device":
+            raise ValueError(f"train.matching=device: {reason}. Use auto or host, which match on the host")
+        self._on_device = not reason
+        return f"matching on the host: {reason}" if reason else "matching on the GPU"
+
     # -- a step -------------------------------------------------------------------------------------------------------
 
     def batches(self, model: nn.Module, sampler: StepBatches, pin_memory: bool, ends: Ends) -> Iterator[Batch]:
@@ -125,9 +139,9 @@ class DetectionTask(Task):
             output: Output = model(batch.images, batch.sizes, batch.padded)
         return output
 
-    def question(self, output: Output, batch: Batch) -> Tensor:
-        """See `Task`; what matches cost."""
-        return self._matcher.question(output, batch.targets)
+    def question(self, output: Output, batch: Batch) -> Tensor | None:
+        """See `Task`; what matches cost, where the host finds them."""
+        return None if self._on_device else self._matcher.question(output, batch.targets)
 
     def answer(self, asked: Tensor, batch: Batch) -> Tensor:
         """See `Task`; the matches."""
@@ -140,16 +154,19 @@ class DetectionTask(Task):
             ) from error
 
     def loss(
-        self, output: Output, answer: Tensor, batch: Batch, divisors: Tensor, share: float
+        self, output: Output, answer: Tensor | None, batch: Batch, divisors: Tensor, share: float
     ) -> tuple[Tensor, Tensor]:
         """See `Task`."""
+        finite = None
+        if answer is None:
+            answer, finite = self._matcher.on_device(output, batch.targets)
         losses = self._criterion(output, batch.targets, answer, divisors)
         extra = diagnostics(output, batch.targets, answer, self._softmax)
         none = torch.zeros_like(losses.total.detach())
         rows = [losses.terms[name][-1] for name in _TERMS]
         # Losses add up over the step; diagnostics are means.
         rows += [extra.get(name, none) * share for name in _DIAGNOSTICS]
-        return losses.total, torch.stack(rows)
+        return losses.total if finite is None else losses.total * finite, torch.stack(rows)
 
     def logged(self, means: Mapping[str, float]) -> dict[str, Any]:
         """See `Task`."""

@@ -56,6 +56,15 @@ def image_ids(root: Path) -> set[int]:
     return {image["id"] for image in content["images"]}
 
 
+def test_how_a_task_computes_is_logged(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(DetectionTask, "prepare", lambda _, device: f"matching on the {device}")
+    with caplog.at_level("INFO"):
+        assert train_in(tmp_path / "run", tiny(root, train__max_steps=1)) == 0
+    assert caplog.messages.count("matching on the cpu") == 1
+
+
 def test_a_weight_that_is_not_finite(saved: Path, root: Path) -> None:
     wrong = "decoder.layers.1.ffn.linear1.weight"
     poison(saved, wrong, math.nan)
