@@ -50,11 +50,14 @@ class Detector(nn.Module, ABC):
     """Backbone, projection to the transformer's width, positions and encoder.
 
     strides: of the levels that the head reads, finest first; what the backbone gives, unless a subclass makes more in
-    `project`. Subclasses make `input_proj`, and make it last: of all that is random only its shape depends on the
-    backbone, so the same seed gives the rest the same start over every backbone.
+    `project`. Subclasses make `class_embed` and `bbox_embed`, which get float32 with autocast off, and `input_proj`;
+    they make that last: of all that is random only its shape depends on the backbone, so the same seed gives the rest
+    the same start over every backbone.
     """
 
     input_proj: nn.Module
+    class_embed: nn.Module
+    bbox_embed: nn.Module
     pixel_mean: Tensor
     pixel_scale: Tensor
 
@@ -84,6 +87,10 @@ class Detector(nn.Module, ABC):
         self.register_buffer(
             "pixel_scale", torch.tensor(backbone.std).mul(255).reciprocal()[:, None, None], persistent=False
         )
+
+    def own_precision(self) -> list[nn.Module]:
+        """The parts that compute in float32 whatever the precision."""
+        return [self.class_embed, self.bbox_embed]
 
     def normalise(self, images: Tensor, sizes: Tensor, padded: bool) -> Tensor:
         """[B, 3, H, W] uint8 to float32 as the backbone wants it, with zeros on padding; floats pass through."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .boxes import cxcywh_to_xyxy
 from .detector import Output
+from .device import to_device
 
 LIMIT = 100
 """Detections of one class in one image that count in COCO's metrics, the surest first."""
@@ -48,7 +49,7 @@ def postprocess(output: Output, sizes: Sequence[tuple[int, int]], classification
         scores, best = logits.sigmoid().flatten(1).topk(queries, dim=-1)
         order, labels = best // classes, best % classes
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
+    scale = to_device([(w, h, w, h) for h, w in sizes], boxes.device, boxes.dtype)
     return Ranked(scores, labels, boxes * scale[:, None], order)
 
 

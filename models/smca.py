@@ -18,6 +18,7 @@ from .backbones.backbone import Backbone
 from .detector import Detector, Memory, Output, one_level
 from .layers.folded_bias import FoldedBias, folds
 from .layers.folded_gaussian import LONGEST, Places, places
+from .layers.layer_norm import float32_norm
 from .layers.levels import Level, by_stride
 from .layers.mlp import MLP
 from .layers.position_encoding import Extent
@@ -137,26 +138,33 @@ class SmcaDetr(Detector):
         nn.init.constant_(self.class_embed.bias, PRIOR_BIAS)
         self.input_proj = nn.Conv2d(backbone.channels[-1], width, 1)
 
+    def own_precision(self) -> list[nn.Module]:
+        """The parts that compute in float32 whatever the precision."""
+        return [*super().own_precision(), self.decoder.reference, self.decoder.priors]
+
     def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:
         """As `Detector.forward`."""
         memory = self.encode(images, sizes, padded)
         (level,) = memory.levels
         keys = places(level.cover) if self._folds(level) else None
-        key, query_position = memory.tokens + memory.position, self.query_embed.weight
-        x = torch.zeros_like(query_position, dtype=memory.tokens.dtype).expand(len(sizes), -1, -1)
+        key = memory.tokens + memory.position
+        # One for each image, so that the gradients of all layers are added up before they are over the images.
+        position = self.query_embed.weight.repeat(len(sizes), 1, 1)
+        query_position = position.to(key.dtype)
+        x = torch.zeros_like(query_position)
         # The published code divides by a stride of 32 whatever the backbone; this is the real one.
         true_size = sizes.flip(1)[:, None].float() / self.stride
         states: list[Tensor] = []
         attention: list[Tensor] = []
         gaussians: list[Tensor] = []
         for layer, prior in self.decoder.pairs():
-            normed = prior.norm(x + query_position)
+            normed = float32_norm(prior.norm, x + position)
             if not states:
                 reference = self._reference(normed)
                 centre = reference.sigmoid() * true_size
             bias = self._bias(prior, normed, centre, memory, keys)
             x, query = layer(x, query_position, memory.tokens, key, bias)
-            states.append(self.decoder.norm(x))
+            states.append(x)
             if attention_maps:
                 attention.append(layer.cross_attn.weights(query, key, bias))
                 gaussians.append(prior(normed, centre, level.cover).exp())
@@ -191,6 +199,6 @@ class SmcaDetr(Detector):
     def _predict(self, states: Tensor, reference: Tensor) -> Output:
         # bfloat16 has a spacing of 0.004 near 1: boxes would collapse.
         with torch.autocast(states.device.type, enabled=False):
-            states = states.float()
+            states = float32_norm(self.decoder.norm, states)
             shift = torch.nn.functional.pad(reference, (0, 2))
             return Output(self.class_embed(states), (self.bbox_embed(states) + shift).sigmoid())

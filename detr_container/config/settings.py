@@ -60,8 +60,8 @@ class TrainConfig:
     """`step` only: the epoch after which every learning rate is divided by ten."""
     warmup_steps: Many = 0
     """Steps over which the learning rates rise linearly from zero."""
-    precision: Annotated[Literal["fp32", "bf16"], FIXED, Topic("precision")] = "fp32"
-    """Of the model's arithmetic; losses are always float32."""
+    precision: Annotated[Literal["fp32", "tf32", "bf16"], FIXED, Topic("precision")] = "fp32"
+    """Of the model's arithmetic; losses are always float32. tf32: a GPU rounds what it multiplies to 10 bits."""
     graphs: Annotated[Literal["auto", "off"], NO_MATTER] = "auto"
     """`auto`: on a GPU a step is recorded as CUDA graphs for each shape of a micro batch and replayed; `off`: not."""
     ema_decay: Annotated[Share, FIXED] = 0.0

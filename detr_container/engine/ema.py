@@ -20,21 +20,25 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.module, self.updates, self._decay = deepcopy(model), 0, decay
         self.module.requires_grad_(False)
+        # Where the tensors stand: walking all modules in each step took longer than the average itself.
+        self._mine, self._theirs = _places(self.module), _places(model)
 
     @torch.no_grad()
-    def average(self, model: nn.Module) -> None:
+    def average(self) -> None:
         """Take in the weights after one more step; whoever calls it counts it in `updates`."""
-        mine, theirs = _tensors(self.module), _tensors(model)
-        floats = [(a, b) for a, b in zip(mine, theirs, strict=True) if a.is_floating_point()]
-        rest = [(a, b) for a, b in zip(mine, theirs, strict=True) if not a.is_floating_point()]
-        averages, weights = [a for a, _ in floats], [b for _, b in floats]
+        pairs = [
+            (mine[0][mine[1]], theirs[0][theirs[1]]) for mine, theirs in zip(self._mine, self._theirs, strict=True)
+        ]
+        averages = [average for average, _ in pairs if average.is_floating_point()]
+        weights = [weight for average, weight in pairs if average.is_floating_point()]
         if self.updates:
             torch._foreach_lerp_(averages, weights, 1 - self._decay)
         else:
             torch._foreach_copy_(averages, weights)
-        for average, value in rest:
-            # Counts, of which nothing is computed; averaged as checkpoints have always had them.
-            average.copy_(average * self._decay + value * (1 - self._decay) if self.updates else value)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                # Counts, of which nothing is computed; averaged as checkpoints have always had them.
+                average.copy_(average * self._decay + value * (1 - self._decay) if self.updates else value)
 
     def load(self, state: Mapping[str, Any], updates: int) -> None:
         """Take over a checked state."""
@@ -42,5 +46,15 @@ class Ema:
         self.updates = updates
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+def _places(model: nn.Module) -> list[tuple[dict[str, Tensor], str]]:
+    """Of each parameter and buffer once, the dictionary of its module that has it and its name there.
+
+    Some modules put another tensor in a buffer's place, when they load or in each step.
+    """
+    found: dict[int, tuple[dict[str, Tensor], str]] = {}
+    for kind in ("_parameters", "_buffers"):
+        for module in model.modules():
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), (getattr(module, kind), name))
+    return list(found.values())

@@ -23,6 +23,7 @@ from .control import Control, Flags
 from .ema import Ema
 from .graphs import CudaRecorder, FlatGradients, Graphed, Recorder, Replayed, why_eager
 from .micro import Eager
+from .precision import InPrecision
 from .randomness import seed_step
 from .session import Session
 from .task import Lap, Task, no_lap
@@ -77,15 +78,17 @@ class Stepper:
         """Once the weights are those to start from: average and spread them."""
         if self.settings.ema_decay:
             self.ema = Ema(self.model, self.settings.ema_decay)
+        # What is called; the weights are those of `model`, which is what is averaged and saved.
+        compute = InPrecision(self.model, self.settings.precision, self.session.device)
         self._change: Callable[[], None] = self._changed
         if self.eager_because:
-            self.parallel = self.session.spread(self.model)
+            self.parallel: nn.Module = self.session.spread(compute)
             self._micro: Eager | Graphed = Eager(self.task, self.parallel, self.session, self.session.world)
             return
         device = self.session.device
         recorder = self._recorder or CudaRecorder(device)
         # Without DDP, whose sums over processes start within backward: see `graphs`.
-        self.parallel, self._flat = self.model, FlatGradients([p for p in self.model.parameters() if p.requires_grad])
+        self.parallel, self._flat = compute, FlatGradients([p for p in self.model.parameters() if p.requires_grad])
         self._micro = Graphed(Eager(self.task, self.parallel, self.session), recorder)
         if self.task.weight_decay(0.0) is None:
             optim.keep_rates_on(self.optimizer, device)
@@ -145,7 +148,7 @@ class Stepper:
         self.bad.copy_(torch.maximum(self.bad, (~norm.isfinite()).float()))
         self.meters[-1] += norm / self.session.world
         if self.ema is not None:
-            self.ema.average(self.model)
+            self.ema.average()
 
     def _no_sync(self, waiting: bool) -> Any:
         if waiting and isinstance(self.parallel, DistributedDataParallel):

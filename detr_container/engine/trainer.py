@@ -24,6 +24,7 @@ from detr_container.datasets.loader import StepBatches, steps_per_epoch
 from detr_container.drawing.curves import Scores, plot_curves
 
 from . import optimizer as optim
+from .precision import described
 from .progress import Progress
 from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimizer
 from .retention import superseded
@@ -178,9 +179,11 @@ class Trainer:
 
     def _describe(self) -> None:
         """Write what this run is, and log it."""
+        arithmetic = described(self.settings.precision, self.session.device)
         with self.session.together():
             if self.session.main:
-                facts = {"step": self.step, "data": self.versions} | ({"changed": self.changed} if self.changed else {})
+                facts = {"step": self.step, "arithmetic": arithmetic, "data": self.versions}
+                facts |= {"changed": self.changed} if self.changed else {}
                 self.run.describe(self.experiment, self.task.files(), facts)
                 self.run.rewind(self.step)
                 self._discard()
@@ -192,6 +195,7 @@ class Trainer:
                 f"{self.run.folder}: {self.task.describe()}, {self.total} steps of {self.settings.batch} on {place}"
             )
             self.log(self.task.parameter_counts(self.model))
+            self.log(f"train.precision={self.settings.precision}: {arithmetic}")
             if self.steps.prepared:
                 self.log(self.steps.prepared)
 

@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from ..layers.context_aggregation import MixedAggregation, StaticAggregation
 from ..layers.frozen_norm import freeze_norms
+from ..layers.layer_norm import LayerNorm
 from .backbone import Backbone
 
 
@@ -50,7 +51,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, inputs: int, channels: int, stride: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(inputs, channels, stride, stride)
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, channels, H / stride, W / stride]."""

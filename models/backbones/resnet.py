@@ -63,6 +63,10 @@ class ResNetBackbone(Backbone):
         layers = [(name, [self.body.get_submodule(name)]) for name in self.layers]
         return [("stem", [self.body.conv1, self.body.bn1]), *layers]
 
+    def own_precision(self) -> list[nn.Module]:
+        """Convolutions with a frozen norm: they are cast as they are scaled."""
+        return [self.body] if isinstance(self.body.bn1, FrozenNorm) else []
+
     def every_map(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] to the maps of strides 4, 8, 16 and 32 (16 when dilated)."""
         body = self.body

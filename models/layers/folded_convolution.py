@@ -11,43 +11,61 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .cpu.convolution import kernel_gradient
 from .frozen_norm import FrozenNorm
 
 
 class _FoldedConv(torch.autograd.Function):
-    """conv(x) * scale + shift with scaled kernels, which are made again for the gradient rather than kept for it."""
+    """conv(x) * scale + shift with scaled kernels.
+
+    In the weights' own type they are made again for the gradient rather than kept for it; narrower ones are kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, conv: nn.Conv2d) -> Tensor:
-        ctx.save_for_backward(x, weight, scale)
+        kernel = _scaled(weight, scale, x.dtype)
+        ctx.save_for_backward(x, weight, scale, None if x.dtype == weight.dtype else kernel)
         ctx.geometry = (list(conv.stride), list(conv.padding), list(conv.dilation))
-        kernel = (weight * scale).to(x.dtype)
-        return F.conv2d(x, kernel, shift.to(x.dtype), conv.stride, conv.padding, conv.dilation)
+        return F.conv2d(x, kernel, shift, conv.stride, conv.padding, conv.dilation)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        to_x, to_weight = None, None
-        if ctx.needs_input_grad[0]:
-            kernel = (weight * scale).to(x.dtype)
-            to_x = _gradient(gradients[0], x, kernel, ctx.geometry, of_kernel=False)
-        if ctx.needs_input_grad[1]:
-            if x.device.type == "cpu":
-                to_weight = kernel_gradient(gradients[0], x, weight, ctx.geometry)
-            else:
-                to_weight = _gradient(gradients[0], x, weight.to(x.dtype), ctx.geometry, of_kernel=True)
+        x, weight, scale, kernel = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        if kernel is None and (wanted[0] or not on_cpu(x)):
+            kernel = _scaled(weight, scale, x.dtype)
+        if on_cpu(x):
+            to_x = _gradients(gradients[0], x, kernel, ctx.geometry, (True, False))[0] if wanted[0] else None
+            to_weight = kernel_gradient(gradients[0], x, weight, ctx.geometry) if wanted[1] else None
+        else:
+            to_x, to_weight = _gradients(gradients[0], x, kernel, ctx.geometry, wanted)
+        if to_weight is not None:
             # Into the parameter's own layout, or it would be copied there afterwards.
-            to_weight = torch.mul(to_weight.to(weight.dtype), scale, out=torch.empty_like(weight))
+            to_weight = torch.mul(to_weight, scale, out=torch.empty_like(weight))
         return to_x, to_weight, None, None, None
 
 
-def _gradient(gradient: Tensor, x: Tensor, kernel: Tensor, geometry: tuple[list[int], ...], of_kernel: bool) -> Tensor:
-    """The gradient of a convolution with respect to its kernel or to its input."""
-    which = [not of_kernel, of_kernel, False]
-    gradients = torch.ops.aten.convolution_backward(gradient, x, kernel, None, *geometry, False, [0, 0], 1, which)
-    return gradients[int(of_kernel)]
+def on_cpu(x: Tensor) -> bool:
+    """Whether to compute as is fastest on a CPU."""
+    return x.device.type == "cpu"
+
+
+def _scaled(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The kernels in a type, by one operation."""
+    return torch.mul(weight, scale, out=torch.empty_like(weight, dtype=dtype))
+
+
+def _gradients(
+    gradient: Tensor, x: Tensor, kernel: Tensor, geometry: tuple[list[int], ...], wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a convolution with respect to its input and, for which values do not count, its kernel."""
+    found = torch.ops.aten.convolution_backward(
+        gradient, x, kernel, None, *geometry, False, [0, 0], 1, [*wanted, False]
+    )
+    return found[0], found[1]
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
@@ -59,4 +77,4 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
         x = x.to(torch.get_autocast_dtype(device))
     # Within the function autocast would cast a second time, and out of sight of the gradient.
     with torch.autocast(device, enabled=False):
-        return _FoldedConv.apply(x, conv.weight, norm.scale[:, None, None, None], norm.shift, conv)
+        return _FoldedConv.apply(x, conv.weight, norm.scale[:, None, None, None], norm.of_type(x.dtype)[1], conv)

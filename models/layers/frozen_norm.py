@@ -18,6 +18,7 @@ class FrozenNorm(FrozenBatchNorm2d):
 
     scale: Tensor
     shift: Tensor
+    _narrow: dict[torch.dtype, tuple[Tensor, Tensor]]
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps)
@@ -30,6 +31,18 @@ class FrozenNorm(FrozenBatchNorm2d):
     def _fold(self) -> None:
         self.scale = self.weight * (self.running_var + self.eps).rsqrt()
         self.shift = self.bias - self.running_mean * self.scale
+        # Not buffers: nobody who averages those should meet several types.
+        self._narrow = {}
+
+    def of_type(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Scale and shift in a type, rounded once."""
+        if dtype == self.scale.dtype:
+            return self.scale, self.shift
+        if dtype not in self._narrow:
+            # What is made in inference mode could not be used in training afterwards.
+            with torch.inference_mode(False), torch.no_grad():
+                self._narrow[dtype] = self.scale.to(dtype), self.shift.to(dtype)
+        return self._narrow[dtype]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -43,7 +56,8 @@ class FrozenNorm(FrozenBatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to the same."""
-        return x * self.scale[:, None, None] + self.shift[:, None, None]
+        scale, shift = (each[:, None, None] for each in self.of_type(x.dtype))
+        return x * scale + shift if x.device.type == "cpu" else torch.addcmul(shift, x, scale)
 
 
 class FrozenNormAct(FrozenNorm):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .attention import Attention
 from .dropout import Dropout, DroppedReLU
 from .folded_bias import FoldedBias
+from .layer_norm import LayerNorm, float32_norm
 
 
 class FeedForward(nn.Module):
@@ -39,7 +40,7 @@ class EncoderLayer(nn.Module):
         self.pre_norm = pre_norm
         self.self_attn = Attention(width, heads, dropout)
         self.ffn = FeedForward(width, feedforward, dropout)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, position: Tensor, bias: Tensor | FoldedBias | None) -> Tensor:
@@ -62,7 +63,7 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(width, heads, dropout)
         self.cross_attn = Attention(width, heads, dropout)
         self.ffn = FeedForward(width, feedforward, dropout)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2, self.norm3 = LayerNorm(width), LayerNorm(width), LayerNorm(width)
         self.dropout = Dropout(dropout)
 
     def forward(
@@ -88,7 +89,7 @@ class DecoderLayer(nn.Module):
 
 @dataclass
 class Decoded:
-    """What the decoder gives: states [D, B, L, C] after its final norm, and on request attention [D, B, h, L, S]."""
+    """What the decoder gives: float32 states [D, B, L, C] after its norm; on request attention [D, B, h, L, S]."""
 
     states: Tensor
     attention: Tensor | None = None
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
     def __init__(self, layers: list[EncoderLayer], width: int, pre_norm: bool) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        self.norm = LayerNorm(width) if pre_norm else nn.Identity()
 
     def forward(self, x: Tensor, position: Tensor, bias: Tensor | FoldedBias | None) -> Tensor:
         """x, position: [B, S, C] to [B, S, C]."""
@@ -127,14 +128,17 @@ class Decoder(nn.Module):
     ) -> Decoded:
         """query_position: [L, C]; memory, position: [B, S, C]."""
         key = memory + position
-        x = torch.zeros_like(query_position, dtype=memory.dtype).expand(len(memory), -1, -1)
+        # One for each image, so that the gradients of all layers are added up before they are over the images.
+        query_position = query_position.to(memory.dtype).repeat(len(memory), 1, 1)
+        x = torch.zeros_like(query_position)
         states, attention_maps = [], []
         for layer in cast(Iterable[DecoderLayer], self.layers):
             x, query = layer(x, query_position, memory, key, bias)
-            states.append(self.norm(x))
+            states.append(x)
             if attention:
                 attention_maps.append(layer.cross_attn.weights(query, key, bias))
-        return Decoded(torch.stack(states), torch.stack(attention_maps) if attention_maps else None)
+        normed = float32_norm(self.norm, torch.stack(states))
+        return Decoded(normed, torch.stack(attention_maps) if attention_maps else None)
 
 
 def initialise(transformer: nn.Module) -> None:

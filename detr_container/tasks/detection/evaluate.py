@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from detr_container.base.files import write_json
 from detr_container.base.shortage import asking
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.memory import for_evaluation
 from detr_container.datasets.annotations import Category, read_annotations, resolve_split
+from detr_container.datasets.batch import Batch
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import Ends, batches, evaluation_loader
-from detr_container.engine.precision import autocast
+from detr_container.engine.precision import InPrecision, described
 from detr_container.engine.session import Session
 from detr_container.models.detector import Detector
+from detr_container.models.device import Fetched
 from detr_container.models.postprocess import LIMIT, Ranked, counted, postprocess
 
 from .build import evaluation_augmentation, make_shapes_if_asked
@@ -57,42 +60,62 @@ def detect(
     rounds = -(-len(dataset) // (data.eval_batch * session.world))
     was_training = model.training
     model.eval()
+    compute = InPrecision(model, experiment.train.precision, session.device)
     found: list[Detections] = []
+    waiting: _Found | None = None
     supply = batches(loader, ends)
     try:
         for done in range(1, rounds + 1):
             batch = next(supply, None)
+            before, waiting = waiting, None
             if batch is not None:
-                images, sizes = batch.images.to(session.device, non_blocking=True), batch.sizes.to(session.device)
-                with autocast(experiment.train.precision, session.device):
-                    output = model(images, sizes, batch.padded)
-                ranked = postprocess(output, batch.original_sizes, experiment.loss.classification)
-                found.append(_packed(batch.image_ids, ranked, ids))
+                waiting = _detected(compute, batch, session.device, experiment.loss.classification)
+            if before is not None:
+                # Its copy was under way while the device was given more to do.
+                found.append(before.detections(ids))
             after_batch(done, rounds)
+        if waiting is not None:
+            found.append(waiting.detections(ids))
     finally:
         model.train(was_training)
     return Detections.joined(session.to_main(Detections.joined(found, ids)), ids)
 
 
-def _packed(image_ids: Sequence[int], found: Ranked, category_ids: Sequence[int]) -> Detections:
-    """A batch's detections on the host: of each image those that can count, the `LIMIT` best of each class.
+def _detected(compute: nn.Module, batch: Batch, device: torch.device, classification: str) -> _Found:
+    """A batch's detections, on their way to the host; nothing waits for the device."""
+    images, sizes = batch.images.to(device, non_blocking=True), batch.sizes.to(device, non_blocking=True)
+    ranked = postprocess(compute(images, sizes, batch.padded), batch.original_sizes, classification)
+    return _Found(tuple(batch.image_ids), Fetched(_packed(ranked)))
 
-    They are chosen on the device.
-    """
-    scores, labels, boxes = found.scores, found.labels, found.boxes
-    counts = [scores.shape[1]] * len(image_ids)
-    if scores.shape[1] > LIMIT:
-        kept = counted(labels)
-        counts = kept.sum(dim=1).tolist()
-        scores, labels, boxes = scores[kept], labels[kept], boxes[kept]
-    return Detections(
-        np.array(image_ids, dtype=np.int64),
-        starts_of(np.array(counts, dtype=np.int64)),
-        scores.flatten().cpu().numpy(),
-        labels.flatten().cpu().numpy(),
-        boxes.reshape(-1, 4).cpu().numpy(),
-        np.array(category_ids, dtype=np.int64),
-    )
+
+def _packed(found: Ranked) -> Tensor:
+    """[B, n, 7] float32: score, label (exact up to 2^24), box, and whether it can count."""
+    scores, labels = found.scores[..., None], found.labels[..., None]
+    few = scores.shape[1] <= LIMIT
+    counts = torch.ones_like(scores) if few else counted(found.labels)[..., None]
+    return torch.cat((scores, labels.to(scores.dtype), found.boxes, counts.to(scores.dtype)), dim=-1)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found in a batch of images, as `_packed`."""
+
+    image_ids: tuple[int, ...]
+    rows: Fetched
+
+    def detections(self, category_ids: Sequence[int]) -> Detections:
+        """Of each image those that can count, the `LIMIT` best of each class; waits for them."""
+        rows = self.rows.wait().numpy()
+        kept = rows[..., 6] > 0
+        rows = rows[kept]
+        return Detections(
+            np.array(self.image_ids, dtype=np.int64),
+            starts_of(kept.sum(axis=1)),
+            rows[:, 0].copy(),
+            rows[:, 1].astype(np.int64),
+            rows[:, 2:6].copy(),
+            np.array(category_ids, dtype=np.int64),
+        )
 
 
 def open_validation(experiment: DetectionExperiment, unlabelled: bool = False) -> DetectionDataset:
@@ -151,6 +174,7 @@ def evaluate_to(
         "resize": data.resize,
         "canvas": data.canvas,
         "precision": experiment.train.precision,
+        "arithmetic": described(experiment.train.precision, session.device),
         "annotations": dataset.annotations.path,
     }
     write_json(folder / "scores.json", {**scores.to_dict(), "evaluated_with": eval_settings})

@@ -23,7 +23,7 @@ from detr_container.datasets.images import read_image
 from detr_container.datasets.transforms import apply_image
 from detr_container.drawing.fonts import legible_names
 from detr_container.drawing.images import attention_sheet, draw_detections
-from detr_container.engine.precision import autocast
+from detr_container.engine.precision import InPrecision
 from detr_container.models.detector import Output
 from detr_container.models.postprocess import Ranked, postprocess
 
@@ -122,6 +122,7 @@ def predict(trained: Trained, paths: Sequence[Path], attention_maps: bool = Fals
     experiment, model = trained.experiment, trained.model
     augmentation, multiple = evaluation_augmentation(experiment.data), model.backbone.size_multiple
     device = next(model.parameters()).device
+    compute = InPrecision(model, experiment.train.precision, device)
     for path in paths:
         try:
             image = read_image(path, experiment.data.apply_orientation)
@@ -132,8 +133,8 @@ def predict(trained: Trained, paths: Sequence[Path], attention_maps: bool = Fals
         nothing = torch.zeros(0, dtype=torch.int64)
         sample = Sample(apply_image(plan, image), torch.zeros(0, 4), nothing, 0, size)
         batch = collate([sample], multiple, experiment.data.canvas).to(device)
-        with asking(f"{path}", for_evaluation(experiment)), autocast(experiment.train.precision, device):
-            output = model(batch.images, batch.sizes, batch.padded, attention_maps=attention_maps)
+        with asking(f"{path}", for_evaluation(experiment)):
+            output = compute(batch.images, batch.sizes, batch.padded, attention_maps=attention_maps)
         found = postprocess(output, [size], experiment.loss.classification).image(0)
         height, width = batch.images.shape[-2:]
         yield Prediction(path, image, found, output, plan.size, (height, width))

@@ -15,7 +15,6 @@ from detr_container.config.settings import Experiment
 from detr_container.datasets.annotations import Category
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.loader import Ends, StepBatches, batches, training_loader
-from detr_container.engine.precision import autocast
 from detr_container.engine.resume import show
 from detr_container.engine.session import Session
 from detr_container.engine.task import Evaluation, NonFiniteError, Task
@@ -135,8 +134,7 @@ class DetectionTask(Task):
 
     def forward(self, model: nn.Module, batch: Batch) -> Output:
         """See `Task`."""
-        with autocast(self.experiment.train.precision, batch.images.device):
-            output: Output = model(batch.images, batch.sizes, batch.padded)
+        output: Output = model(batch.images, batch.sizes, batch.padded)
         return output
 
     def question(self, output: Output, batch: Batch) -> Tensor | None:

@@ -18,7 +18,7 @@ from detr_container.datasets.annotations import resolve
 from detr_container.datasets.batch import Batch, collate
 from detr_container.datasets.check import check_dataset
 from detr_container.datasets.loader import permutation
-from detr_container.engine.precision import autocast
+from detr_container.engine.precision import InPrecision
 from detr_container.engine.task import Task
 from detr_container.engine.trials import Largest, Trials
 from detr_container.models.detector import Detector
@@ -40,6 +40,7 @@ class DetectionTrials(Trials):
     def __init__(self, experiment: DetectionExperiment) -> None:
         super().__init__(experiment)
         self._data: Data | None = None
+        self._compute: InPrecision | None = None
 
     def like(self, experiment: Experiment) -> DetectionTrials:
         """See `Trials`; what was read is not read again."""
@@ -134,8 +135,9 @@ class DetectionTrials(Trials):
 
     def infer(self, model: nn.Module, batch: Batch) -> None:
         """See `Trials`."""
-        with autocast(self.experiment.train.precision, batch.images.device):
-            output = model(batch.images, batch.sizes, batch.padded)
+        if self._compute is None or self._compute.model is not model:
+            self._compute = InPrecision(model, self.experiment.train.precision, batch.images.device)
+        output = self._compute(batch.images, batch.sizes, batch.padded)
         postprocess(output, batch.original_sizes, self.experiment.loss.classification)
 
 

@@ -73,6 +73,7 @@ def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, settings in KINDS.items():
         train(f"{kind}-pair", **settings, train__micro_batch=1)
         train(f"{kind}-lonely", **settings, train__micro_batch=1, train__batch=2)
+    train("half", **SMCA, train__micro_batch=1, train__precision="bf16")
     train("detr-published", **PUBLISHED)
     train("whole", **ACCUMULATED)
     train("replayed", **ACCUMULATED, recorded=True)
@@ -137,6 +138,15 @@ def test_two_ranks_with_accumulation_equal_one_process(kind: str, pair: Path, ro
 def test_two_ranks_that_replay_recorded_steps_add_up_the_same_gradients(pair: Path) -> None:
     """Without DDP: their gradients are one buffer, which is summed between what is recorded."""
     assert_close_run(pair / "whole", pair / "replayed")
+
+
+def test_two_ranks_in_bfloat16(pair: Path, root: Path, tmp_path: Path) -> None:
+    """Gradients are cast before they are averaged: as one process to bfloat16's rounding."""
+    assert train_in(tmp_path / "one", tiny(root, **SMCA, train__micro_batch=1, train__precision="bf16")) == 0
+    one, two = metrics(tmp_path / "one"), metrics(pair / "half")
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=0.02)
+    assert [row["grad_norm"] for row in two] == pytest.approx([row["grad_norm"] for row in one], rel=0.1)
+    assert [row["loss"] for row in two] != [row["loss"] for row in metrics(pair / "smca-pair")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

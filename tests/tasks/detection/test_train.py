@@ -17,6 +17,7 @@ from detr_container.base.files import read_jsonl
 from detr_container.base.interrupt import StopRequest
 from detr_container.commands import cli
 from detr_container.config.detection import DetectionExperiment
+from detr_container.engine.precision import described
 from detr_container.engine.run import Run
 from detr_container.engine.same import metrics
 from detr_container.engine.session import open_session
@@ -167,6 +168,8 @@ def test_bf16_trains(kind: str, root: Path, tmp_path: Path) -> None:
     assert train_in(tmp_path / "half", half) == 0
     assert train_in(tmp_path / "full", tiny(root, **softmax)) == 0
     state = final_state(tmp_path / "half")
+    (start,) = read_jsonl(tmp_path / "half" / "provenance.jsonl")
+    assert start["arithmetic"] == described("bf16", torch.device("cpu"))
     assert all(value.dtype == torch.float32 for value in state["model"].values() if value.is_floating_point())
     left, right = metrics(tmp_path / "half"), metrics(tmp_path / "full")
     assert [row["loss"] for row in left] != [row["loss"] for row in right]

@@ -1,0 +1,143 @@
+"""An evaluation asks a device for one copy a batch, and what arrives is what was detected."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runs import tiny
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from detr_container.base.processes import ProcessInfo
+from detr_container.config.detection import DetectionExperiment
+from detr_container.engine.session import Session
+from detr_container.models.detector import Detector, Output
+from detr_container.models.device import Fetched
+from detr_container.models.postprocess import LIMIT, counted, postprocess
+from detr_container.tasks.detection import evaluate
+from detr_container.tasks.detection.build import build_detector
+from detr_container.tasks.detection.detections import Detections
+from detr_container.tasks.detection.evaluate import detect, open_validation
+
+# What has to wait for a device: reading a scalar, a result whose size depends on values, a copy to the host.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = [] if name != "index" else [i for i in args[1] if i is not None and i.dtype == torch.bool]
+        if name in WAITING or masks:
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def experiment_of(root: Path, classification: str = "focal", queries: int = LIMIT + 20) -> DetectionExperiment:
+    experiment = tiny(root, data__eval_batch=2, data__augment="none")
+    head = replace(experiment.head, queries=queries, kind="detr" if classification == "softmax" else "smca")
+    return replace(experiment, head=head, loss=replace(experiment.loss, classification=classification))
+
+
+def built(experiment: DetectionExperiment) -> Detector:
+    torch.manual_seed(0)
+    return build_detector(experiment, 6, weights=False)
+
+
+def detected(experiment: DetectionExperiment, model: Detector, device: str = "cpu") -> Detections:
+    dataset = open_validation(experiment)
+    session = Session(ProcessInfo(), torch.device(device))
+    return detect(model, dataset, dataset.annotations.categories, experiment, session)
+
+
+@pytest.mark.parametrize(("classification", "queries"), [("focal", LIMIT + 20), ("softmax", LIMIT + 20), ("focal", 7)])
+def test_what_arrives_is_what_was_detected(classification: str, queries: int, root: Path) -> None:
+    """Bit for bit, in the order of the images, also of the last batch, which is smaller."""
+    experiment = experiment_of(root, classification, queries)
+    model, outputs, sizes = built(experiment), list[Output](), list[Any]()
+    model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+
+    def watched(output: Output, original: Any, kind: str) -> Any:
+        sizes.append(original)
+        return postprocess(output, original, kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "postprocess", watched)
+        found = detected(experiment, model)
+    assert [len(each) for each in sizes] == [2, 2, 1]
+    scores, labels, boxes, counts = list[Tensor](), list[Tensor](), list[Tensor](), list[int]()
+    for output, original in zip(outputs, sizes, strict=True):
+        ranked = postprocess(output, original, classification)
+        kept = counted(ranked.labels)
+        counts += kept.sum(dim=1).tolist()
+        for parts, values in ((scores, ranked.scores), (labels, ranked.labels), (boxes, ranked.boxes)):
+            parts.append(values[kept])
+    assert np.diff(found.starts).tolist() == counts
+    assert np.array_equal(found.scores, torch.cat(scores).numpy())
+    assert np.array_equal(found.labels, torch.cat(labels).numpy())
+    assert np.array_equal(found.boxes, torch.cat(boxes).numpy())
+    assert (found.scores.dtype, found.labels.dtype, found.boxes.dtype) == (np.float32, np.int64, np.float32)
+
+
+@pytest.mark.parametrize("classification", ["focal", "softmax"])
+def test_one_copy_a_batch_which_is_awaited_while_the_next_is_computed(classification: str, root: Path) -> None:
+    experiment = experiment_of(root, classification)
+    model, waits, order = built(experiment), Waits(), list[str]()
+    start, wait, compute = Fetched.__init__, Fetched.wait, evaluate._detected
+
+    def started(fetched: Fetched, tensor: Tensor) -> None:
+        order.append("sent")
+        start(fetched, tensor)
+
+    def waited(fetched: Fetched) -> Tensor:
+        order.append("awaited")
+        return wait(fetched)
+
+    def computed(*arguments: Any) -> Any:
+        # What is done on the device; loading images on the host reads as much as it likes.
+        with waits:
+            return compute(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fetched, "__init__", started)
+        patch.setattr(Fetched, "wait", waited)
+        patch.setattr(evaluate, "_detected", computed)
+        detected(experiment, model)
+    assert order == ["sent", "sent", "awaited", "sent", "awaited", "awaited"]
+    assert waits.found == Counter()
+
+
+def test_the_counter_sees_what_waits() -> None:
+    x = torch.randn(4)
+    with Waits() as waits:
+        x.sum().item()
+        x[x > 0]
+        bool(x.sum() > 0)
+    assert sum(waits.found.values()) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("classification", ["focal", "softmax"])
+def test_nothing_else_waits_for_a_gpu(classification: str, precision: str, root: Path) -> None:
+    experiment = experiment_of(root, classification)
+    experiment = replace(experiment, train=replace(experiment.train, precision=precision))
+    model = built(experiment).to("cuda")
+    first = detected(experiment, model, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = detected(experiment, model, "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert np.array_equal(first.image_ids, again.image_ids)
+    assert np.array_equal(first.starts, again.starts)
+    np.testing.assert_allclose(first.scores, again.scores, rtol=0.02, atol=1e-4)
