@@ -146,13 +146,17 @@ def profiled(call: Callable[[], object]) -> Sequence[Any]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("matching", ["device", "host"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("matching", "graphs", "precision"),
+    [("device", "auto", "bf16"), ("host", "auto", "fp32"), ("device", "off", "fp32"), ("host", "off", "bf16")],
+)
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_one_wait_a_micro_batch(name: str, precision: Any, matching: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_wait_a_micro_batch(
+    name: str, matching: Any, graphs: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever waits is an error, but for an event: one for the flags, and where the host matches one a micro batch."""
     experiment = EXPERIMENTS[name]
-    train = replace(experiment.train, precision=precision, matching=matching)
+    train = replace(experiment.train, precision=precision, matching=matching, graphs=graphs)
     step = training_step(replace(experiment, train=train), "cuda")
     waits, wait = list[torch.cuda.Event](), torch.cuda.Event.synchronize
 
@@ -161,7 +165,9 @@ def test_one_wait_a_micro_batch(name: str, precision: Any, matching: Any, monkey
         wait(event)
 
     monkeypatch.setattr(torch.cuda.Event, "synchronize", counted)
-    # The flags that the second step reads are sent by the first, and have arrived.
+    # Graphs of a batch are recorded in the first step, of the update in the second. The flags that the third reads are
+    # sent by the second, and have arrived.
+    step()
     step()
     torch.cuda.synchronize()
     waits.clear()
