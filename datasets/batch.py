@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .padding import TO_LARGEST, Padding
+
 
 @dataclass
 class Sample:
@@ -98,24 +100,13 @@ class Batch:
         return self.with_tensors(tensor.pin_memory() for tensor in self.tensors)
 
 
-def collate(samples: Sequence[Sample], multiple: int = 1, canvas: int = 0, slots: int = 0) -> Batch:
-    """Pad images to one size, and their objects to one number.
+def collate(samples: Sequence[Sample], padding: Padding = TO_LARGEST, slots: int = 0) -> Batch:
+    """Pad images to one size, and their objects to one number; slots: see `Targets.of_images`.
 
-    multiple: the padded height and width are multiples of this many pixels (a backbone's `size_multiple`).
-    canvas: when not 0, pad to this square in pixels instead of to the largest image.
-    slots: see `Targets.of_images`.
-    Raises ValueError when an image is larger than the canvas.
+    Raises ValueError when the images do not fit (see `Padding`).
     """
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
-    height, width = (max(side) for side in zip(*sizes, strict=True))
-    if canvas:
-        if max(height, width) > canvas:
-            raise ValueError(
-                f"an image of {height} x {width} pixels does not fit data.canvas={canvas}: "
-                "raise data.canvas, or lower data.max_size"
-            )
-        height = width = canvas
-    height, width = (-(-side // multiple) * multiple for side in (height, width))
+    height, width = padding.size(*(max(side) for side in zip(*sizes, strict=True)))
     # Images are decoded and resized with channels last; keeping them so makes the copy a plain one, here and in the
     # convolutions.
     images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -128,5 +119,6 @@ def collate(samples: Sequence[Sample], multiple: int = 1, canvas: int = 0, slots
         targets,
         tuple(sample.image_id for sample in samples),
         tuple(sample.original_size for sample in samples),
-        padded=any(size != (height, width) for size in sizes),
+        # All batches of a canvas compute the same, whether their images fill it or not.
+        padded=bool(padding.canvases) or any(size != (height, width) for size in sizes),
     )

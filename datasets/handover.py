@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from .batch import Batch, Sample, collate
+from .padding import Padding
 
 SHARED = "/dev/shm"
 """Where Linux keeps shared memory that has a name; in a container it has 64 MB unless more is asked for."""
@@ -109,12 +110,11 @@ class Collate:
 
     def __init__(
         self,
-        multiple: int,
-        canvas: int,
+        padding: Padding,
         context: multiprocessing.context.BaseContext | None = None,
         shape: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        self.multiple, self.canvas, self.shape = multiple, canvas, shape
+        self.padding, self.shape = padding, shape
         self.short = context.Event() if context else None
         """Set while there is no room."""
         self._over = context.Event() if context else None
@@ -141,7 +141,7 @@ class Collate:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch | Slot:
         """The samples as a batch; in a loader process, as what is sent of it."""
-        batch = collate(samples, self.multiple, self.canvas)
+        batch = collate(samples, self.padding)
         if self._over is None or self.short is None:
             return batch
         slot = self._slot(batch)

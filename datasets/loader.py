@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from .batch import Batch
 from .dataset import DetectionDataset, Key
 from .handover import SHARED, Collate, Slot, free_shared_memory, plan_memory
+from .padding import TO_LARGEST, Padding
 from .workers import Sent, start_worker, worker_context
 
 POLL, WAIT = 1, 30
@@ -109,17 +110,16 @@ def training_loader(
     dataset: DetectionDataset,
     sampler: StepBatches,
     *,
-    multiple: int = 1,
-    canvas: int = 0,
+    padding: Padding = TO_LARGEST,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
     """A loader of the sampler's micro batches; iterate over it with `batches`.
 
-    multiple, canvas: see `collate`; workers: loader processes, 0 to load in this process; pin_memory: page-lock the
-    batches, for copies to a GPU that do not wait.
+    workers: loader processes, 0 to load in this process; pin_memory: page-lock the batches, for copies to a GPU that do
+    not wait.
     """
-    return _loader(dataset, sampler, sampler.micro_batch, multiple, canvas, workers, pin_memory)
+    return _loader(dataset, sampler, sampler.micro_batch, padding, workers, pin_memory)
 
 
 def evaluation_loader(
@@ -128,8 +128,7 @@ def evaluation_loader(
     batch: int,
     rank: int = 0,
     world: int = 1,
-    multiple: int = 1,
-    canvas: int = 0,
+    padding: Padding = TO_LARGEST,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
@@ -144,7 +143,7 @@ def evaluation_loader(
         )
     keys = [(0, index) for index in range(len(dataset))]
     every = [keys[start : start + batch] for start in range(0, len(keys), batch)]
-    return _loader(dataset, every[rank::world], batch, multiple, canvas, workers, pin_memory)
+    return _loader(dataset, every[rank::world], batch, padding, workers, pin_memory)
 
 
 def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Generator[Batch, None, None]:
@@ -257,20 +256,19 @@ def _loader(
     dataset: DetectionDataset,
     batch_sampler: Sampler[list[Key]] | Sequence[list[Key]],
     batch: int,
-    multiple: int,
-    canvas: int,
+    padding: Padding,
     workers: int,
     pin_memory: bool,
 ) -> DataLoader[Any]:
     if workers < 0:
         raise ValueError(f"data.workers={workers}: give the number of loader processes, 0 or more")
     context = worker_context() if workers else None
-    size = _largest_bytes(dataset, batch, multiple, canvas)
+    size = _largest_bytes(dataset, batch, padding)
     ahead, slots = plan_memory(workers, size) if workers else (None, 0)
     return DataLoader(
         Sent.of(dataset) if workers else dataset,
         batch_sampler=batch_sampler,
-        collate_fn=Collate(multiple, canvas, context, (workers, slots, size)),
+        collate_fn=Collate(padding, context, (workers, slots, size)),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=context,
@@ -286,10 +284,9 @@ def _loader(
     )
 
 
-def _largest_bytes(dataset: DetectionDataset, batch: int, multiple: int, canvas: int) -> int:
+def _largest_bytes(dataset: DetectionDataset, batch: int, padding: Padding) -> int:
     """Of a batch. Only one with an image of an extreme shape, whose rounding passes the longest side, is larger."""
     augmentation = dataset.augmentation
     longest = max(augmentation.scales) if augmentation.resize == "square" else augmentation.max_size
-    side = (canvas or longest) + max(1, multiple)
     objects = 100 * 1024
-    return batch * (3 * side**2 + objects)
+    return batch * (3 * padding.largest(longest) + objects)

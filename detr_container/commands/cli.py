@@ -22,7 +22,7 @@ from detr_container.config.settings import Experiment
 from detr_container.jobs.names import place
 
 from .compare import backbones, compare, report
-from .data import data_check, data_make_shapes, data_speed
+from .data import data_canvases, data_check, data_make_shapes, data_speed
 from .jobs import cancel, logs, resubmit, status, submit, sweep
 from .models import detections, evaluate, export, inspect, predict
 
@@ -203,6 +203,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data make-shapes": data_make_shapes,
     "data check": data_check,
     "data speed": data_speed,
+    "data canvases": data_canvases,
     "compare": compare,
     "report": report,
     "demo": demo,

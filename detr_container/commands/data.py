@@ -1,4 +1,4 @@
-"""The commands on data sets: data make-shapes, data check, data speed."""
+"""The commands on data sets: data make-shapes, data check, data speed, data canvases."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.table import Table
 
 from detr_container.base.limits import Images, Many, Seed, Workers, positive
 from detr_container.base.shortage import asking
 from detr_container.base.terminal import console
 from detr_container.config.arguments import experiment_first, parse
 from detr_container.config.detection import detection
+from detr_container.config.settings import Experiment
 
 
 @dataclass(frozen=True)
@@ -99,3 +101,42 @@ def data_speed(arguments: Sequence[str]) -> int:
 
     options = parse(SpeedOptions, rest, "data speed", data_speed.__doc__, SpeedOptions(detection(experiment)))
     return run(detection(options.settings), options.measure, options.output)
+
+
+@dataclass(frozen=True)
+class CanvasesOptions:
+    """Options of `data canvases`."""
+
+    settings: Annotated[Experiment, tyro.conf.arg(name="")]
+    counts: tuple[Annotated[int, positive(1024)], ...] = (8, 16, 32, 48, 64)
+    """Numbers of canvases to try."""
+    images: tuple[Annotated[int, positive(1024)], ...] = (2, 16)
+    """Images per forward pass in training to try (train.micro_batch)."""
+
+
+def data_canvases(arguments: Sequence[str]) -> int:
+    """Show how many more pixels few canvases cost: `data canvases EXPERIMENT --data.root ROOT`."""
+    experiment, rest = experiment_first(arguments, "data canvases")
+    options = parse(CanvasesOptions, rest, "data canvases", data_canvases.__doc__, CanvasesOptions(experiment))
+    mine = detection(options.settings)
+    from detr_container.tasks.detection.build import open_data, size_multiple
+    from detr_container.tasks.detection.canvases import EVALUATION, TRAINING, Grid
+
+    with asking("the annotation files", {}):
+        data = open_data(mine)
+    grid = Grid(mine, size_multiple(mine))
+    train, val = data.train.annotations.sizes, data.val.annotations.sizes
+    table = Table("canvases", title="Pixels added to batches padded to their largest image")
+    for images in options.images:
+        table.add_column(f"training, {images} images", justify="right")
+    table.add_column(f"evaluation, {mine.data.eval_batch} images", justify="right")
+    for count in options.counts:
+        found = [grid.training(train, images, most=count) for images in options.images]
+        found.append(grid.evaluation(val, most=count))
+        table.add_row(str(count), *(f"{each.waste:.1%}" for each in found))
+    screen = console()
+    screen.print(table)
+    training = grid.training(train, mine.train.micro_batch, most=TRAINING)
+    evaluation = grid.evaluation(val, most=EVALUATION)
+    screen.print(f"a run has, in training, {training}; in evaluation {evaluation}", soft_wrap=True)
+    return 0

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from detr_container.measure.costs import costs
 from detr_container.tasks.detection.build import check_backbone, open_data
 from detr_container.tasks.detection.largest import validation_sizes
 
-from .grid import check_arm, runs_of
+from .grid import check_arm, on_one_grid, runs_of
 from .measured import measured
 from .one_run import run_and_report
 from .options import PLAN, CompareOptions, ReportOptions
@@ -73,11 +73,26 @@ class Comparison:
             with _kept(comparison.refused, label, ValueError, OSError):
                 check_arm(experiment)
                 check_backbone(experiment)
+                on_one_grid([experiment])
+        comparison = comparison._on_one_grid()
         for run in comparison.todo:
             with _kept(comparison.damaged, run.folder, ValueError, OSError):
                 jobs.check_run(run, world=1)
         comparison._check_some_left()
         return comparison
+
+    def _on_one_grid(self) -> Comparison:
+        """The same with one grid for the canvases of all arms that can be trained."""
+        multiple = on_one_grid([one for label, one in self._arms().items() if label not in self.refused])
+        if not multiple:
+            return self
+        _log.info("data.canvas_multiple=%d, so that all backbones have the same canvases", multiple)
+        runs = []
+        for run in self.runs:
+            experiment = detection(run.experiment)
+            experiment = replace(experiment, data=replace(experiment.data, canvas_multiple=multiple))
+            runs.append(replace(run, experiment=experiment))
+        return replace(self, runs=runs)
 
     @property
     def todo(self) -> list[PlannedRun]:

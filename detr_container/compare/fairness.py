@@ -11,6 +11,7 @@ from typing import Any
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.traits import traits_of
 from detr_container.models.weights.backbones import origin
+from detr_container.tasks.detection.canvases import name_of
 
 from .arms import Arm
 from .reading import RunRecord, settings_of
@@ -100,6 +101,8 @@ def _facts(arms: Sequence[Arm]) -> list[Difference]:
         ("code version", "timm", lambda line: str((line.get("packages") or {}).get("timm", "unknown"))),
         ("device", "device", _device),
         ("device", "processes", lambda line: str(line.get("world_size", "unknown"))),
+        ("padding", "canvases in training", lambda line: _canvases(line, "training")),
+        ("padding", "canvases in evaluation", lambda line: _canvases(line, "evaluation")),
         ("data version", "training annotations", lambda line: _data(line, "train")),
         ("data version", "validation annotations", lambda line: _data(line, "val")),
     )
@@ -121,7 +124,11 @@ def _evaluations(
     names = dict.fromkeys(name for one in eval_settings.values() for name in one if name != "annotations")
     for name in names:
         noted = {
-            arm.label: {_text(eval_settings[run.folder].get(name)) for run in arm.runs if run.folder in eval_settings}
+            arm.label: {
+                _text(eval_settings[run.folder].get(name, "not noted"))
+                for run in arm.runs
+                if run.folder in eval_settings
+            }
             for arm in arms
         }
         mixed = any(len(values) > 1 for values in noted.values())
@@ -140,6 +147,11 @@ def _commit(line: dict[str, Any]) -> str:
 def _device(line: dict[str, Any]) -> str:
     gpus = line.get("gpus")
     return str(gpus[0]) if gpus else f"CPU {line.get('cpu', '')}".strip()
+
+
+def _canvases(line: dict[str, Any], part: str) -> str:
+    noted = (line.get("canvases") or {}).get(part)
+    return name_of(noted) if noted else "none"
 
 
 def _data(line: dict[str, Any], split: str) -> str:

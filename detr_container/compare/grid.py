@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from detr_container.config.settings import validate
 from detr_container.jobs.submit import PlannedRun
 from detr_container.jobs.sweep import limit_runs, pair, with_settings
 from detr_container.models.backbones.container import SIZES
+from detr_container.tasks.detection.build import size_multiple
+from detr_container.tasks.detection.canvases import grid_step
 
 Head = Literal["detr", "smca"]
 PUBLISHED = {"detr": "detr_r50_50e", "smca": "smca_r50_50e"}
@@ -72,6 +75,20 @@ def on_backbone(base: DetectionExperiment, name: str, weights: str = "") -> Dete
     """The same experiment on another backbone, every stage of it trained."""
     backbone = replace(base.backbone, name=name, weights=weights or base.backbone.weights, frozen_stages=0)
     return replace(base, backbone=backbone)
+
+
+def on_one_grid(experiments: Sequence[DetectionExperiment]) -> int:
+    """The `data.canvas_multiple` with which all of these have the same canvases; 0 where they have them anyway.
+
+    Raises ValueError for one that is set and does not suit a backbone.
+    """
+    multiples, steps = set(), set()
+    for experiment in experiments:
+        if experiment.data.canvases != "off":
+            own = size_multiple(experiment)
+            multiples.add(experiment.data.canvas_multiple or own)
+            steps.add(grid_step(experiment.data, own))
+    return math.lcm(*multiples) if len(steps) > 1 else 0
 
 
 def check_arm(experiment: DetectionExperiment) -> None:

@@ -121,6 +121,11 @@ class DataConfig:
     """The shorter side (or the square's) in pixels at evaluation and prediction."""
     canvas: Annotated[int, natural(16_384), Topic("padding")] = 0
     """Pad every batch to a square of so many pixels, so that no output depends on an image's neighbours; 0: do not."""
+    canvases: Annotated[Literal["auto", "on", "off"], Topic("padding")] = "auto"
+    """Pad every batch to the smallest of a few sizes that follow from the data set's: `auto` where each new size costs
+    seconds, on a GPU."""
+    canvas_multiple: Annotated[int, natural(16_384), Topic("padding")] = 0
+    """What the sides of canvases are multiples of, in pixels, so that backbones have the same; 0: as this one needs."""
     eval_batch: Annotated[int, positive(65_536), Topic("evaluation batch")] = 2
     """Images per process and forward at evaluation; recorded with the result, since outputs depend on padding."""
     workers: Annotated[Workers, NO_MATTER] = 2
@@ -239,6 +244,8 @@ def _idle(experiment: DetectionExperiment) -> Iterator[tuple[str, bool, str]]:
     yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
     yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
     yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"
+    yield "data.canvases data.canvas_multiple", bool(data.canvas), f"with data.canvas={data.canvas}, the only one then"
+    yield "data.canvas_multiple", not data.canvas and data.canvases == "off", "with data.canvases=off"
     yield "data.max_size", data.resize == "square", "on square images"
 
 

@@ -30,6 +30,7 @@ class MetricsLine(Schema):
     data_wait: Fraction = None
     """The share of time that the main process waited for data; older runs have none."""
     memory_gib: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    padding_waste: Annotated[float, Field(ge=0, le=1e9)] | None = None
 
 
 class EvaluationLine(Schema):
@@ -60,6 +61,12 @@ class DataVersion(Schema):
     sha256: str
 
 
+class Canvases(Schema):
+    """What batches were padded to: (height, width) in pixels."""
+
+    sizes: list[list[Annotated[int, Field(ge=1, le=10**6)]]]
+
+
 class ProvenanceLine(Schema):
     """A line of provenance.jsonl, one per start."""
 
@@ -70,6 +77,7 @@ class ProvenanceLine(Schema):
     gpus: list[str] | None = None
     world_size: Annotated[int, Field(ge=1, le=10**6)] = 1
     data: dict[str, DataVersion] | None = None
+    canvases: dict[str, Canvases] | None = None
 
 
 class EvaluatedWith(Schema):

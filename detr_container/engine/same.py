@@ -19,8 +19,8 @@ from .run import Run
 RESULTS = "detections/*/detections.*"
 """What evaluations found, of whichever version: arrays, or COCO's JSON."""
 
-SPEED = {"images_per_second", "data_wait", "memory_gib"}
-"""The fields of a line of metrics that measure the machine rather than the training."""
+SPEED = {"images_per_second", "data_wait", "memory_gib", "padding_waste"}
+"""The fields of a line of metrics that measure this process rather than the training."""
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

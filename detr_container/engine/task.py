@@ -83,6 +83,14 @@ class Task(ABC):
         """The data in words: "1500 training and 200 validation images"."""
         return f"{self.training_images} training images"
 
+    def settled(self, model: nn.Module) -> tuple[dict[str, Any], list[str]]:
+        """What this start makes of settings that follow the device: for provenance.jsonl, and in words.
+
+        model: on its device. Raises ValueError for what cannot be done there.
+        """
+        del model
+        return {}, []
+
     def versions(self) -> dict[str, dict[str, Any]]:
         """By split, the file that says what the data is, its SHA-256 and its number of images."""
         return {}

@@ -181,8 +181,9 @@ class Trainer:
         """Write what this run is, and log it."""
         arithmetic = described(self.settings.precision, self.session.device)
         with self.session.together():
+            settled, words = self.task.settled(self.model)
             if self.session.main:
-                facts = {"step": self.step, "arithmetic": arithmetic, "data": self.versions}
+                facts = {"step": self.step, "arithmetic": arithmetic, "data": self.versions, **settled}
                 facts |= {"changed": self.changed} if self.changed else {}
                 self.run.describe(self.experiment, self.task.files(), facts)
                 self.run.rewind(self.step)
@@ -194,7 +195,8 @@ class Trainer:
             self.log(
                 f"{self.run.folder}: {self.task.describe()}, {self.total} steps of {self.settings.batch} on {place}"
             )
-            self.log(self.task.parameter_counts(self.model))
+            for line in (self.task.parameter_counts(self.model), *words):
+                self.log(line)
             self.log(f"train.precision={self.settings.precision}: {arithmetic}")
             if self.steps.prepared:
                 self.log(self.steps.prepared)

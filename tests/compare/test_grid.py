@@ -11,12 +11,15 @@ import pytest
 import torch
 from runs import tiny
 
-from detr_container.compare.grid import check_arm, on_backbone, runs_of, with_head
+from detr_container.compare.comparison import Comparison
+from detr_container.compare.grid import check_arm, on_backbone, on_one_grid, runs_of, with_head
+from detr_container.compare.options import CompareOptions
 from detr_container.compare.reading import settings_of
-from detr_container.config.detection import DetectionExperiment
+from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.config.experiments import named
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.loader import StepBatches, batches, training_loader
+from detr_container.datasets.padding import Padding
 from detr_container.tasks.detection.build import build_detector, open_data
 
 BACKBONES = ("resnet18", "container_light_tiny", "timm/convnext_atto")
@@ -131,9 +134,38 @@ def seen(experiment: DetectionExperiment, steps: int) -> list[Batch]:
         micro_batch=train.micro_batch,
         total_steps=steps,
     )
-    loader = training_loader(data.train, sampler, multiple=model.backbone.size_multiple, canvas=0, workers=0)
+    loader = training_loader(data.train, sampler, padding=Padding(model.backbone.size_multiple))
     supply = batches(loader)
     return [next(supply) for _ in range(steps * train.batch // train.micro_batch)]
+
+
+def test_backbones_that_need_other_grids_get_one_for_all() -> None:
+    """Sides in multiples of 1 and of 32 pixels share a grid of 32, with one of 64 that is too fine."""
+    usual = [on_backbone(named("debug").experiment, name) for name in BACKBONES]
+    assert on_one_grid(usual) == 0
+    coarse = on_backbone(usual[0], "timm/mobilevitv2_050")
+    assert on_one_grid([*usual, coarse]) == 64
+    settled = [replace(each, data=replace(each.data, canvas_multiple=64)) for each in (*usual, coarse)]
+    assert on_one_grid(settled) == 0
+    assert on_one_grid([*usual, replace(coarse, data=replace(coarse.data, canvases="off"))]) == 0
+    strange = replace(usual[1], data=replace(usual[1].data, canvas_multiple=40))
+    with pytest.raises(ValueError, match=r"data.canvas_multiple=40: this backbone takes .* multiples of 16 pixels"):
+        on_one_grid([strange])
+
+
+def test_a_comparison_has_one_grid(root: Path, tmp_path: Path) -> None:
+    options = CompareOptions(
+        heads=("detr",),
+        backbones=("resnet18", "timm/mobilevitv2_050"),
+        base="debug",
+        name="x",
+        runs=tmp_path,
+        setting=(f"data.root={root}",),
+    )
+    runs = Comparison.of(options, "compare").runs
+    assert [detection(run.experiment).data.canvas_multiple for run in runs] == [64] * len(runs)
+    alike = Comparison.of(replace(options, backbones=("resnet18", "container_light_tiny")), "compare").runs
+    assert [detection(run.experiment).data.canvas_multiple for run in alike] == [0] * len(alike)
 
 
 def test_the_same_seed_shows_the_same_images_to_every_backbone(root: Path) -> None:

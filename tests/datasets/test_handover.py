@@ -16,6 +16,7 @@ from detr_container.datasets.batch import Batch, Sample, collate
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.handover import AHEAD, Collate, Ring, Slot, plan_memory
 from detr_container.datasets.loader import batches, training_loader
+from detr_container.datasets.padding import Padding
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def sample(height: int, width: int, objects: int) -> Sample:
     st.integers(0, 1),
 )
 def test_a_batch_comes_out_as_it_went_in(shapes: list[tuple[int, int, int]], slot: int) -> None:
-    batch = collate([sample(*shape) for shape in shapes], multiple=4)
+    batch = collate([sample(*shape) for shape in shapes], Padding(multiple=4))
     ring, file = Ring(1, 2, 40_000), io.BytesIO()
     writer = handover._Writer(file, ring.memory[0, slot])
     writer.dump(batch)
@@ -62,7 +63,7 @@ def test_no_batch_is_written_over_while_it_is_in_use(
 ) -> None:
     """With two slots, the fewest, and a training process that is slower than the loader's."""
     alone = list(batches(training_loader(dataset, steps_of(0, 10))))
-    monkeypatch.setattr(handover, "MOST", 2 * 2 * loader._largest_bytes(dataset, 2, 1, 0))
+    monkeypatch.setattr(handover, "MOST", 2 * 2 * loader._largest_bytes(dataset, 2, Padding()))
     made = training_loader(dataset, steps_of(0, 10), workers=2)
     assert isinstance(made.collate_fn, Collate)
     assert (made.prefetch_factor, made.collate_fn.shape[1]) == (1, 2)
@@ -128,4 +129,4 @@ def test_real_images_fit_their_slots(shared_data: Path) -> None:
     sizes = [dataset.plan((epoch, index)).size for epoch in range(20) for index in range(len(dataset))]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     most = -(-height // 32) * 32 * (-(-width // 32) * 32) * 3
-    assert 2 * most < loader._largest_bytes(dataset, 2, 32, 0)
+    assert 2 * most < loader._largest_bytes(dataset, 2, Padding(32))

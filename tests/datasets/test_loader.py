@@ -20,6 +20,7 @@ from noisy_images import IMAGES, assert_same, make_dataset, steps_of
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import StepBatches, batches, evaluation_loader, steps_per_epoch, training_loader
+from detr_container.datasets.padding import Padding
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +123,11 @@ def test_a_start_after_the_end_is_refused() -> None:
 
 def test_workers_and_resumption_change_nothing(dataset: DetectionDataset) -> None:
     before = torch.get_rng_state()
-    alone = list(batches(training_loader(dataset, steps_of(0, 6), multiple=8)))
+    alone = list(batches(training_loader(dataset, steps_of(0, 6), padding=Padding(multiple=8))))
     assert len(alone) == 12
-    with_workers = list(batches(training_loader(dataset, steps_of(0, 6), multiple=8, workers=2)))
+    with_workers = list(batches(training_loader(dataset, steps_of(0, 6), padding=Padding(multiple=8), workers=2)))
     assert_same(with_workers, alone)
-    resumed = list(batches(training_loader(dataset, steps_of(3, 6), multiple=8, workers=2)))
+    resumed = list(batches(training_loader(dataset, steps_of(3, 6), padding=Padding(multiple=8), workers=2)))
     assert_same(resumed, alone[6:])
     assert torch.equal(torch.get_rng_state(), before)
     assert all(side % 8 == 0 for batch in alone for side in batch.images.shape[2:])
@@ -137,7 +138,7 @@ def test_ranks_see_the_images_of_one_process(dataset: DetectionDataset) -> None:
         seen = {}
         for rank in range(division.get("world", 1)):
             sampler = steps_of(0, 5, **division, rank=rank)
-            for number, batch in enumerate(training_loader(dataset, sampler, canvas=80)):
+            for number, batch in enumerate(training_loader(dataset, sampler, padding=Padding(canvas=80))):
                 for image_id, image in zip(batch.image_ids, batch.images, strict=True):
                     seen[number // sampler.accumulation, image_id] = image
         return seen
@@ -183,7 +184,7 @@ def test_an_unreadable_image_is_reported_plainly_through_a_worker(tmp_path: Path
 
 
 def test_other_errors_of_a_worker_keep_their_traceback(dataset: DetectionDataset) -> None:
-    loader = training_loader(dataset, steps_of(0, 6), multiple=0, workers=1)
+    loader = training_loader(dataset, steps_of(0, 6), padding=Padding(multiple=0), workers=1)
     with pytest.raises(ZeroDivisionError, match="in collate"):
         list(batches(loader))
 

@@ -52,6 +52,15 @@ def check_backbone(experiment: DetectionExperiment) -> str:
     return f"{config.name} takes one size only: all images are padded to {side} x {side} pixels" if side else ""
 
 
+def size_multiple(experiment: DetectionExperiment) -> int:
+    """What the backbone's images are padded to a multiple of, in pixels."""
+    config = experiment.backbone
+    if config.name.startswith("timm/"):
+        name, longest = config.name.removeprefix("timm/"), longest_side(experiment.data)
+        return fit(name, config.stage, config.stride, longest).multiple
+    return build_backbone(config, weights=False).size_multiple
+
+
 def build_detector(experiment: DetectionExperiment, classes: int, weights: bool = True) -> Detector:
     """The model of an experiment for a number of classes; the seed alone decides what is random in it."""
     with asking("the model", for_model(experiment)), torch.random.fork_rng(devices=[]):

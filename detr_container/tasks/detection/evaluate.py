@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from detr_container.config.detection import DetectionExperiment
 from detr_container.config.memory import for_evaluation
 from detr_container.datasets.annotations import Category, read_annotations, resolve_split
 from detr_container.datasets.batch import Batch
+from detr_container.datasets.canvas import Canvases
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import Ends, batches, evaluation_loader
 from detr_container.engine.precision import InPrecision, described
@@ -25,6 +27,7 @@ from detr_container.models.device import Fetched
 from detr_container.models.postprocess import LIMIT, Ranked, counted, postprocess
 
 from .build import evaluation_augmentation, make_shapes_if_asked
+from .canvases import as_json, grid_of, name_of, padding_of
 from .coco_results import OLD_NAME
 from .detections import NAME, Detections, starts_of
 from .scores import Scores
@@ -52,8 +55,7 @@ def detect(
         batch=data.eval_batch,
         rank=session.process.rank,
         world=session.world,
-        multiple=model.backbone.size_multiple,
-        canvas=data.canvas,
+        padding=padding_of(data, model.backbone, canvases_of(model, dataset, experiment, session)),
         workers=data.workers,
         pin_memory=session.device.type == "cuda",
     )
@@ -79,6 +81,14 @@ def detect(
     finally:
         model.train(was_training)
     return Detections.joined(session.to_main(Detections.joined(found, ids)), ids)
+
+
+def canvases_of(
+    model: Detector, dataset: DetectionDataset, experiment: DetectionExperiment, session: Session
+) -> Canvases | None:
+    """The canvases of an evaluation; None where none are used."""
+    grid = grid_of(experiment, model.backbone, session.device)
+    return grid.evaluation(dataset.annotations.sizes) if grid else None
 
 
 def _detected(compute: nn.Module, batch: Batch, device: torch.device, classification: str) -> _Found:
@@ -167,7 +177,8 @@ def evaluate_to(
         return None
     scores = score(dataset.annotations, results, evaluator)
     data = experiment.data
-    eval_settings = {
+    canvases = canvases_of(model, dataset, experiment, session)
+    eval_settings: dict[str, Any] = {
         "eval_batch": data.eval_batch,
         "eval_size": data.eval_size,
         "max_size": data.max_size,
@@ -177,7 +188,10 @@ def evaluate_to(
         "arithmetic": described(experiment.train.precision, session.device),
         "annotations": dataset.annotations.path,
     }
-    write_json(folder / "scores.json", {**scores.to_dict(), "evaluated_with": eval_settings})
+    if canvases:
+        eval_settings["canvases"] = name_of(as_json(canvases))
+    noted = {"canvases": as_json(canvases)} if canvases else {}
+    write_json(folder / "scores.json", {**scores.to_dict(), "evaluated_with": eval_settings, **noted})
     return scores
 
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from detr_container.base.files import write_json
 from detr_container.config.detection import DataConfig, DetectionExperiment
 from detr_container.datasets.annotations import Annotations, load_json, read_annotations
 from detr_container.datasets.batch import Batch, Targets
 from detr_container.datasets.dataset import DetectionDataset
-from detr_container.datasets.transforms import LARGEST_ASPECT, Size
+from detr_container.datasets.padding import up
+from detr_container.datasets.sizes import SHIFT, reach
+from detr_container.datasets.transforms import Size
 
-from .build import evaluation_augmentation
+from .build import evaluation_augmentation, training_augmentation
 
-Sides = NDArray[np.int64]
-_SHIFT = 1 << 24
 IMAGES = 100
 """Over how many validation images FLOPs are averaged: DETR's convention (Carion et al. 2020, table 1)."""
 
@@ -38,19 +38,26 @@ class LargestBatch:
     padded: bool
 
 
-def largest_batch(annotations: Annotations, data: DataConfig, micro_batch: int, multiple: int = 1) -> LargestBatch:
+def largest_batch(
+    annotations: Annotations, data: DataConfig, micro_batch: int, multiple: int = 1, canvases: Sequence[Size] = ()
+) -> LargestBatch:
     """The micro batch with most pixels that training on these images can draw; it may be a rare one.
 
-    multiple: what the model pads to, in pixels. Raises ValueError when an image can come out larger than the canvas.
+    multiple: what the model pads to, in pixels; canvases: what batches are padded to, if to some of a few sizes. Raises
+    ValueError when an image can come out larger than the canvas.
     """
+    if canvases:
+        height, width = max(canvases, key=lambda size: size[0] * size[1])
+        return LargestBatch(height, width, _fullest(annotations, micro_batch), True)
     sizes, counts = np.unique(annotations.sizes, axis=0, return_counts=True)
-    tall, wide, joint = (each.repeat(counts.clip(max=2)) for each in _reach(sizes, data, multiple))
+    most = reach(sizes, training_augmentation(data), multiple)
+    tall, wide, joint = (each.repeat(counts.clip(max=2)) for each in most)
     if max(tall.max(), wide.max()) > data.canvas > 0:
         raise ValueError(
             f"images can come out {tall.max()} pixels high and {wide.max()} wide, which does not fit "
             f"data.canvas={data.canvas}: raise data.canvas, or lower data.max_size or data.scales"
         )
-    area, height = divmod(int(joint.max()), _SHIFT)
+    area, height = divmod(int(joint.max()), SHIFT)
     shapes = [(height, area // height)]
     if micro_batch > 1:
         # Height and width of a batch can come from two images.
@@ -58,7 +65,7 @@ def largest_batch(annotations: Annotations, data: DataConfig, micro_batch: int, 
         shapes += [(int(tall[i]), int(wide[j])) for i in highest for j in widest if i != j]
     if data.canvas:
         shapes = [(data.canvas, data.canvas)]
-    padded = [(-(-height // multiple) * multiple, -(-width // multiple) * multiple) for height, width in shapes]
+    padded = [(up(height, multiple), up(width, multiple)) for height, width in shapes]
     shape = max(padded, key=lambda size: size[0] * size[1])
     alike = len(set(data.scales)) == 1 and (data.resize == "square" or (data.augment != "detr" and len(sizes) == 1))
     loose = micro_batch > 1 or multiple > 1 or data.canvas > 0
@@ -72,56 +79,6 @@ def _fullest(annotations: Annotations, images: int) -> tuple[int, ...]:
     single = ~annotations.crowd & np.all(annotations.boxes[:, 2:] > 0, axis=1)
     counts = np.bincount(image[single], minlength=max(images, len(annotations.image_ids)))
     return tuple(np.sort(counts)[::-1][:images].tolist())
-
-
-def _reach(sizes: Sides, data: DataConfig, multiple: int) -> tuple[Sides, Sides, Sides]:
-    """What can come out of images of these sizes [P, 2]: see `_most`, [P] each."""
-    heights, widths = sizes.T
-    found = [_most(heights, widths, data, multiple)]
-    if data.augment == "detr":
-        before = [_resized(heights, widths, scale, LARGEST_ASPECT * scale) for scale in set(data.crop_resize)]
-        least = data.crop_range[0]
-        side = min(data.crop_range[1], max(int(max(high.max(), broad.max())) for high, broad in before))
-        # Every crop of up to this side; then, along both sides, the best of all crops that the same image can have.
-        lengths = np.arange(1, side + 1)
-        crop_heights, crop_widths = np.meshgrid(lengths, lengths, indexing="ij")
-        tables = _most(crop_heights, crop_widths, data, multiple)
-        for table in tables:
-            for axis in (0, 1):
-                choice = table.swapaxes(0, axis)[least - 1 :]
-                np.maximum.accumulate(choice, axis=0, out=choice)
-        for high, broad in before:
-            at = np.minimum(high, side) - 1, np.minimum(broad, side) - 1
-            found.append((tables[0][at], tables[1][at], tables[2][at]))
-    tall, wide, joint = (np.maximum.reduce(each) for each in zip(*found, strict=True))
-    return tall, wide, joint
-
-
-def _most(heights: Sides, widths: Sides, data: DataConfig, multiple: int) -> tuple[Sides, Sides, Sides]:
-    """The greatest height and width in pixels over all scales, and the greatest size after padding.
-
-    The last is one number, so that it can be compared: the area times `_SHIFT`, plus the height.
-    """
-    tall, wide, joint = (np.zeros(heights.shape, np.int64) for _ in range(3))
-    for scale in set(data.scales):
-        if data.resize == "square":
-            height, width = np.full_like(heights, scale), np.full_like(widths, scale)
-        else:
-            height, width = _resized(heights, widths, scale, data.max_size)
-        np.maximum(tall, height, out=tall)
-        np.maximum(wide, width, out=wide)
-        height, width = -(-height // multiple) * multiple, -(-width // multiple) * multiple
-        np.maximum(joint, height * width * _SHIFT + height, out=joint)
-    return tall, wide, joint
-
-
-def _resized(heights: Sides, widths: Sides, shorter: int, max_size: int) -> tuple[Sides, Sides]:
-    """`transforms.shortest_size` of arrays."""
-    short, long = np.minimum(heights, widths), np.maximum(heights, widths)
-    limited = np.maximum(1, np.rint(max_size * short / long)).astype(np.int64)
-    small = np.where(long / short * shorter > max_size, limited, shorter)
-    large = (small * long / short).astype(np.int64)
-    return np.where(heights <= widths, small, large), np.where(widths <= heights, small, large)
 
 
 def few_images(dataset: DetectionDataset, count: int, path: Path) -> DetectionDataset:

@@ -20,6 +20,7 @@ from detr_container.base.shortage import asking
 from detr_container.config.memory import for_evaluation
 from detr_container.datasets.batch import Sample, collate
 from detr_container.datasets.images import read_image
+from detr_container.datasets.padding import Padding
 from detr_container.datasets.transforms import apply_image
 from detr_container.drawing.fonts import legible_names
 from detr_container.drawing.images import attention_sheet, draw_detections
@@ -120,7 +121,8 @@ def none_readable(refused: Sequence[str]) -> ValueError:
 def predict(trained: Trained, paths: Sequence[Path], attention_maps: bool = False) -> Iterator[Prediction]:
     """Detect in images one by one, so that no output depends on a neighbour's padding."""
     experiment, model = trained.experiment, trained.model
-    augmentation, multiple = evaluation_augmentation(experiment.data), model.backbone.size_multiple
+    augmentation = evaluation_augmentation(experiment.data)
+    padding = Padding(model.backbone.size_multiple, experiment.data.canvas)
     device = next(model.parameters()).device
     compute = InPrecision(model, experiment.train.precision, device)
     for path in paths:
@@ -132,7 +134,7 @@ def predict(trained: Trained, paths: Sequence[Path], attention_maps: bool = Fals
         plan = augmentation.draw(random.Random(0), size)
         nothing = torch.zeros(0, dtype=torch.int64)
         sample = Sample(apply_image(plan, image), torch.zeros(0, 4), nothing, 0, size)
-        batch = collate([sample], multiple, experiment.data.canvas).to(device)
+        batch = collate([sample], padding).to(device)
         with asking(f"{path}", for_evaluation(experiment)):
             output = compute(batch.images, batch.sizes, batch.padded, attention_maps=attention_maps)
         found = postprocess(output, [size], experiment.loss.classification).image(0)

@@ -14,7 +14,9 @@ from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.config.settings import Experiment
 from detr_container.datasets.annotations import Category
 from detr_container.datasets.batch import Batch
+from detr_container.datasets.canvas import Canvases, Waste
 from detr_container.datasets.loader import Ends, StepBatches, batches, training_loader
+from detr_container.datasets.padding import Padding
 from detr_container.engine.resume import show
 from detr_container.engine.session import Session
 from detr_container.engine.task import Evaluation, NonFiniteError, Task
@@ -24,6 +26,7 @@ from detr_container.models.layers.gpu.assignment import refusal
 from detr_container.models.matcher import NonFiniteOutputError
 
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
+from .canvases import Grid, as_json, grid_of, padding_of
 from .detections import NAME, Detections, evaluation_of
 from .evaluate import evaluate_to
 from .groups import parameter_counts, parameter_groups
@@ -54,6 +57,7 @@ class DetectionTask(Task):
         if data is not None:
             self.training_images, self.validation_images = len(data.train), len(data.val)
         self._matcher, self._criterion = build_matcher(experiment), build_criterion(experiment)
+        self._waste, self._chosen = Waste(), dict[Grid, Canvases]()
         self._softmax = experiment.loss.classification == "softmax"
         self._on_device = False
 
@@ -66,6 +70,32 @@ class DetectionTask(Task):
     def describe(self) -> str:
         """See `Task`."""
         return f"{len(self.data.train)} training and {len(self.data.val)} validation images"
+
+    def padding(self, model: nn.Module, device: torch.device | None = None) -> Padding:
+        """What training batches are padded to, for a model on its device, or on another."""
+        detector = _detector(model)
+        canvases = self._canvases(detector, device or detector.pixel_mean.device)
+        return padding_of(self.experiment.data, detector.backbone, canvases)
+
+    def _canvases(self, detector: Detector, device: torch.device) -> Canvases | None:
+        grid = grid_of(self.experiment, detector.backbone, device)
+        if grid is None:
+            return None
+        if grid not in self._chosen:
+            sizes = self.data.train.annotations.sizes
+            self._chosen[grid] = grid.training(sizes, self.experiment.train.micro_batch)
+        return self._chosen[grid]
+
+    def settled(self, model: nn.Module) -> tuple[dict[str, Any], list[str]]:
+        """See `Task`."""
+        detector = _detector(model)
+        device = detector.pixel_mean.device
+        grid, training = grid_of(self.experiment, detector.backbone, device), self._canvases(detector, device)
+        if grid is None or training is None:
+            return {}, []
+        evaluation = grid.evaluation(self.data.val.annotations.sizes)
+        words = f"batches are padded to canvases: in training {training}; in evaluation {evaluation}"
+        return {"canvases": {"training": as_json(training), "evaluation": as_json(evaluation)}}, [words]
 
     def versions(self) -> dict[str, dict[str, Any]]:
         """See `Task`."""
@@ -113,16 +143,10 @@ class DetectionTask(Task):
 
     def batches(self, model: nn.Module, sampler: StepBatches, pin_memory: bool, ends: Ends) -> Iterator[Batch]:
         """See `Task`."""
-        data = self.experiment.data
-        loader = training_loader(
-            self.data.train,
-            sampler,
-            multiple=self.size_multiple(model),
-            canvas=data.canvas,
-            workers=data.workers,
-            pin_memory=pin_memory,
-        )
-        return batches(loader, ends)
+        padding, workers = self.padding(model), self.experiment.data.workers
+        loader = training_loader(self.data.train, sampler, padding=padding, workers=workers, pin_memory=pin_memory)
+        supply = batches(loader, ends)
+        return self._waste.counted(supply) if padding.canvases else supply
 
     def normalisers(self, batch: Batch) -> tuple[float, float]:
         """See `Task`; of the classification and of the box losses."""
@@ -172,7 +196,8 @@ class DetectionTask(Task):
         losses = {name: row.pop(name) for name in _TERMS}
         if not self._softmax:
             del row["cardinality_error"]
-        return {**row, "losses": losses}
+        waste = self._waste.taken()
+        return {**row, "losses": losses} if waste is None else {**row, "losses": losses, "padding_waste": waste}
 
     # -- an evaluation ------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -18,13 +18,16 @@ from detr_container.datasets.annotations import resolve
 from detr_container.datasets.batch import Batch, collate
 from detr_container.datasets.check import check_dataset
 from detr_container.datasets.loader import permutation
+from detr_container.datasets.transforms import Size
 from detr_container.engine.precision import InPrecision
+from detr_container.engine.session import choose_device
 from detr_container.engine.task import Task
 from detr_container.engine.trials import Largest, Trials
 from detr_container.models.detector import Detector
 from detr_container.models.postprocess import postprocess
 
 from .build import Data, make_shapes_if_asked, open_data
+from .canvases import active
 from .largest import LargestBatch, few_images, largest_batch, synthetic_batch
 from .task import DetectionTask
 
@@ -93,7 +96,11 @@ class DetectionTrials(Trials):
     def largest(self, task: Task, multiple: int) -> Largest:
         """See `Trials`."""
         config, micro_batch = self.experiment.data, self.experiment.train.micro_batch
-        batch = largest_batch(_of(task).data.train.annotations, config, micro_batch, multiple)
+        annotations, device = _of(task).data.train.annotations, choose_device(self.experiment.device)
+        sizes: Sequence[Size] = ()
+        if active(config, device):
+            sizes = _of(task).padding(task.build(weights=False), device).canvases
+        batch = largest_batch(annotations, config, micro_batch, multiple, sizes)
         side = -(-SMALL // multiple) * multiple
         return Largest(
             f"{micro_batch} x {batch.height} x {batch.width} pixels, up to {max(batch.objects)} objects",
@@ -120,7 +127,7 @@ class DetectionTrials(Trials):
         samples = [images[(0, index)] for index in shown]
         if not samples:
             raise ValueError("no training image has an object, so there is nothing to learn: see `data check`")
-        return collate(samples, task.size_multiple(model), experiment.data.canvas)
+        return collate(samples, _of(task).padding(model))
 
     def few(self, task: Task, images: int, path: Path) -> DetectionTask:
         """See `Trials`."""
