@@ -28,9 +28,6 @@ def train(experiment: Experiment, folder: Path, stop: StopRequest | None = None)
     of a time limit. Returns the exit status: 0 when finished (or at `train.max_steps`), 128 + the signal's number when
     interrupted. Raises ValueError for what the person can fix, FloatingPointError when something is not finite.
     """
-    if experiment.loader_workers:
-        # While the data are read and the model is built, its server imports what they need.
-        worker_context()
     with nullcontext(stop) if stop is not None else StopRequest(usr2=True) as stop:
         try:
             with open_session(experiment.device, stop) as session:
@@ -50,6 +47,9 @@ def task_of(experiment: Experiment, session: Session) -> Task:
             if session.main:
                 _log.warning("%s", warning)
     session.agree({f"the setting {name}": repr(value) for name, value in config.flatten(experiment).items()})
+    if experiment.loader_workers:
+        # The server of loader processes imports what they need while the data are read and the model is built.
+        worker_context()
     with session.together():
         module = importlib.import_module(experiment.module)
     task: Task = module.open_task(experiment, session)

@@ -176,6 +176,18 @@ def test_bf16_trains(kind: str, root: Path, tmp_path: Path) -> None:
     assert [row["loss"] for row in left] == pytest.approx([row["loss"] for row in right], rel=0.1)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_server_of_loader_processes_starts_before_the_data_are_read(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr("detr_container.engine.train.worker_context", lambda: started.append(True))
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(FileNotFoundError, match="instances_train2017"):
+        train_in(tmp_path / "run", tiny(tmp_path, data__workers=workers))
+    assert len(started) == bool(workers)
+
+
 def test_what_a_run_leaves(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train_in(run, tiny(root), images=True) == 0
