@@ -29,6 +29,8 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "data.augment": ("augmentation", "none"),
     "data.eval_batch": ("evaluation batch", 3),
     "data.canvas": ("padding", 320),
+    "data.canvases": ("padding", "on"),
+    "data.canvas_multiple": ("padding", 64),
     "data.apply_orientation": ("orientation of images", True),
     "train.epochs": ("schedule", EPOCHS - 1),
     "train.lr": ("schedule", 7e-4),
@@ -47,6 +49,7 @@ FACTS: dict[str, tuple[str, dict[str, Any]]] = {
     "device": ("device", {"gpus": ["a graphics card"]}),
     "processes": ("device", {"world_size": 8}),
     "data": ("data version", {"data": None}),
+    "canvases": ("padding", {"canvases": {"training": {"sizes": [[64, 96], [96, 96]], "waste": 0.05}}}),
 }
 
 
