@@ -103,12 +103,14 @@ def run(experiment: DetectionExperiment, options: LoadingOptions, output: Path |
 
 def measured(experiment: DetectionExperiment, options: LoadingOptions) -> Iterator[Speed]:
     """The speed with each number of processes, on the batches that training would load."""
-    pin_memory = choose_device(experiment.device).type == "cuda"
+    device = choose_device(experiment.device)
+    pin_memory = device.type == "cuda"
     if not pin_memory:
         # As training does.
         keep_freed_memory()
     trials = trials_of(experiment)
-    model = trials.opened().build(weights=False)
+    # Batches are padded as the model wants them on its device.
+    model = trials.opened().build(weights=False).to(device)
     for workers in options.workers:
         task = trials.like(replace(experiment, data=replace(experiment.data, workers=workers))).opened()
         steps = StepBatches(
