@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from detr_container.models.layers.attention import Attention
+from detr_container.models.layers.depthwise import Depthwise
 from detr_container.models.layers.layer_norm import LayerNorm
+from detr_container.models.layers.pointwise import Pointwise
 
 Precision = Literal["fp32", "tf32", "bf16"]
 _WORDS: dict[Precision, str] = {
@@ -26,7 +28,7 @@ _WORDS: dict[Precision, str] = {
 Place = tuple[dict[str, Any], str]
 """The dictionary of a module's own weights, and a name in it."""
 # Autocast casts the weights of these, and of nothing that is derived from them: who derives may compute otherwise.
-_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, Attention, LayerNorm)
+_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, Attention, Depthwise, LayerNorm, Pointwise)
 
 
 @runtime_checkable

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..layers.context_aggregation import MixedAggregation, StaticAggregation
-from ..layers.frozen_norm import freeze_norms
-from ..layers.layer_norm import LayerNorm
+from ..layers.depthwise import Depthwise
+from ..layers.frozen_norm import FrozenNorm, freeze_norms
+from ..layers.pointwise import PatchEmbed, Pointwise
 from .backbone import Backbone
 
 
@@ -45,19 +46,6 @@ SIZES = {
 }
 
 
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches of `stride` pixels, each to one vector, then LayerNorm over the channels."""
-
-    def __init__(self, inputs: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(inputs, channels, stride, stride)
-        self.norm = LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] to [B, channels, H / stride, W / stride]."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class Block(nn.Module):
     """x += position(x); x += aggregation between 1 x 1 convolutions; x += MLP, the last two with stochastic depth."""
 
@@ -65,21 +53,22 @@ class Block(nn.Module):
         self, channels: int, ratio: int, aggregation: StaticAggregation | MixedAggregation, drop: float
     ) -> None:
         super().__init__()
-        self.position = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.position = Depthwise(channels, 3)
         self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-        self.conv1 = nn.Conv2d(channels, aggregation.expansion * channels, 1)
+        self.conv1 = Pointwise(channels, aggregation.expansion * channels)
         self.aggregation = aggregation
-        self.conv2 = nn.Conv2d(channels, channels, 1)
+        self.conv2 = Pointwise(channels, channels)
         self.mlp = nn.Sequential(
-            nn.Conv2d(channels, ratio * channels, 1), nn.GELU(), nn.Conv2d(ratio * channels, channels, 1)
+            Pointwise(channels, ratio * channels), nn.GELU(), Pointwise(ratio * channels, channels)
         )
         self.drop_path = StochasticDepth(drop, "row") if drop else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, h, w] to the same."""
-        x = x + self.position(x)
-        x = x + self.drop_path(self.conv2(self.aggregation(self.conv1(self.norm1(x)))))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.position(x, residual=True)
+        x = x + self.drop_path(self.conv2(self.aggregation(self.conv1(x, self.norm1))))
+        inner, act, outer = self.mlp
+        return x + self.drop_path(outer(act(inner(x, self.norm2))))
 
 
 class ContainerLight(Backbone):
@@ -118,6 +107,12 @@ class ContainerLight(Backbone):
         """stage1, stage2, ..., each with the patch embedding before it."""
         pairs = zip(self.embeds, self.blocks, strict=True)
         return [(f"stage{index}", [embed, blocks]) for index, (embed, blocks) in enumerate(pairs, start=1)]
+
+    def own_precision(self) -> list[nn.Module]:
+        """The convolutions into which frozen norms are folded, which casts their kernels."""
+        blocks = [module for module in self.modules() if isinstance(module, Block)]
+        pairs = [pair for each in blocks for pair in ((each.norm1, each.conv1), (each.norm2, each.mlp[0]))]
+        return [conv for norm, conv in pairs if isinstance(norm, FrozenNorm)]
 
     def every_map(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] to one map per stage, of strides 4, 8, 16, ..."""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers.cpu.safe_convolution import subsample_first
+from ..layers.depthwise import use_depthwise
 from ..layers.frozen_norm import freeze_norms
 from .backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from .timm_fit import channels_first, create, fit
@@ -50,7 +51,7 @@ class TimmBackbone(Backbone):
         super().__init__(found.channels, found.strides, found.multiple, mean, std)
         self.name, self.side = name, found.side
         self.body = freeze_norms(body) if frozen_norm else body
-        subsample_first(self.body)
+        use_depthwise(subsample_first(self.body))
         self._ends = [module.replace(".", "_") for module in body.feature_info.module_name()]
         self._nhwc = found.nhwc
 

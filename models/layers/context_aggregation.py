@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .depthwise import Depthwise
+
 
 class StaticAggregation(nn.Module):
     """A depthwise convolution: A depends on the offset of two positions alone, and is zero outside the window."""
@@ -20,7 +22,7 @@ class StaticAggregation(nn.Module):
 
     def __init__(self, channels: int, kernel: int = 5) -> None:
         super().__init__()
-        self.kernel = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.kernel = Depthwise(channels, kernel)
 
     def forward(self, value: Tensor) -> Tensor:
         """[B, C, h, w] to the same."""
@@ -40,10 +42,13 @@ class DynamicAggregation(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         """[B, 3 * C, h, w] to [B, C, h, w]."""
-        tokens = qkv.flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-2, -1)
-        query, key, value = tokens.unbind(1)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return mixed.transpose(-2, -1).flatten(1, 2).unflatten(-1, qkv.shape[-2:])
+        return self.of(*side_by_side(qkv))
+
+    def of(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[B, h, w, C] each to [B, C, h, w]."""
+        heads = (each.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (query, key, value))
+        mixed = F.scaled_dot_product_attention(*heads)
+        return mixed.transpose(1, 2).flatten(2).unflatten(1, query.shape[1:3]).permute(0, 3, 1, 2)
 
 
 class MixedAggregation(nn.Module):
@@ -59,5 +64,11 @@ class MixedAggregation(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         """[B, 3 * C, h, w] to [B, C, h, w]."""
-        value = qkv.chunk(3, dim=1)[2]
-        return torch.lerp(self.static(value), self.dynamic(qkv), self.mix.sigmoid().to(qkv.dtype))
+        query, key, value = side_by_side(qkv)
+        static, dynamic = self.static(value.permute(0, 3, 1, 2)), self.dynamic.of(query, key, value)
+        return torch.lerp(static, dynamic, self.mix.sigmoid().to(static.dtype))
+
+
+def side_by_side(qkv: Tensor) -> tuple[Tensor, ...]:
+    """[B, 3 * C, h, w] to query, key and value [B, h, w, C]: views, and one gradient for all."""
+    return qkv.permute(0, 2, 3, 1).unflatten(3, (3, -1)).unbind(3)

@@ -94,6 +94,10 @@ def test_which_weights_are_cast() -> None:
     assert not any("reference" in name or "priors" in name or "norm1.running" in name for name in smca)
     assert "backbone.blocks.0.0.norm1.weight" not in smca
     assert "decoder.norm.weight" not in smca
+    assert "backbone.blocks.0.0.position.weight" in smca
+    frozen = names_of(built("frozen"))
+    assert not frozen & {"backbone.blocks.0.0.conv1.weight", "backbone.blocks.0.0.mlp.0.bias"}
+    assert {"backbone.blocks.0.0.conv2.weight", "backbone.blocks.0.0.mlp.2.bias"} < frozen
 
 
 def test_a_weight_with_two_names_and_one_that_another_kind_of_module_uses() -> None:

@@ -13,6 +13,8 @@ from detr_container.config.backbones import BackboneConfig
 from detr_container.engine.backbones import build_backbone
 from detr_container.models.backbones.container import SIZES, Block, ContainerLight, ContainerLightClassifier
 from detr_container.models.layers.context_aggregation import DynamicAggregation, MixedAggregation, StaticAggregation
+from detr_container.models.layers.depthwise import Depthwise
+from detr_container.models.layers.pointwise import PatchEmbed, Pointwise
 from detr_container.models.weights.layouts import from_container, to_container
 
 TINY = SIZES["container_light_tiny"]
@@ -39,9 +41,15 @@ def close(ours: Tensor, golden: Tensor) -> None:
     assert (ours - golden).abs().max() <= 1e-5 * golden.abs().max()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("size", list(INPUTS))
 @torch.no_grad()
-def test_reference_outputs(released: ContainerLightClassifier, size: str) -> None:
+def test_reference_outputs(
+    released: ContainerLightClassifier, size: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a CPU computes them and, on a CPU, in the way of a GPU."""
+    for layer in (Depthwise, PatchEmbed, Pointwise):
+        monkeypatch.setattr(layer, "devices", ("cpu",) if device == "cuda" else ())
     golden = published.arrays(f"container_light_{size}")
     maps = released.backbone(INPUTS[size]())
     for stage, (ours, (channel, row, column)) in enumerate(zip(maps, STRIDES[size], strict=True), start=1):
