@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from .backbones.backbone import Backbone
 from .layers.folded_bias import FoldedBias
 from .layers.levels import Level, bias_of, positions_of, tokens_of
 from .layers.position_encoding import LearnedPosition, SinePosition, extent
-from .layers.transformer import Encoder, EncoderLayer
+from .layers.transformer import DecoderLayer, Encoder, EncoderLayer
 
 POSITIONS = {"sine": SinePosition, "learned": LearnedPosition}
 
@@ -125,6 +126,13 @@ class Detector(nn.Module, ABC):
         levels = self.levels(images, sizes, padded)
         position, bias = positions_of(levels), bias_of(levels, self.head_dimensions)
         return Memory(self.encoder(tokens_of(levels), position, bias), position, bias, levels)
+
+    def checkpointed(self, which: Literal["backbone", "all"]) -> list[nn.Module]:
+        """The parts whose activations are made again for the gradient: `all` is backbone, encoder and decoder."""
+        parts = self.backbone.checkpointed()
+        if which == "all":
+            parts += [each for each in self.modules() if isinstance(each, EncoderLayer | DecoderLayer)]
+        return parts
 
     @abstractmethod
     def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:

@@ -64,6 +64,9 @@ class TrainConfig:
     """Of the model's arithmetic; losses are always float32. tf32: a GPU rounds what it multiplies to 10 bits."""
     graphs: Annotated[Literal["auto", "off"], NO_MATTER] = "auto"
     """`auto`: on a GPU a step is recorded as CUDA graphs for each shape of a micro batch and replayed; `off`: not."""
+    checkpoint_activations: Annotated[Literal["none", "backbone", "all"], NO_MATTER] = "none"
+    """Save memory for about a third more time: what the backbone's blocks (`all`: and the layers of encoder and
+    decoder) computed is not kept but computed once more for the gradient. Results are the same."""
     ema_decay: Annotated[Share, FIXED] = 0.0
     """Decay of an exponential moving average of the weights, which is then what is evaluated; 0: none."""
     log_every: Annotated[int, positive(2**31), NO_MATTER] = 50

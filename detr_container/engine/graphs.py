@@ -30,12 +30,17 @@ LIMIT = 128
 """Shapes of micro batches that are recorded; further ones run without a graph."""
 
 
-def why_eager(graphs: str, device: torch.device, task: Task) -> str:
-    """Why steps of a task run without graphs, in words; empty where they run with them."""
+def why_eager(graphs: str, device: torch.device, task: Task, drawn_again: bool) -> str:
+    """Why steps of a task run without graphs, in words; empty where they run with them.
+
+    drawn_again: whether activations that follow from random numbers are made again for the gradient.
+    """
     if graphs == "off":
         return "train.graphs=off"
     if device.type != "cuda":
         return "no GPU"
+    if drawn_again:
+        return "train.checkpoint_activations makes again what dropout or drop-path has drawn"
     return task.why_eager
 
 

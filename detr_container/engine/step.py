@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from detr_container.config.settings import TrainConfig
+from detr_container.models.activation_checkpointing import checkpoint_activations, draws
 from detr_container.models.device import to_device
 
 from . import optimizer as optim
@@ -43,6 +44,7 @@ class Stepper:
 
     meters: [2 + len(task.meters)] sums since they were last set to zero: the loss, the task's, the gradient's norm.
     prepared: how the task computes on this device, in words.
+    checkpointed: parts whose activations are made again for the gradient.
     """
 
     def __init__(
@@ -68,7 +70,11 @@ class Stepper:
         self.last_norm = torch.zeros((), device=session.device)
         # As many as are taken until a flag is read.
         self.recent: deque[Taken] = deque(maxlen=3)
-        self.eager_because = "" if recorder else why_eager(settings.graphs, session.device, task)
+        which = settings.checkpoint_activations
+        parts = [] if which == "none" else task.checkpointed(model, which)
+        self.checkpointed = checkpoint_activations(parts)
+        drawn_again = any(map(draws, self.checkpointed))
+        self.eager_because = "" if recorder else why_eager(settings.graphs, session.device, task, drawn_again)
         self._recorder = recorder
         self._norms = torch.zeros(())
         self._flat: FlatGradients | None = None

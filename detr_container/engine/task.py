@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from rich.console import RenderableType
@@ -121,6 +121,16 @@ class Task(ABC):
 
         `layered_groups` makes the usual ones. Raises ValueError when nothing trains where something should.
         """
+
+    def checkpointed(self, model: nn.Module, which: Literal["backbone", "all"]) -> list[nn.Module]:
+        """The parts of a model whose activations are made again for the gradient, each called as a module.
+
+        Raises ValueError when there are none.
+        """
+        raise ValueError(
+            f"train.checkpoint_activations={which}: {type(self).__name__} names no parts of {type(model).__name__} "
+            "whose activations could be made again; use train.checkpoint_activations=none"
+        )
 
     def weight_decay(self, progress: float) -> float | None:
         """The weight decay at a share of the whole schedule from 0 to 1, of the groups that decay; None: as built."""

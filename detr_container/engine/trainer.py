@@ -200,6 +200,8 @@ class Trainer:
             self.log(f"train.precision={self.settings.precision}: {arithmetic}")
             if self.steps.prepared:
                 self.log(self.steps.prepared)
+            if self.settings.checkpoint_activations != "none":
+                self.log(f"activations of {len(self.steps.checkpointed)} parts are computed again for the gradient")
 
     # -- what is kept -------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ..activation_checkpointing import blocks
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -103,6 +105,11 @@ class Backbone(nn.Module, ABC):
     def _frozen(self) -> Iterator[nn.Module]:
         for _, modules in self.stages()[: self.frozen_stages]:
             yield from modules
+
+    def checkpointed(self) -> list[nn.Module]:
+        """The parts of the stages that train whose activations can be made again for the gradient, one by one."""
+        training = self.stages()[self.frozen_stages :]
+        return [part for _, modules in training for part in blocks(nn.ModuleList(modules))]
 
     def count_parameters(self) -> list[tuple[str, int, int]]:
         """(stage, trained, frozen) numbers of parameters."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detr_container.base.processes import ProcessInfo
 from detr_container.config.backbones import BackboneConfig
-from detr_container.config.detection import DetectionExperiment, HeadConfig
+from detr_container.config.detection import DetectionExperiment, DetectionTrainConfig, HeadConfig
 from detr_container.config.experiments import FOCAL
 from detr_container.datasets.batch import Batch, Sample, collate
 from detr_container.engine import graphs
@@ -27,6 +27,11 @@ EXPERIMENTS = {
     "detr": DetectionExperiment(head=HEAD, backbone=BackboneConfig(name="resnet18", weights="none", frozen_stages=2)),
     "smca": DetectionExperiment(
         head=replace(HEAD, kind="smca"), loss=FOCAL, backbone=replace(TINY, norm="batch", drop_path=0.2)
+    ),
+    "activation checkpointing": DetectionExperiment(
+        head=HEAD,
+        backbone=replace(TINY, norm="batch"),
+        train=DetectionTrainConfig(checkpoint_activations="backbone"),
     ),
 }
 SHAPES = ((64, 96), (96, 64), (64, 64))

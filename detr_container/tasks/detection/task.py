@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,10 @@ class DetectionTask(Task):
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""
         return parameter_groups(_detector(model), self.experiment.train)
+
+    def checkpointed(self, model: nn.Module, which: Literal["backbone", "all"]) -> list[nn.Module]:
+        """See `Task`."""
+        return _detector(model).checkpointed(which)
 
     def parameter_counts(self, model: nn.Module) -> str:
         """See `Task`."""
