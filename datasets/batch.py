@@ -100,8 +100,8 @@ class Batch:
         return self.with_tensors(tensor.pin_memory() for tensor in self.tensors)
 
 
-def collate(samples: Sequence[Sample], padding: Padding = TO_LARGEST, slots: int = 0) -> Batch:
-    """Pad images to one size, and their objects to one number; slots: see `Targets.of_images`.
+def collate(samples: Sequence[Sample], padding: Padding = TO_LARGEST) -> Batch:
+    """Pad images to one size, and their objects to one number.
 
     Raises ValueError when the images do not fit (see `Padding`).
     """
@@ -112,7 +112,9 @@ def collate(samples: Sequence[Sample], padding: Padding = TO_LARGEST, slots: int
     images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for padded, sample, (h, w) in zip(images, samples, sizes, strict=True):
         padded[:, :h, :w].copy_(sample.image)
-    targets = Targets.of_images([sample.labels for sample in samples], [sample.boxes for sample in samples], slots)
+    targets = Targets.of_images(
+        [sample.labels for sample in samples], [sample.boxes for sample in samples], padding.slots
+    )
     return Batch(
         images,
         torch.tensor(sizes, dtype=torch.int64),

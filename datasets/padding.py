@@ -1,4 +1,4 @@
-"""What a batch is padded to. Sizes are (height, width) in pixels."""
+"""What a batch is padded to: its images, and the lists of their objects. Sizes are (height, width) in pixels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ class Padding:
 
     multiple: both sides are multiples of so many pixels (a backbone's `size_multiple`); canvas: when not 0, pad to this
     square instead of to the largest image; canvases: when there are any, pad to the smallest of these that holds the
-    batch. At most one of the last two.
+    batch. At most one of the last two. slots: for the objects of each image, or as many as the fullest image needs.
     """
 
     multiple: int = 1
     canvas: int = 0
     canvases: tuple[Size, ...] = ()
+    slots: int = 0
 
     def size(self, height: int, width: int) -> Size:
         """What a batch of these sides is padded to. Raises ValueError when it does not fit."""

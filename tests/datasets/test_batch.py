@@ -3,6 +3,7 @@
 import torch
 
 from detr_container.datasets.batch import Batch, Sample, collate
+from detr_container.datasets.padding import Padding
 
 
 def samples() -> list[Sample]:
@@ -19,7 +20,7 @@ def samples() -> list[Sample]:
 def test_objects_lie_in_the_first_slots() -> None:
     given = samples()
     for asked, slots in ((0, 2), (1, 2), (5, 5)):
-        targets = collate(given, slots=asked).targets
+        targets = collate(given, Padding(slots=asked)).targets
         assert targets.counts == (2, 0, 1)
         assert targets.valid.sum(dim=1).tolist() == [2, 0, 1]
         assert targets.labels.shape == targets.valid.shape == (3, slots)
@@ -56,4 +57,4 @@ def test_only_padding_makes_another_form() -> None:
         return batch.form
 
     every = samples()
-    assert form(collate(every)) == form(collate(every[:2], slots=9)) != form(collate(every[2:]))
+    assert form(collate(every)) == form(collate(every[:2], Padding(slots=9))) != form(collate(every[2:]))

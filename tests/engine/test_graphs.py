@@ -16,6 +16,7 @@ from detr_container.config.backbones import BackboneConfig
 from detr_container.config.detection import DetectionExperiment, DetectionTrainConfig, HeadConfig
 from detr_container.config.experiments import FOCAL
 from detr_container.datasets.batch import Batch, Sample, collate
+from detr_container.datasets.padding import Padding
 from detr_container.engine import graphs
 from detr_container.engine.session import Session
 from detr_container.engine.step import Stepper
@@ -57,7 +58,7 @@ def micro_batches(step: int, count: int) -> list[Batch]:
                     size,
                 )
             )
-        batches.append(replace(collate(samples, 32, slots=6), padded=True))
+        batches.append(replace(collate(samples, Padding(32, slots=6)), padded=True))
     return batches
 
 

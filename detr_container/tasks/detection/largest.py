@@ -48,7 +48,7 @@ def largest_batch(
     """
     if canvases:
         height, width = max(canvases, key=lambda size: size[0] * size[1])
-        return LargestBatch(height, width, _fullest(annotations, micro_batch), True)
+        return LargestBatch(height, width, fullest(annotations, micro_batch), True)
     sizes, counts = np.unique(annotations.sizes, axis=0, return_counts=True)
     most = reach(sizes, training_augmentation(data), multiple)
     tall, wide, joint = (each.repeat(counts.clip(max=2)) for each in most)
@@ -70,10 +70,10 @@ def largest_batch(
     alike = len(set(data.scales)) == 1 and (data.resize == "square" or (data.augment != "detr" and len(sizes) == 1))
     loose = micro_batch > 1 or multiple > 1 or data.canvas > 0
     masked = loose and not (alike and shape == (tall.max(), wide.max()))
-    return LargestBatch(*shape, _fullest(annotations, micro_batch), masked)
+    return LargestBatch(*shape, fullest(annotations, micro_batch), masked)
 
 
-def _fullest(annotations: Annotations, images: int) -> tuple[int, ...]:
+def fullest(annotations: Annotations, images: int) -> tuple[int, ...]:
     """How many objects the images with most of them have, counted as in training."""
     image = np.repeat(np.arange(len(annotations.image_ids)), np.diff(annotations.starts))
     single = ~annotations.crowd & np.all(annotations.boxes[:, 2:] > 0, axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +31,15 @@ from .canvases import Grid, as_json, grid_of, padding_of
 from .detections import NAME, Detections, evaluation_of
 from .evaluate import evaluate_to
 from .groups import parameter_counts, parameter_groups
+from .largest import fullest
 from .scores import Scores, table
 from .together import data_on_all
 from .validation_images import draw_validation
 
 _TERMS = ("class", "l1", "giou")
 _DIAGNOSTICS = ("class_error", "cardinality_error")
+MOST_SLOTS = 128
+"""For the objects of an image; a batch with a fuller one has as many as it needs."""
 
 
 def open_task(experiment: Experiment, session: Session) -> DetectionTask:
@@ -75,7 +79,9 @@ class DetectionTask(Task):
         """What training batches are padded to, for a model on its device, or on another."""
         detector = _detector(model)
         canvases = self._canvases(detector, device or detector.pixel_mean.device)
-        return padding_of(self.experiment.data, detector.backbone, canvases)
+        # As many slots in each batch, or there would be more shapes than canvases.
+        slots = min(MOST_SLOTS, *fullest(self.data.train.annotations, 1)) if canvases else 0
+        return replace(padding_of(self.experiment.data, detector.backbone, canvases), slots=slots)
 
     def _canvases(self, detector: Detector, device: torch.device) -> Canvases | None:
         grid = grid_of(self.experiment, detector.backbone, device)
@@ -118,6 +124,13 @@ class DetectionTask(Task):
     def strides(self, model: nn.Module) -> tuple[int, ...]:
         """See `Task`."""
         return _detector(model).strides
+
+    @property
+    def why_eager(self) -> str:
+        """See `Task`."""
+        data = self.experiment.data
+        one = data.canvas or (data.resize == "square" and len(set(data.scales)) == 1)
+        return "" if one or data.canvases != "off" else "data.canvases=off, so that most batches are of a new size"
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import assert_same_run, one_thread, tiny, train_in
+from runs import HARD, assert_same_run, one_thread, tiny, train_in
+from tape import Tape
 from torch import Tensor, nn
 
 from detr_container.commands.cli import main
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.settings import validate
 from detr_container.datasets.loader import StepBatches
+from detr_container.engine import step
 from detr_container.engine.run import Run
 from detr_container.engine.trials import trials_of
 from detr_container.tasks.detection.build import build_detector, open_data
@@ -211,3 +213,42 @@ def test_the_table_of_a_data_set(root: Path, capsys: pytest.CaptureFixture[str])
     wasted = [row[1] for row in rows]
     assert wasted == sorted(wasted, reverse=True)
     assert lines[-1].startswith("a run has, in training, ")
+
+
+def test_recorded_steps_are_no_more_than_canvases_and_train_the_same(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole run as on a GPU, but for what records: one recording for each canvas, whatever is on the images."""
+    tape, experiment = Tape(), on(varied(root, **{**HARD, **VARIED}, train__micro_batch=2))
+    # Rates that float32 holds exactly: recorded steps read them from the device.
+    rates: dict[str, Any] = {"lr": 2.0**-11, "lr_backbone": 2.0**-12, "schedule": "step", "warmup_steps": 0}
+    experiment = replace(experiment, train=replace(experiment.train, **rates))
+    assert train_in(tmp_path / "eager", experiment) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "why_eager", lambda *_: "")
+        patch.setattr(step, "CudaRecorder", lambda device: tape)
+        assert train_in(tmp_path / "recorded", experiment) == 0
+    assert_same_run(tmp_path / "eager", tmp_path / "recorded")
+    assert tape.recorded % 2 == 1
+    canvases = json.loads((tmp_path / "eager" / "provenance.jsonl").read_text())["canvases"]["training"]["sizes"]
+    assert 1 < tape.recorded // 2 <= len(canvases)
+    assert tape.replays > tape.recorded
+
+
+def test_a_batch_has_the_slots_of_the_fullest_image(root: Path) -> None:
+    experiment = on(varied(root))
+    data = open_data(experiment)
+    task, model = DetectionTask(experiment, data), build_detector(experiment, len(data.classes), weights=False)
+    most = max(len(data.train.objects(index)[0]) for index in range(len(data.train)))
+    assert task.padding(model).slots == most
+    off = replace(experiment, data=replace(experiment.data, canvases="off"))
+    assert DetectionTask(off, data).padding(model).slots == 0
+
+
+def test_steps_are_not_recorded_where_every_batch_is_of_another_size(root: Path) -> None:
+    def why(**changed: Any) -> str:
+        return DetectionTask(varied(root, **changed), None, 3).why_eager
+
+    assert why() == why(data__canvases="on") == why(data__canvases="off", data__canvas=160) == ""
+    assert why(data__canvases="off", data__resize="square", data__scales=(64,)) == ""
+    assert why(data__canvases="off").startswith("data.canvases=off, so that")
