@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -72,6 +72,16 @@ class Trials(ABC):
     @abstractmethod
     def synthetic(self, task: Task, values: Mapping[str, Any], seed: int = 0) -> Any:
         """A batch of noise on the host; values: see `Largest`."""
+
+    def drawn(
+        self, model: nn.Module, sizes: Sequence[tuple[int, int]], images: int, batches: int, objects: int
+    ) -> list[Mapping[str, Any]]:
+        """Random micro batches as `synthetic` takes them, in the sizes that training draws of images of `sizes`.
+
+        model: on its device; sizes: (height, width) in pixels, as often as they are. Raises ValueError for a task that
+        draws no sizes.
+        """
+        raise ValueError(f"experiments of the task {self.experiment.task} draw no sizes: use another --source")
 
     @abstractmethod
     def learnable(self, task: Task, model: nn.Module) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import logging
 import os
 import queue
 import statistics
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,14 @@ from detr_container.base.host_memory import keep_freed_memory
 from detr_container.base.processes import ProcessInfo
 from detr_container.base.shortage import out_of_memory
 from detr_container.config.settings import Experiment, from_dict, validate
-from detr_container.datasets.loader import StepBatches
 from detr_container.engine.peak_memory import MEANING, begin_phase, peak_memory
 from detr_container.engine.session import Session, choose_device
-from detr_container.engine.step import Stepper
 from detr_container.engine.task import Task
 from detr_container.engine.trials import Trials, trials_of
 
+from .bench_training import WARMUP, Marks, TrainingSteps, mark, seconds, settle
 from .costs import count_flops, count_parameters, padded_size
 from .options import PARTS, MeasureOptions, Work, size_text
-
-WARMUP = 2
-"""Passes and steps before anything is timed. The second step is the first with the optimizer's state beside it."""
 
 
 class Bench:
@@ -57,7 +53,9 @@ class Bench:
         self.meaning = begin_phase(self.device)
         self.idle = self.metrics["memory/idle"] = peak_memory(self.device)
         self.model = self.task.build(weights=False).to(self.device)
-        self._steps: Iterator[list[Any]] | None = None
+        self._training: TrainingSteps | None = None
+        # Seconds of an evaluation for an image of the largest size.
+        self._evaluation = 0.0
 
     def about(self) -> dict[str, str]:
         """On what is measured."""
@@ -66,107 +64,83 @@ class Bench:
         return {"device": device, "torch": torch.__version__, "memory": MEANING[self.meaning]}
 
     def warm(self, work: Work) -> dict[str, float]:
-        """Do the work until it runs smoothly. Returns the peak memory in GiB, beyond that without a model."""
+        """Do the work until it runs smoothly. Returns the peak memory in GiB, beyond that without a model.
+
+        Of training also what new sizes cost and how much of the time is computed in: see `TrainingSteps`.
+        """
         begin_phase(self.device)
-        runs = self._runs(work)
-        for _ in range(WARMUP):
-            next(runs)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return {f"memory/{work.key}": max(0.0, peak_memory(self.device) - self.idle)}
+        found = dict[str, float]()
+        if work.phase == "training":
+            found = self._steps().warm(work)
+        else:
+            for _ in islice(self._passes(work), WARMUP):
+                pass
+        settle(self.device)
+        memory = {f"memory/{work.key}": max(0.0, peak_memory(self.device) - self.idle)}
+        if work.phase == "training":
+            found |= self._steps().watch(work)
+        return memory | {f"{work.key}/{name}": value for name, value in found.items()}
 
     def measure(self, work: Work) -> dict[str, float]:
         """Do the work for a while. Returns medians of seconds, by part."""
-        runs, rows = self._runs(work), list[list[Any]]()
-        began = time.perf_counter()
-        while not rows or time.perf_counter() - began < self.options.seconds:
-            rows.append(next(runs))
-            if work.phase == "forward" and self.device.type == "cuda":
-                # Latency is what one pass takes, not what many in a row do.
-                torch.cuda.synchronize()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        names: tuple[str, ...] = ("backbone", "head") if work.phase == "forward" else PARTS
-        laps = [[_seconds(a, b) for a, b in pairwise(row)] for row in rows]
-        if work.phase == "training" and self.options.source != "data":
+        rows = self._rows(work)
+        training, options = work.phase == "training", self.options
+        names: tuple[str, ...] = PARTS if training else ("backbone", "head")
+        laps = [[seconds(a, b) for a, b in pairwise(row)] for row in rows]
+        if training and options.source != "data":
             names, laps = names[1:], [row[1:] for row in laps]
         parts = {name: statistics.median(column) for name, column in zip(names, zip(*laps, strict=True), strict=True)}
-        whole = statistics.median(sum(row) for row in laps)
-        if work.phase == "forward":
-            parts["total"] = whole
+        each = [sum(row) for row in laps]
+        whole = statistics.median(each)
+        if training:
+            # Of several sizes every one counts.
+            rate = work.images / (statistics.mean(each) if self._steps().varied else whole)
+            parts |= {"step": whole, "images_per_second": rate}
+            if self._steps().varied:
+                parts["hours"] = self._steps().hours(rate, self._evaluation)
         else:
-            parts |= {"step": whole, "images_per_second": work.images / whole}
+            parts["total"] = whole
+            if work.size == options.largest:
+                self._evaluation = min(self._evaluation or whole, whole / work.images)
         return {f"{work.key}/{name}": value for name, value in parts.items()}
 
-    def _runs(self, work: Work) -> Iterator[list[Any]]:
-        """The work again and again; each time the marks between its parts."""
-        if work.phase == "forward":
-            return self._passes(work)
-        # One optimizer and one loader for all rounds.
-        self._steps = self._steps or self._training(work)
-        return self._steps
+    def _rows(self, work: Work) -> list[Marks]:
+        """The work again and again for a while; each time the marks between its parts."""
+        training, options = work.phase == "training", self.options
+        least = options.drawn if training and options.source == "coco" else 1
+        rows, began = list[Marks](), time.perf_counter()
+        for row in self._steps().runs(work) if training else self._passes(work):
+            rows.append(row)
+            if not training:
+                # Latency is what one pass takes, not what many in a row do.
+                settle(self.device)
+            if len(rows) >= least and time.perf_counter() - began >= options.seconds:
+                break
+        settle(self.device)
+        return rows
 
-    def _mark(self) -> Any:
-        """A moment, for `_seconds`. On a GPU it lies in its queue of work, so that nobody has to wait there."""
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def _steps(self) -> TrainingSteps:
+        """Training's steps, from the first that is asked for."""
+        if self._training is None:
+            alone = Session(ProcessInfo(), self.device)
+            self._training = TrainingSteps(self.experiment, self.options, self.trials, self.task, self.model, alone)
+        return self._training
 
     def _passes(self, work: Work) -> Iterator[list[Any]]:
         """Forward passes as evaluation makes them."""
-        batch, marks = self._synthetic(work).to(self.device), list[Any]()
+        values = self.trials.of_size(work.size, self.task.size_multiple(self.model), work.images, self.options.objects)
+        batch, marks = self.trials.synthetic(self.task, values, self.experiment.seed).to(self.device), list[Any]()
         self.model.eval()
         # Within one pass, since on a GPU what the backbone computes overlaps with starting what the head will.
-        after = self.model.get_submodule("backbone").register_forward_hook(lambda *_: marks.append(self._mark()))
+        after = self.model.get_submodule("backbone").register_forward_hook(lambda *_: marks.append(mark(self.device)))
         try:
             while True:
-                marks[:] = [self._mark()]
+                marks[:] = [mark(self.device)]
                 with torch.inference_mode():
                     self.trials.infer(self.model, batch)
-                yield [*marks, self._mark()]
+                yield [*marks, mark(self.device)]
         finally:
             after.remove()
-
-    def _training(self, work: Work) -> Iterator[list[Any]]:
-        """Training steps as `train` makes them."""
-        experiment = self.experiment
-        steps = Stepper(self.task, self.model, experiment.train, experiment.seed, Session(ProcessInfo(), self.device))
-        steps.begin()
-        supply = self._supply(work)
-        marks: list[Any] = []
-        for number in itertools.count():
-            self.model.train()
-            marks[:] = [self._mark()]
-            host = next(supply)
-            marks.append(self._mark())
-            steps.take([host], number, 1.0, lap=lambda part: marks.append(self._mark()))
-            yield [*marks]
-
-    def _supply(self, work: Work) -> Iterator[Any]:
-        """The same random batch again and again, or the experiment's own, as training loads them."""
-        pin_memory = self.device.type == "cuda"
-        if self.options.source != "data":
-            batch = self._synthetic(work)
-            batch = batch.pin_memory() if pin_memory else batch
-            while True:
-                yield batch
-        images = work.images
-        sampler = StepBatches(
-            self.task.training_images,
-            seed=self.experiment.seed,
-            batch=images,
-            micro_batch=images,
-            total_steps=2**31,
-        )
-        yield from self.task.batches(self.model, sampler, pin_memory, lambda short: False)
-
-    def _synthetic(self, work: Work) -> Any:
-        """A batch of random images with random objects on them, on the host."""
-        multiple = self.task.size_multiple(self.model)
-        values = self.trials.of_size(work.size, multiple, work.images, self.options.objects)
-        return self.trials.synthetic(self.task, values, self.experiment.seed)
 
 
 def _counted(trials: Trials, task: Task, options: MeasureOptions) -> dict[str, float]:
@@ -177,11 +151,6 @@ def _counted(trials: Trials, task: Task, options: MeasureOptions) -> dict[str, f
         flops = asdict(count_flops(model, padded_size(size, task.size_multiple(model)), trials.inputs))
         metrics |= {f"gflops/{size_text(size)}/{part}": count for part, count in flops.items()}
     return metrics
-
-
-def _seconds(a: Any, b: Any) -> float:
-    """Between two marks."""
-    return b - a if isinstance(a, float) else a.elapsed_time(b) / 1000
 
 
 def answer(bench: Bench | None, request: dict[str, Any]) -> tuple[Bench | None, dict[str, Any]]:
@@ -203,7 +172,8 @@ def answer(bench: Bench | None, request: dict[str, Any]) -> tuple[Bench | None, 
 
 def _options(values: dict[str, Any]) -> MeasureOptions:
     """Options as they were before they became JSON."""
-    return MeasureOptions(**{**values, "sizes": tuple((height, width) for height, width in values["sizes"])})
+    sizes = tuple((height, width) for height, width in values["sizes"])
+    return MeasureOptions(**{**values, "sizes": sizes, "batch": tuple(values["batch"])})
 
 
 def main() -> int:
@@ -217,10 +187,26 @@ def main() -> int:
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     bench: Bench | None = None
+    warnings = _Warnings()
+    logging.getLogger("detr_container").addHandler(warnings)
     while True:
         bench, reply = answer(bench, json.loads(requests.get()))
+        if warnings.texts:
+            reply.setdefault("about", {})["warnings"] = warnings.texts
         channel.write(json.dumps(reply) + "\n")
         channel.flush()
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is warned of, such as that steps run without CUDA graphs."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.texts.append(record.getMessage())
 
 
 def _listen(requests: queue.SimpleQueue[str]) -> None:

@@ -6,9 +6,10 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich import box
@@ -25,6 +26,18 @@ from .side_by_side import side_by_side
 _log = logging.getLogger(__name__)
 _NAMES, _METRIC, _RATIO = 32, 9, 18
 """Columns of the terminal that names, a metric, and a ratio with its spread take."""
+_MORE = (
+    ("images/s", "images_per_second", 1.0),
+    ("GPU busy, %", "busy", 100.0),
+    ("host waits, %", "host_waits", 100.0),
+    ("sizes met", "sizes", 1.0),
+    ("a new size, s", "new_size", 1.0),
+    ("all of them, s", "new_sizes", 1.0),
+    ("whole schedule, h", "hours", 1.0),
+)
+"""Of a training step, beside its parts: in words, the key, and what it is multiplied by."""
+Precision = Literal["fp32", "tf32", "bf16"]
+Graphs = Literal["auto", "off"]
 Metrics = Mapping[str, Mapping[str, Any]]
 
 
@@ -35,6 +48,10 @@ class BenchmarkOptions:
     settings: Annotated[Experiment, tyro.conf.arg(name="")]
     measure: Annotated[MeasureOptions, tyro.conf.arg(name="")] = field(default_factory=MeasureOptions)
     """What is measured, and how often."""
+    precision: tuple[Precision, ...] = ()
+    """Measure each experiment in each of these; none: in its own (train.precision)."""
+    graphs: tuple[Graphs, ...] = ()
+    """Measure each experiment with each of these; none: as it says (train.graphs)."""
     output: Path | None = None
     """Also write all metrics, and those of every round, to this JSON file."""
 
@@ -44,7 +61,7 @@ def run(options: Sequence[BenchmarkOptions]) -> int:
 
     Raises ValueError when nothing could be measured because of the settings.
     """
-    experiments = labelled([each.settings for each in options])
+    experiments = variants(labelled([each.settings for each in options]), options[0].precision, options[0].graphs)
     for label, experiment in experiments.items():
         # What cannot be built at all is reported by the process that tries, so that the others continue.
         with suppress(ValueError):
@@ -73,6 +90,20 @@ def labelled(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
             label, number = f"{experiment.name} ({number})", number + 1
         labels[label] = experiment
     return labels
+
+
+def variants(
+    experiments: Mapping[str, Experiment], precisions: Sequence[Precision], graphs: Sequence[Graphs]
+) -> dict[str, Experiment]:
+    """Each experiment in each precision and with and without graphs, as far as these are given; labels say which."""
+    found: dict[str, Experiment] = {}
+    for label, experiment in experiments.items():
+        train = experiment.train
+        for precision, graph in product(precisions or (train.precision,), graphs or (train.graphs,)):
+            words = [label, *([precision] if precisions else ()), *([f"graphs={graph}"] if graphs else ())]
+            changed = replace(train, precision=precision, graphs=graph)
+            found[" ".join(words)] = replace(experiment, train=changed)
+    return found
 
 
 def tables(result: dict[str, Any], width: int) -> Iterator[Table | str]:
@@ -111,7 +142,9 @@ def _sections(options: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, st
     """Titles, and under each the rows: name, key of the metric, and what it is multiplied by."""
     parts = ("total", "backbone", "head")
     yield "parameters, millions", [(part, f"parameters/{part}", 1e-6) for part in (*parts, "trained")]
-    sizes, counts = list(dict.fromkeys(map(size_text, options["sizes"]))), sorted({1, options["batch"]})
+    sizes = list(dict.fromkeys(map(size_text, options["sizes"])))
+    batches = sorted(set(options["batch"]))
+    counts = sorted({1, *batches})
     for size in sizes:
         yield f"GFLOPs, 1 x {size}", [(part, f"gflops/{size}/{part}", 1) for part in parts]
     for size in sizes:
@@ -119,11 +152,13 @@ def _sections(options: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, st
             rows = [(part, f"forward/{size}/{count}/{part}", 1e3) for part in parts]
             yield f"forward pass, ms, {count} x {size}", rows
     largest = size_text(max(options["sizes"], key=lambda size: size[0] * size[1]))
-    images = f"{options['batch']} x {'as in training' if options['source'] == 'data' else largest}"
-    steps = [(part, f"training/{part}", 1e3) for part in ("step", *PARTS)]
-    yield f"training step, ms, {images}", [*steps, ("images/s", "training/images_per_second", 1)]
+    of = {"data": "as in training", "coco": "COCO's"}.get(options["source"], largest)
+    for count in batches:
+        steps = [(part, f"training/{count}/{part}", 1e3) for part in ("step", *PARTS)]
+        more = [(name, f"training/{count}/{key}", scale) for name, key, scale in _MORE]
+        yield f"training step, ms, {count} x {of}", [*steps, *more]
     memory = [(f"forward pass, {count} x {largest}", f"memory/forward/{largest}/{count}", 1.0) for count in counts]
-    memory.append((f"training step, {images}", "memory/training", 1.0))
+    memory += [(f"training step, {count} x {of}", f"memory/training/{count}", 1.0) for count in batches]
     yield "peak memory, GiB", [*memory, ("without a model", "memory/idle", 1.0)]
 
 
@@ -135,8 +170,9 @@ def _cells(metrics: Metrics, key: str, scale: float, alone: bool) -> tuple[str, 
     text = digits(metric["value"] * scale)
     if alone:
         rounds = [value * scale for value in metric.get("rounds", [])]
-        if key.startswith("training/") and key.split("/")[1] in PARTS:
-            text = f"{text} ({100 * metric['value'] / metrics['training/step']['value']:.0f} %)"
+        work, _, part = key.rpartition("/")
+        if work.startswith("training/") and part in PARTS:
+            text = f"{text} ({100 * metric['value'] / metrics[f'{work}/step']['value']:.0f} %)"
         return text, f"{digits(min(rounds))}..{digits(max(rounds))}" if rounds else ""
     ratio = metric.get("ratio")
     if ratio is None:
@@ -167,3 +203,10 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
         "head. Medians of "
         f"{rounds} rounds." + (f" Ratios: to {result['first']}, within each round (least..most)." * (len(found) > 1))
     )
+    if any("hours" in key for each in found.values() for key in each["figures"]):
+        yield (
+            "Whole schedule: on one process, by the images/s above, each micro batch with an update; evaluations as "
+            "fast as the fastest forward pass of the largest size, where that is measured; without loading."
+        )
+    for label, each in found.items():
+        yield from (f"{label}: {warning}" for warning in each.get("warnings", []))

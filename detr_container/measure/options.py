@@ -58,13 +58,18 @@ class MeasureOptions:
 
     sizes: tuple[Size, ...] = ((480, 640), (800, 1066), (800, 1333))
     """Pixels of the images of a forward pass. Training steps get images of the largest."""
-    batch: Annotated[int, between(1, 65_536)] = 2
-    """Images of a training step. Forward passes are measured with one image and with so many."""
+    batch: tuple[Annotated[int, between(1, 65_536)], ...] = (2,)
+    """Images of a training step, one number or several. Forward passes are measured with one image and with each."""
+    forward: bool = True
+    """Measure forward passes."""
     training: bool = True
     """Measure training steps too."""
-    source: Literal["synthetic", "data", "made"] = "synthetic"
-    """Training images. `synthetic`: random ones in memory (`made` is its old name); `data`: the experiment's own,
-    loaded as in training."""
+    source: Literal["synthetic", "coco", "data", "made"] = "synthetic"
+    """Training images. `synthetic`: random ones in memory (`made` is its old name); `coco`: the same, in the sizes that
+    training draws of COCO's; `data`: the experiment's own, loaded as in training."""
+    drawn: Annotated[int, between(2, 100_000)] = 16
+    """With `coco`: so many batches are drawn, whose sizes come in turn; with it and with `data` on a GPU, twice as many
+    steps are taken before the clock runs, which show what a new size costs."""
     classes: Annotated[int, between(1, 100_000)] = 80
     """Classes to tell apart; with `data` those of the data set."""
     objects: Annotated[int, natural(10_000)] = 7
@@ -79,14 +84,23 @@ class MeasureOptions:
         check(self)
         if not self.sizes:
             raise ValueError("sizes=(): give one or more, such as 800x1333")
+        if not self.batch:
+            raise ValueError("batch=(): give one or more, such as 2")
+        if not (self.forward or self.training):
+            raise ValueError("forward=False with training=False leaves nothing to measure: leave one of them out")
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """The size with most pixels."""
+        return max(self.sizes, key=lambda size: size[0] * size[1])
 
     def works(self) -> list[Work]:
         """The kinds of measurement, in their order."""
-        images = sorted({1, self.batch})
-        forward = [Work("forward", size, count) for size in dict.fromkeys(self.sizes) for count in images]
-        largest = max(self.sizes, key=lambda size: size[0] * size[1])
+        batches = sorted(set(self.batch))
+        counts = sorted({1, *batches}) if self.forward else []
+        forward = [Work("forward", size, count) for size in dict.fromkeys(self.sizes) for count in counts]
         # Last, so that gradients and the optimizer's state are not yet there when the memory of the others is measured.
-        return [*forward, Work("training", largest, self.batch)] if self.training else forward
+        return [*forward, *(Work("training", self.largest, count) for count in batches if self.training)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,8 @@ class Work:
     @property
     def key(self) -> str:
         """What its metrics' names begin with."""
-        return f"forward/{size_text(self.size)}/{self.images}" if self.phase == "forward" else "training"
+        of_size = f"{size_text(self.size)}/" if self.phase == "forward" else ""
+        return f"{self.phase}/{of_size}{self.images}"
 
     def __str__(self) -> str:
         what = "a forward pass" if self.phase == "forward" else "a training step"

@@ -38,7 +38,8 @@ def side_by_side(
 
     Returns, ready for JSON: {"options": those given, "first": its label, "experiments": {label: one}}, each one with
     - experiment, backbone, head, precision; settings: all of them;
-    - device, torch, memory (what the metrics of memory mean): absent when its process never came to answer;
+    - device, torch, memory (what the metrics of memory mean): absent when its process never came to answer; warnings:
+      a list, where there were any;
     - failure: None, or why it was given up, on one line; refused: whether its settings were at fault; said: all that
       its process then wrote to its standard error;
     - figures: {key: {"value": number, "rounds": [number per round], "ratio": {"median", "least", "most"}}}.
@@ -46,9 +47,12 @@ def side_by_side(
     gflops/HxW/{total,backbone,head}: of one image, see `costs`;
     forward/HxW/B/{total,backbone,head}: seconds from a batch of B uint8 images on the device to detections, in
     evaluation mode; normalisation counts as backbone, post-processing as head;
-    training/{data,forward,matching,loss,backward,optimizer,step}: seconds (data: only of images that are loaded);
-    training/images_per_second;
-    memory/idle: GiB without a model; memory/forward/HxW/B, memory/training: the peak beyond that, in GiB.
+    training/B/{data,forward,matching,loss,backward,optimizer,step}: seconds of a step on B images (data: only of images
+    that are loaded); training/B/images_per_second;
+    training/B/{sizes,new_size,new_sizes,hours}: with batches of several sizes: see `TrainingSteps`; hours: of the whole
+    schedule, with evaluations where forward passes are measured;
+    training/B/{busy,host_waits}: on a GPU, shares of a step: see `device_shares`;
+    memory/idle: GiB without a model; memory/forward/HxW/B, memory/training/B: the peak beyond that, in GiB.
     value: the median of the rounds, where there are rounds; ratio: to the first experiment, absent on itself and where
     either has no such metric: the median, least and most of the ratios within a round.
     Raises ValueError for options that nothing can be measured with; an experiment that fails does not end the others.

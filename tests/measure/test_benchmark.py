@@ -51,11 +51,11 @@ def measured(_one_thread: None) -> dict[str, Any]:
 
 def test_every_metric_is_there(measured: dict[str, Any]) -> None:
     parts = ("total", "backbone", "head")
-    keys = {f"parameters/{part}" for part in (*parts, "trained")} | {"memory/idle", "memory/training"}
+    keys = {f"parameters/{part}" for part in (*parts, "trained")} | {"memory/idle", "memory/training/2"}
     keys |= {f"gflops/{size}/{part}" for size in ("64x64", "60x90") for part in parts}
     forward = [f"forward/{size}/{count}" for size in ("64x64", "60x90") for count in (1, 2)]
     keys |= {f"{key}/{part}" for key in forward for part in parts} | {f"memory/{key}" for key in forward}
-    keys |= {f"training/{part}" for part in (*PARTS[1:], "step", "images_per_second")}
+    keys |= {f"training/2/{part}" for part in (*PARTS[1:], "step", "images_per_second")}
     assert measured["first"] == "narrow"
     for each in measured["experiments"].values():
         assert (each["failure"], each["refused"], each["device"]) == (None, False, "CPU, 1 threads")
@@ -79,15 +79,15 @@ def test_metrics_are_of_the_experiment(measured: dict[str, Any]) -> None:
             split = zip(*(metrics[f"{key}/{part}"]["rounds"] for part in ("backbone", "head", "total")), strict=True)
             # With a single pass per measurement the parts add up.
             assert all(backbone + head == pytest.approx(total) for backbone, head, total in split)
-        steps, rates = (metrics[f"training/{name}"]["rounds"] for name in ("step", "images_per_second"))
+        steps, rates = (metrics[f"training/2/{name}"]["rounds"] for name in ("step", "images_per_second"))
         assert rates == pytest.approx([2 / step for step in steps])
-        assert metrics["training/step"]["value"] == statistics.median(steps)
+        assert metrics["training/2/step"]["value"] == statistics.median(steps)
 
 
 def test_ratios_are_to_the_first(measured: dict[str, Any]) -> None:
     first, second = (each["figures"] for each in measured["experiments"].values())
     assert not any("ratio" in metric for metric in first.values())
-    for key in ("forward/64x64/1/head", "training/step"):
+    for key in ("forward/64x64/1/head", "training/2/step"):
         pairs = zip(second[key]["rounds"], first[key]["rounds"], strict=True)
         ratios = [mine / theirs for mine, theirs in pairs]
         expected = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
@@ -99,13 +99,13 @@ def test_ratios_are_to_the_first(measured: dict[str, Any]) -> None:
 def test_ratios_are_taken_within_rounds() -> None:
     """The machine was ten times slower in one round; and one experiment did not live to see the last."""
     first, second, dead = (_Measured(DEBUG) for _ in range(3))
-    first.rounds["training/step"] = [1.0, 10.0, 4.0]
-    second.rounds["training/step"] = [2.0, 5.0, 12.0]
-    dead.rounds["training/step"] = [3.0, 40.0]
-    described = second.described(first)["figures"]["training/step"]
+    first.rounds["training/2/step"] = [1.0, 10.0, 4.0]
+    second.rounds["training/2/step"] = [2.0, 5.0, 12.0]
+    dead.rounds["training/2/step"] = [3.0, 40.0]
+    described = second.described(first)["figures"]["training/2/step"]
     assert described == {"value": 5.0, "rounds": [2.0, 5.0, 12.0], "ratio": {"median": 2.0, "least": 0.5, "most": 3.0}}
-    assert dead.described(first)["figures"]["training/step"]["ratio"] == {"median": 3.5, "least": 3.0, "most": 4.0}
-    assert "ratio" not in second.described(_Measured(DEBUG))["figures"]["training/step"]
+    assert dead.described(first)["figures"]["training/2/step"]["ratio"] == {"median": 3.5, "least": 3.0, "most": 4.0}
+    assert "ratio" not in second.described(_Measured(DEBUG))["figures"]["training/2/step"]
 
 
 def test_the_schedule_goes_round_and_change_who_is_first() -> None:
@@ -153,17 +153,17 @@ def test_experiments_that_fail_are_named_and_the_others_finish(
     assert [each["settings"]["head"]["queries"] for each in (healthy, refused, dead)] == [7, 7, 7]
     assert [each["refused"] for each in (healthy, refused, dead)] == [False, True, False]
     assert (refused["figures"], "device" in refused) == ({}, False)
-    assert (healthy["failure"], len(healthy["figures"]["training/step"]["rounds"])) == (None, 3)
+    assert (healthy["failure"], len(healthy["figures"]["training/2/step"]["rounds"])) == (None, 3)
     assert dead["failure"].startswith(message)
     assert len(dead["figures"]["forward/64x64/1/total"]["rounds"]) == 2
-    assert len(dead["figures"]["training/step"]["rounds"]) == 1
-    assert "ratio" in dead["figures"]["training/step"]
+    assert len(dead["figures"]["training/2/step"]["rounds"]) == 1
+    assert "ratio" in dead["figures"]["training/2/step"]
     assert all(worker.process.returncode is not None for worker, _ in asked)
 
 
 def test_works() -> None:
     """The largest size is the one with most pixels; a batch of one is not measured twice."""
-    options = MeasureOptions(sizes=((64, 64), (32, 96), (64, 64)), batch=1, source="made")
+    options = MeasureOptions(sizes=((64, 64), (32, 96), (64, 64)), batch=(1,), source="made")
     options.check()
     forward = [Work("forward", (64, 64), 1), Work("forward", (32, 96), 1)]
     assert options.works() == [*forward, Work("training", (64, 64), 1)]
@@ -185,6 +185,8 @@ BAD_SIZES = [
         (["debug", "debgu"], "there is no experiment 'debgu': did you mean debug"),
         (["debug", "--rounds", "0"], "rounds=0: it must be 1 or more"),
         (["debug", "--sizes"], "sizes=(): give one or more"),
+        (["debug", "--batch"], "batch=(): give one or more"),
+        (["debug", "--no-forward", "--no-training"], "forward=False with training=False leaves nothing to measure"),
         *((["debug", "--sizes", "64x64", text], f"error: sizes={text!r}: {rule}") for text, rule in BAD_SIZES),
         (["debug", "demo", "--round", "3"], "--rounds"),
     ],
@@ -209,9 +211,32 @@ def test_own_images_are_loaded(root: Path, tmp_path: Path) -> None:
     data = ["--source", "data", "--data.root", str(root), "--batch", "4"]
     assert main(["benchmark", "debug", *FAST, *data, "--rounds", "2", "--output", str(output)]) == 0
     (metrics,) = (each["figures"] for each in json.loads(output.read_text())["experiments"].values())
-    assert set(metrics) >= {f"training/{part}" for part in PARTS}
+    assert set(metrics) >= {f"training/4/{part}" for part in PARTS}
     # The classes are those of the images, whatever --classes is.
     assert metrics["parameters/head"]["value"] == costs(DEBUG, len(CATEGORY_IDS), [(64, 64)]).parameters.head
+
+
+def test_sizes_are_drawn_and_settings_vary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """COCO's sizes on canvases, two numbers of images, with graphs and without: a CPU has none, and no busy GPU."""
+    output = tmp_path / "metrics.json"
+    drawn = "--source coco --drawn 5 --batch 1 2 --no-forward --graphs auto off --precision bf16 --data.canvases on"
+    small = "--data.scales 64 96 --data.crop-resize 64 --data.crop-range 48 64 --data.max-size 128 --train.epochs 2"
+    line = f"benchmark debug {drawn} {small} --train.max-steps 0 --rounds 2 --device cpu --output {output}"
+    assert main([*line.split(), *FAST]) == 0
+    found = json.loads(output.read_text())["experiments"]
+    assert list(found) == ["debug bf16 graphs=auto", "debug bf16 graphs=off"]
+    for label, each in found.items():
+        metrics = each["figures"]
+        assert (each["precision"], each["settings"]["train"]["graphs"]) == ("bf16", label.partition("=")[2])
+        assert not any(key.startswith("forward/") or key.endswith(("/busy", "/host_waits")) for key in metrics)
+        for images in (1, 2):
+            key = f"training/{images}"
+            assert 1 < metrics[f"{key}/sizes"]["value"] <= 5
+            assert {f"{key}/new_size", f"{key}/new_sizes", f"memory/{key}"} <= set(metrics)
+            # Two epochs of COCO.
+            hours = zip(*(metrics[f"{key}/{name}"]["rounds"] for name in ("hours", "images_per_second")), strict=True)
+            assert all(value == pytest.approx(2 * 118_287 / rate / 3600, rel=1e-3) for value, rate in hours)
+    assert "a new size, s" in capsys.readouterr().out
 
 
 @pytest.mark.long
@@ -255,7 +280,7 @@ def test_a_phase_does_not_remember_the_one_before() -> None:
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux forgets a peak")
 def test_memory_of_a_pass_is_not_that_of_training(tmp_path: Path) -> None:
     """In a process of its own, as `benchmark` measures: memory that other tests have freed would hide a part of it."""
-    options = replace(QUICK, sizes=((512, 512),), batch=4)
+    options = replace(QUICK, sizes=((512, 512),), batch=(4,))
     small, large = Work("forward", (64, 64), 1), Work("training", (512, 512), 4)
     with (tmp_path / "errors").open("wb") as errors, Worker(errors) as worker:
         worker.ask({"do": "prepare", "experiment": to_dict(DEBUG), "options": asdict(options)})
@@ -276,7 +301,7 @@ def test_tables_say_everything_and_fit(measured: dict[str, Any]) -> None:
     shown = console.export_text()
     assert "…" not in shown
     assert shown.count("parameters, millions") == 2
-    ratio = measured["experiments"]["wide"]["figures"]["training/step"]["ratio"]
+    ratio = measured["experiments"]["wide"]["figures"]["training/2/step"]["ratio"]
     assert f"{ratio['median']:.2f} ({ratio['least']:.2f}..{ratio['most']:.2f})" in shown
     alone = {**measured, "experiments": {"narrow": measured["experiments"]["narrow"]}}
     console.print(*tables(alone, 100))

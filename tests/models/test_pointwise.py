@@ -135,7 +135,7 @@ def test_the_whole_backbone_on_a_gpu(frozen: bool, half: bool, monkeypatch: pyte
     def distance(found: list[Tensor]) -> float:
         return max(float((one - two).norm() / two.norm()) for one, two in zip(found, exact, strict=True))
 
-    assert distance(ours) <= (2 * distance(plain) if half else 1e-4)
+    assert distance(ours) <= (2 * distance(plain) if half else 1e-3)
 
 
 @pytest.mark.gpu
@@ -163,4 +163,4 @@ def test_the_whole_backbone_in_a_graph() -> None:
     static.copy_(other)
     graph.replay()
     for one, two in zip(captured, step(other), strict=True):
-        torch.testing.assert_close(one, two, rtol=0.02, atol=1e-2 * float(two.abs().max()))
+        torch.testing.assert_close(one, two, rtol=0.02, atol=1e-3 * float(two.abs().max()))

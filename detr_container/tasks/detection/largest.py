@@ -29,13 +29,14 @@ IMAGES = 100
 class LargestBatch:
     """The largest micro batch: its padded height and width in pixels, and how many objects each of its images has.
 
-    padded: whether its images can be smaller than itself, so that the model needs masks.
+    padded: whether its images can be smaller than itself, so that the model needs masks; slots: see `Padding`.
     """
 
     height: int
     width: int
     objects: tuple[int, ...]
     padded: bool
+    slots: int = 0
 
 
 def largest_batch(
@@ -111,7 +112,7 @@ def synthetic_batch(largest: LargestBatch, classes: int, seed: int = 0) -> Batch
     objects = sum(largest.objects)
     boxes = torch.rand(objects, 4, generator=generator) * 0.4 + 0.1
     labels = torch.randint(0, classes, (objects,), generator=generator)
-    targets = Targets.of_images(labels.split(largest.objects), boxes.split(largest.objects))
+    targets = Targets.of_images(labels.split(largest.objects), boxes.split(largest.objects), largest.slots)
     shapes = tuple((height, width) for _ in range(count))
     return Batch(pixels.permute(0, 3, 1, 2), sizes, targets, tuple(range(count)), shapes, largest.padded)
 

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.config.settings import Experiment
 from detr_container.datasets.annotations import resolve
 from detr_container.datasets.batch import Batch, collate
+from detr_container.datasets.canvas import drawn_sizes
 from detr_container.datasets.check import check_dataset
 from detr_container.datasets.loader import permutation
 from detr_container.datasets.transforms import Size
@@ -26,10 +28,10 @@ from detr_container.engine.trials import Largest, Trials
 from detr_container.models.detector import Detector
 from detr_container.models.postprocess import postprocess
 
-from .build import Data, make_shapes_if_asked, open_data
-from .canvases import active
+from .build import Data, make_shapes_if_asked, open_data, training_augmentation
+from .canvases import active, grid_of, padding_of
 from .largest import LargestBatch, few_images, largest_batch, synthetic_batch
-from .task import DetectionTask
+from .task import MOST_SLOTS, DetectionTask
 
 SMALL = 64
 """Side in pixels of a small batch."""
@@ -112,7 +114,22 @@ class DetectionTrials(Trials):
     def of_size(self, size: tuple[int, int], multiple: int, images: int, objects: int) -> Mapping[str, Any]:
         """See `Trials`."""
         height, width = (-(-side // multiple) * multiple for side in size)
-        return asdict(LargestBatch(height, width, (objects,) * images, padded=(height, width) != size))
+        slots = MOST_SLOTS if active(self.experiment.data, choose_device(self.experiment.device)) else 0
+        return asdict(LargestBatch(height, width, (objects,) * images, (height, width) != size, slots))
+
+    def drawn(
+        self, model: nn.Module, sizes: Sequence[Size], images: int, batches: int, objects: int
+    ) -> list[Mapping[str, Any]]:
+        """See `Trials`."""
+        assert isinstance(model, Detector)
+        images_of, experiment = np.array(sizes), self.experiment
+        grid = grid_of(experiment, model.backbone, model.pixel_mean.device)
+        padding = padding_of(experiment.data, model.backbone, grid.training(images_of, images) if grid else None)
+        slots = MOST_SLOTS if grid else 0
+        found = drawn_sizes(
+            images_of, training_augmentation(experiment.data), images, padding, batches, experiment.seed
+        )
+        return [asdict(LargestBatch(*size, (objects,) * images, padded=True, slots=slots)) for size in found]
 
     def synthetic(self, task: Task, values: Mapping[str, Any], seed: int = 0) -> Batch:
         """See `Trials`."""
