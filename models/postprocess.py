@@ -33,11 +33,11 @@ class Ranked:
         return Ranked(self.scores[index], self.labels[index], self.boxes[index], self.queries[index])
 
 
-def postprocess(output: Output, sizes: Sequence[tuple[int, int]], classification: str) -> Ranked:
+def postprocess(output: Output, sizes: Sequence[tuple[int, int]] | None, classification: str) -> Ranked:
     """A detection of every query of every image from the last decoder layer, without threshold or suppression.
 
-    sizes: (height, width) in pixels to scale the boxes to. Softmax: each query's best class but no-object, as DETR.
-    Focal: the Q best of all query-class pairs, as SMCA-DETR.
+    sizes: (height, width) in pixels to scale the boxes to; None leaves them in [0, 1]. Softmax: each query's best class
+    but no-object, as DETR. Focal: the Q best of all query-class pairs, as SMCA-DETR.
     """
     logits, boxes = output.logits[-1], cxcywh_to_xyxy(output.boxes[-1])
     queries, classes = logits.shape[1:]
@@ -49,6 +49,8 @@ def postprocess(output: Output, sizes: Sequence[tuple[int, int]], classification
         scores, best = logits.sigmoid().flatten(1).topk(queries, dim=-1)
         order, labels = best // classes, best % classes
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    if sizes is None:
+        return Ranked(scores, labels, boxes, order)
     scale = to_device([(w, h, w, h) for h, w in sizes], boxes.device, boxes.dtype)
     return Ranked(scores, labels, boxes * scale[:, None], order)
 

@@ -1,4 +1,4 @@
-"""Training steps as CUDA graphs: what a step starts on the GPU is recorded once per shape, and then started as one.
+"""Steps as CUDA graphs: what is started on the GPU is recorded once per shape, and then started as one.
 
 A small step of a detector starts thousands of kernels, which takes the host several times as long as the GPU computes.
 A graph starts them at once. It computes on the same memory each time, so a micro batch is copied into the tensors that
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .micro import Eager
-from .task import Lap, StaticBatch, Task
+from .task import Lap, StaticBatch
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -30,10 +30,11 @@ LIMIT = 128
 """Shapes of micro batches that are recorded; further ones run without a graph."""
 
 
-def why_eager(graphs: str, device: torch.device, task: Task, drawn_again: bool) -> str:
-    """Why steps of a task run without graphs, in words; empty where they run with them.
+def why_eager(graphs: str, device: torch.device, reason: str, drawn_again: bool = False) -> str:
+    """Why something runs without graphs, in words; empty where it runs with them.
 
-    drawn_again: whether activations that follow from random numbers are made again for the gradient.
+    graphs: the setting; reason: the task's; drawn_again: whether activations that follow from random numbers are made
+    again for the gradient.
     """
     if graphs == "off":
         return "train.graphs=off"
@@ -41,7 +42,7 @@ def why_eager(graphs: str, device: torch.device, task: Task, drawn_again: bool) 
         return "no GPU"
     if drawn_again:
         return "train.checkpoint_activations makes again what dropout or drop-path has drawn"
-    return task.why_eager
+    return reason
 
 
 class Recorder(Protocol):
@@ -125,6 +126,37 @@ class Replayed:
             _log.warning("%s runs without a CUDA graph: %s", self._words, _reason(error))
             self._again = self._work
         self._again()
+
+
+class Replays:
+    """A function of tensors without gradient, replayed for shapes that it has met."""
+
+    def __init__(self, work: Callable[..., Tensor], device: torch.device, recorder: Recorder | None) -> None:
+        """work: gets what decides, beside the shapes, what is computed, then the tensors; recorder: None for none."""
+        self._work, self._device, self._recorder = work, device, recorder
+        self._known: dict[Hashable, tuple[list[Tensor], Tensor, Callable[[], None]]] = {}
+
+    def __call__(self, form: Hashable, *host: Tensor) -> Tensor:
+        """What comes of tensors on the host; the next call with the same shapes may overwrite it."""
+        key = (form, *((tensor.shape, tensor.dtype) for tensor in host))
+        if key in self._known:
+            given, result, replay = self._known[key]
+            for mine, theirs in zip(given, host, strict=True):
+                mine.copy_(theirs, non_blocking=True)
+            replay()
+            return result
+        given = [tensor.to(self._device, non_blocking=True) for tensor in host]
+        if self._recorder is None or len(self._known) >= LIMIT:
+            return self._work(form, *given)
+        result = self._recorder.warm(lambda: self._work(form, *given))
+        # Of its own, since on a CPU what is given is the caller's.
+        kept = [tensor.clone() for tensor in given]
+        try:
+            self._known[key] = (kept, *self._recorder.record(lambda: self._work(form, *kept)))
+        except RuntimeError as error:
+            _log.warning("forward passes run without CUDA graphs from here on: %s", _reason(error))
+            self._recorder = None
+        return result
 
 
 @dataclass

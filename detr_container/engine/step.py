@@ -74,7 +74,7 @@ class Stepper:
         parts = [] if which == "none" else task.checkpointed(model, which)
         self.checkpointed = checkpoint_activations(parts)
         drawn_again = any(map(draws, self.checkpointed))
-        self.eager_because = "" if recorder else why_eager(settings.graphs, session.device, task, drawn_again)
+        self.eager_because = "" if recorder else why_eager(settings.graphs, session.device, task.why_eager, drawn_again)
         self._recorder = recorder
         self._norms = torch.zeros(())
         self._flat: FlatGradients | None = None

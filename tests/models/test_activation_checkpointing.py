@@ -146,8 +146,8 @@ def test_what_draws_random_numbers_is_known() -> None:
 def test_why_steps_that_draw_again_run_without_graphs() -> None:
     task = DetectionTask(DetectionExperiment(), None, 3)
     gpu = torch.device("cuda")
-    assert why_eager("auto", gpu, task, False) == ""
-    assert "makes again what dropout or drop-path has drawn" in why_eager("auto", gpu, task, True)
+    assert why_eager("auto", gpu, task.why_eager) == ""
+    assert "makes again what dropout or drop-path has drawn" in why_eager("auto", gpu, task.why_eager, drawn_again=True)
 
 
 def test_a_task_without_such_parts_says_so() -> None:

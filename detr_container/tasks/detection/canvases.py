@@ -26,6 +26,12 @@ def active(data: DataConfig, device: torch.device) -> bool:
     return not data.canvas and (data.canvases == "on" or (data.canvases == "auto" and device.type == "cuda"))
 
 
+def many_sizes(data: DataConfig) -> str:
+    """Why most batches on a GPU are of a new size, in words; empty where there are few sizes."""
+    one = data.canvas or (data.resize == "square" and len(set(data.scales)) == 1)
+    return "" if one or data.canvases != "off" else "data.canvases=off, so that most batches are of a new size"
+
+
 @dataclass(frozen=True)
 class Grid:
     """What canvases of an experiment can be; multiple, side: the backbone's `size_multiple` and `side`.

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detr_container.base.files import write_json
 from detr_container.base.shortage import asking
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.memory import for_evaluation
 from detr_container.datasets.annotations import Category, read_annotations, resolve_split
-from detr_container.datasets.batch import Batch
 from detr_container.datasets.canvas import Canvases
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import Ends, batches, evaluation_loader
+from detr_container.engine.graphs import CudaRecorder, Recorder, Replays, why_eager
 from detr_container.engine.precision import InPrecision, described
 from detr_container.engine.session import Session
 from detr_container.models.detector import Detector
@@ -27,7 +27,7 @@ from detr_container.models.device import Fetched
 from detr_container.models.postprocess import LIMIT, Ranked, counted, postprocess
 
 from .build import evaluation_augmentation, make_shapes_if_asked
-from .canvases import as_json, grid_of, name_of, padding_of
+from .canvases import as_json, grid_of, many_sizes, name_of, padding_of
 from .coco_results import OLD_NAME
 from .detections import NAME, Detections, starts_of
 from .scores import Scores
@@ -63,6 +63,11 @@ def detect(
     was_training = model.training
     model.eval()
     compute = InPrecision(model, experiment.train.precision, session.device)
+
+    def rows_of(padded: bool, images: Tensor, sizes: Tensor) -> Tensor:
+        return _packed(postprocess(compute(images, sizes, padded), None, experiment.loss.classification))
+
+    replays = Replays(rows_of, session.device, recorder_for(experiment, session.device))
     found: list[Detections] = []
     waiting: _Found | None = None
     supply = batches(loader, ends)
@@ -71,7 +76,8 @@ def detect(
             batch = next(supply, None)
             before, waiting = waiting, None
             if batch is not None:
-                waiting = _detected(compute, batch, session.device, experiment.loss.classification)
+                rows = Fetched(replays(batch.padded, batch.images, batch.sizes))
+                waiting = _Found(batch.image_ids, batch.original_sizes, rows)
             if before is not None:
                 # Its copy was under way while the device was given more to do.
                 found.append(before.detections(ids))
@@ -91,11 +97,10 @@ def canvases_of(
     return grid.evaluation(dataset.annotations.sizes) if grid else None
 
 
-def _detected(compute: nn.Module, batch: Batch, device: torch.device, classification: str) -> _Found:
-    """A batch's detections, on their way to the host; nothing waits for the device."""
-    images, sizes = batch.images.to(device, non_blocking=True), batch.sizes.to(device, non_blocking=True)
-    ranked = postprocess(compute(images, sizes, batch.padded), batch.original_sizes, classification)
-    return _Found(tuple(batch.image_ids), Fetched(_packed(ranked)))
+def recorder_for(experiment: DetectionExperiment, device: torch.device) -> Recorder | None:
+    """What records the forward passes of an evaluation; None where they run without graphs."""
+    eager = why_eager(experiment.train.graphs, device, many_sizes(experiment.data))
+    return None if eager else CudaRecorder(device)
 
 
 def _packed(found: Ranked) -> Tensor:
@@ -108,22 +113,25 @@ def _packed(found: Ranked) -> Tensor:
 
 @dataclass(frozen=True)
 class _Found:
-    """What was found in a batch of images, as `_packed`."""
+    """What was found in a batch of images, as `_packed`, with boxes in [0, 1]; sizes: (height, width) on disk."""
 
     image_ids: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
     rows: Fetched
 
     def detections(self, category_ids: Sequence[int]) -> Detections:
         """Of each image those that can count, the `LIMIT` best of each class; waits for them."""
         rows = self.rows.wait().numpy()
         kept = rows[..., 6] > 0
+        scale = np.array([(w, h, w, h) for h, w in self.sizes], dtype=rows.dtype)
+        boxes = rows[..., 2:6] * scale[:, None]
         rows = rows[kept]
         return Detections(
             np.array(self.image_ids, dtype=np.int64),
             starts_of(kept.sum(axis=1)),
             rows[:, 0].copy(),
             rows[:, 1].astype(np.int64),
-            rows[:, 2:6].copy(),
+            boxes[kept],
             np.array(category_ids, dtype=np.int64),
         )
 

@@ -27,7 +27,7 @@ from detr_container.models.layers.gpu.assignment import refusal
 from detr_container.models.matcher import NonFiniteOutputError
 
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
-from .canvases import Grid, as_json, grid_of, padding_of
+from .canvases import Grid, as_json, grid_of, many_sizes, padding_of
 from .detections import NAME, Detections, evaluation_of
 from .evaluate import evaluate_to
 from .groups import parameter_counts, parameter_groups
@@ -128,9 +128,7 @@ class DetectionTask(Task):
     @property
     def why_eager(self) -> str:
         """See `Task`."""
-        data = self.experiment.data
-        one = data.canvas or (data.resize == "square" and len(set(data.scales)) == 1)
-        return "" if one or data.canvases != "off" else "data.canvases=off, so that most batches are of a new size"
+        return many_sizes(self.experiment.data)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from runs import tiny
+from tape import Tape
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_container.base.processes import ProcessInfo
 from detr_container.config.detection import DetectionExperiment
+from detr_container.engine.graphs import Replays
 from detr_container.engine.session import Session
 from detr_container.models.detector import Detector, Output
 from detr_container.models.device import Fetched
@@ -66,12 +68,14 @@ def test_what_arrives_is_what_was_detected(classification: str, queries: int, ro
     model, outputs, sizes = built(experiment), list[Output](), list[Any]()
     model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
 
-    def watched(output: Output, original: Any, kind: str) -> Any:
+    found_of = evaluate._Found
+
+    def watched(image_ids: Any, original: Any, rows: Fetched) -> Any:
         sizes.append(original)
-        return postprocess(output, original, kind)
+        return found_of(image_ids, original, rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "postprocess", watched)
+        patch.setattr(evaluate, "_Found", watched)
         found = detected(experiment, model)
     assert [len(each) for each in sizes] == [2, 2, 1]
     scores, labels, boxes, counts = list[Tensor](), list[Tensor](), list[Tensor](), list[int]()
@@ -92,7 +96,7 @@ def test_what_arrives_is_what_was_detected(classification: str, queries: int, ro
 def test_one_copy_a_batch_which_is_awaited_while_the_next_is_computed(classification: str, root: Path) -> None:
     experiment = experiment_of(root, classification)
     model, waits, order = built(experiment), Waits(), list[str]()
-    start, wait, compute = Fetched.__init__, Fetched.wait, evaluate._detected
+    start, wait, compute = Fetched.__init__, Fetched.wait, Replays.__call__
 
     def started(fetched: Fetched, tensor: Tensor) -> None:
         order.append("sent")
@@ -110,10 +114,25 @@ def test_one_copy_a_batch_which_is_awaited_while_the_next_is_computed(classifica
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Fetched, "__init__", started)
         patch.setattr(Fetched, "wait", waited)
-        patch.setattr(evaluate, "_detected", computed)
+        patch.setattr(Replays, "__call__", computed)
         detected(experiment, model)
     assert order == ["sent", "sent", "awaited", "sent", "awaited", "awaited"]
     assert waits.found == Counter()
+
+
+@pytest.mark.parametrize("classification", ["focal", "softmax"])
+def test_replayed_forward_passes_find_the_same(
+    classification: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, tape = experiment_of(root, classification), Tape()
+    model = built(experiment)
+    plain = detected(experiment, model)
+    monkeypatch.setattr(evaluate, "recorder_for", lambda *_: tape)
+    found = detected(experiment, model)
+    # Two images twice, and the last one.
+    assert (tape.recorded, tape.replays) == (2, 1)
+    for name in ("image_ids", "starts", "scores", "labels", "boxes"):
+        assert np.array_equal(getattr(found, name), getattr(plain, name)), name
 
 
 def test_the_counter_sees_what_waits() -> None:
