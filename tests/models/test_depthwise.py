@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from detr_container.models.layers.depthwise import Depthwise, use_depthwise
 from detr_container.models.layers.gpu import depthwise as module
+from detr_container.models.layers.gpu import depthwise_kernels
 from detr_container.models.layers.gpu.depthwise import Geometry, depthwise, refusal
 
 # Two units in the last place of the largest value: the interpreter rounds bfloat16 towards zero.
@@ -118,6 +119,35 @@ def test_why_the_kernels_are_not_used_is_logged_once(
     assert [record.name for record in caplog.records] == [module.__name__]
     assert "use PyTorch's kernels on cpu, which are slower: import of triton" in caplog.text
     torch.testing.assert_close(results[1], F.conv2d(x, weight, padding=1, groups=4))
+
+
+def test_kernels_that_give_wrong_values_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def correlate(x: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
+        windows = taps.t().reshape(-1, 1, 3, 3)
+        return F.conv2d(x.permute(0, 3, 1, 2), windows, bias, padding=1, groups=len(windows)).permute(0, 2, 3, 1)
+
+    def parameter_gradients(x: Tensor, gradient: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+        _, height, width, _ = x.shape
+        parts = [padded[:, i : i + height, j : j + width] for i in range(k) for j in range(k)]
+        return torch.stack([(part * gradient).sum((0, 1, 2)) for part in parts], dim=1), gradient.sum((0, 1, 2))
+
+    monkeypatch.setattr(depthwise_kernels, "correlate", correlate)
+    monkeypatch.setattr(depthwise_kernels, "parameter_gradients", parameter_gradients)
+    refusal.cache_clear()
+    assert refusal("cpu") is None
+    for name, wrong in (
+        ("correlate", lambda x, taps, bias: correlate(x, taps, bias).roll(1, 1)),
+        ("parameter_gradients", lambda x, gradient, k: parameter_gradients(x.flip(2), gradient, k)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(depthwise_kernels, name, wrong)
+            refusal.cache_clear()
+            assert refusal("cpu") == "Triton's kernels give wrong values there"
+    refusal.cache_clear()
+    assert caplog.text.count("give wrong values there") == 2
 
 
 @pytest.mark.usefixtures("on_cpu")

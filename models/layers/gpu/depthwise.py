@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -131,17 +132,34 @@ def _fits(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
 @lru_cache
 def refusal(device: str) -> str | None:
     """Why the Triton kernels cannot be used on such a device, logged once; None if they can, which is tried."""
+    reason = ""
     failures: tuple[type[Exception], ...] = (ImportError, OSError, RuntimeError, ValueError, subprocess.SubprocessError)
     try:
         from triton import TritonError
 
         failures = (*failures, TritonError)
-        from .depthwise_kernels import correlate, parameter_gradients
-
-        x, taps = torch.zeros(1, 1, 1, 16, device=device), torch.zeros(9, 16, device=device)
-        parameter_gradients(x, correlate(x, taps, None), 3)
+        if not _right(device):
+            reason = "Triton's kernels give wrong values there"
     except failures as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if reason:
         _log.warning("Depthwise convolutions use PyTorch's kernels on %s, which are slower: %s", device, reason)
-        return reason
-    return None
+    return reason or None
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _right(device: str) -> bool:
+    """Whether the Triton kernels compute what PyTorch does on the CPU, and its gradient of the windows."""
+    from .depthwise_kernels import correlate, parameter_gradients
+
+    generator = torch.Generator().manual_seed(0)
+    x, taps = (torch.randn(*shape, generator=generator) for shape in ((2, 5, 9, 16), (9, 16)))
+    windows = taps.t().reshape(16, 1, 3, 3).requires_grad_()
+    expected = F.conv2d(x.permute(0, 3, 1, 2), windows, padding=1, groups=16).permute(0, 2, 3, 1)
+    (slope,) = torch.autograd.grad(expected.square().sum() / 2, windows)
+    found = correlate(x.to(device), taps.to(device), None)
+    gradient, _ = parameter_gradients(x.to(device), found, 3)
+    return torch.allclose(found.cpu(), expected.detach(), atol=1e-4) and torch.allclose(
+        gradient.cpu(), slope.flatten(1), rtol=1e-4, atol=1e-3
+    )
