@@ -80,8 +80,12 @@ class CudaRecorder:
     def record(self, work: Callable[[], T]) -> tuple[T, Callable[[], None]]:
         """See `Recorder`."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads copy batches into pinned memory meanwhile, which is no fault of the recording.
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+        # Ending a recording that has failed fails as well, and leaves its stream the current one, hence the first
+        # context. Other threads copy batches into pinned memory meanwhile, which is no fault of it, hence the mode.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"),
+        ):
             result = work()
         return result, graph.replay
 
