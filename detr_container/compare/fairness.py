@@ -101,6 +101,7 @@ def _facts(arms: Sequence[Arm]) -> list[Difference]:
         ("code version", "timm", lambda line: str((line.get("packages") or {}).get("timm", "unknown"))),
         ("device", "device", _device),
         ("device", "processes", lambda line: str(line.get("world_size", "unknown"))),
+        ("images per forward pass", "found to fit", lambda line: str(line.get("micro_batch") or "as set")),
         ("padding", "canvases in training", lambda line: _canvases(line, "training")),
         ("padding", "canvases in evaluation", lambda line: _canvases(line, "evaluation")),
         ("data version", "training annotations", lambda line: _data(line, "train")),

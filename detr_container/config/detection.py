@@ -252,6 +252,7 @@ def _idle(experiment: DetectionExperiment) -> Iterator[tuple[str, bool, str]]:
 def _check_together(experiment: DetectionExperiment) -> None:
     """Settings that contradict each other."""
     backbone, head, data = experiment.backbone, experiment.head, experiment.data
+    _check_micro_batch(experiment)
     if head.kind == "smca" and head.pre_norm:
         raise ValueError("head.pre_norm=True: SMCA-DETR is defined with post-norm layers only; use head.kind=detr")
     if head.width % head.heads:
@@ -272,6 +273,17 @@ def _check_together(experiment: DetectionExperiment) -> None:
             raise ValueError(f"data.{name}={sizes[:10]}: give one or more sizes in pixels, 1,000 at most")
     if data.crop_range[0] > data.crop_range[1]:
         raise ValueError(f"data.crop_range={data.crop_range}: give the least side of a crop, then the largest")
+
+
+def _check_micro_batch(experiment: DetectionExperiment) -> None:
+    """What results would follow from the memory of a machine with."""
+    given = {"loss.normalise": experiment.loss.normalise, "backbone.norm": experiment.backbone.norm}
+    for name, otherwise in (("loss.normalise", "global"), ("backbone.norm", "frozen")):
+        if not experiment.train.micro_batch and given[name] != otherwise:
+            raise ValueError(
+                f"train.micro_batch=0: with {name}={given[name]} results follow from the size of a micro batch, which "
+                f"would follow from the machine's memory: give a number, or use {name}={otherwise}"
+            )
 
 
 def detection(experiment: Experiment) -> DetectionExperiment:

@@ -19,7 +19,9 @@ def for_model(experiment: Experiment) -> dict[str, Any]:
 
 def for_step(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide what a training step takes."""
-    return _named(experiment, _STEP)
+    found = _named(experiment, _STEP)
+    # 0 is the largest that was found to fit, so there is nothing lower than it.
+    return found if found["train.micro_batch"] else found | {"train.micro_batch": "0 (give a number)"}
 
 
 def for_evaluation(experiment: Experiment) -> dict[str, Any]:

@@ -46,8 +46,9 @@ class TrainConfig:
     """Passes over the training set."""
     batch: Annotated[int, positive(65_536), FIXED] = 16
     """Images per optimizer step, over all processes."""
-    micro_batch: Annotated[int, positive(65_536), Topic("images per forward pass")] = 2
-    """Images per process in one forward pass; gradients accumulate until `batch` is reached."""
+    micro_batch: Annotated[int, natural(65_536), Topic("images per forward pass")] = 2
+    """Images per process in one forward pass; gradients accumulate until `batch` is reached. 0: as many as fit into the
+    memory, a power of two that is found by trying at each start."""
     lr: Annotated[float, positive(1e30)] = 1e-4
     """Learning rate of what a task gives no other."""
     weight_decay: Rate = 1e-4
@@ -122,7 +123,7 @@ class Experiment:
     @property
     def memory(self) -> dict[str, Any]:
         """The settings that decide what a training step takes, for the message when memory does not suffice."""
-        return {"train.micro_batch": self.train.micro_batch}
+        return {"train.micro_batch": self.train.micro_batch or "0 (give a number)"}
 
     @property
     def loader_workers(self) -> int:
@@ -137,7 +138,7 @@ class Experiment:
     @property
     def evaluation_batch(self) -> int:
         """Images per process and forward pass at evaluation."""
-        return self.train.micro_batch
+        return self.train.micro_batch or 1
 
     def untrained(self) -> Self:
         """The same experiment from random weights, which needs no file of them."""

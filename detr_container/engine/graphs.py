@@ -180,7 +180,10 @@ class _Recorded:
 
 
 class Graphed:
-    """Micro batches by replay; the first of each shape without, which sets up what its graphs need."""
+    """Micro batches by replay; the first of each shape without, which sets up what its graphs need.
+
+    short_of_memory: there are shapes whose graphs memory did not suffice for.
+    """
 
     def __init__(self, eager: Eager, recorder: Recorder) -> None:
         self._eager, self._recorder = eager, recorder
@@ -188,6 +191,7 @@ class Graphed:
         self._told: set[str] = set()
         self._never = ""
         self._seconds = 0.0
+        self.short_of_memory = False
 
     def derive(self, host: Any, divisors: Tensor, share: float, lap: Lap) -> Tensor:
         """As `Eager.derive`; what it returns is overwritten by the next micro batch of the same shape."""
@@ -243,6 +247,7 @@ class Graphed:
             sums, replay_learn = self._recorder.record(learn)
         except torch.OutOfMemoryError as error:
             _log.warning("%s run without a CUDA graph: %s", words, _reason(error))
+            self.short_of_memory = True
             return None
         except RuntimeError as error:
             # What cannot be recorded of one shape cannot be of another.

@@ -76,6 +76,8 @@ class ProvenanceLine(Schema):
     cpu: str = ""
     gpus: list[str] | None = None
     world_size: Annotated[int, Field(ge=1, le=10**6)] = 1
+    micro_batch: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    """What `train.micro_batch=0` stood for."""
     data: dict[str, DataVersion] | None = None
     canvases: dict[str, Canvases] | None = None
 

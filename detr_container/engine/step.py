@@ -101,6 +101,11 @@ class Stepper:
             self._change = Replayed(self._changed, recorder, "the optimizer")
 
     @property
+    def graphs_fit(self) -> bool:
+        """Whether memory sufficed for the graphs of all micro batches so far."""
+        return not (isinstance(self._micro, Graphed) and self._micro.short_of_memory)
+
+    @property
     def manner(self) -> str:
         """How steps run on a GPU, in words to follow its name; empty on a CPU, where there is one way."""
         if self.session.device.type != "cuda":

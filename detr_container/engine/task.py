@@ -17,6 +17,7 @@ import torch
 from rich.console import RenderableType
 from torch import Tensor, nn
 
+from detr_container.config.settings import Experiment
 from detr_container.datasets.loader import Ends, StepBatches
 
 from .session import Session
@@ -90,6 +91,11 @@ class Task(ABC):
         """
         del model
         return {}, []
+
+    def resolved(self, experiment: Experiment) -> Task:
+        """The same task and data under settings in which a number stands for `train.micro_batch=0`."""
+        del experiment
+        return self
 
     def versions(self) -> dict[str, dict[str, Any]]:
         """By split, the file that says what the data is, its SHA-256 and its number of images."""

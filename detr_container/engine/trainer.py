@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from detr_container.datasets.loader import StepBatches, steps_per_epoch
 from detr_container.drawing.curves import Scores, plot_curves
 
 from . import optimizer as optim
+from .micro_batch import fit
 from .precision import described
 from .progress import Progress
 from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimizer
 from .retention import superseded
 from .run import Run
-from .session import Session
+from .session import Session, StoppedError
 from .step import Stepper
 from .task import Evaluation, NonFiniteError, Task
 
@@ -51,10 +53,13 @@ class Trainer:
         found = newest_on_all(self.checkpoints, session)
         with session.together():
             self.changed = self._open(*found) if found else []
+        if not self.settings.micro_batch:
+            self._fit(found[1].get("micro_batch") if found else 0)
+        with session.together():
             # Before anything is built, since it raises where the batch cannot be divided.
             self.sampler = self._sampler()
             self.model = self._built(bool(found))
-            self.steps = Stepper(task, self.model, self.settings, experiment.seed, session)
+            self.steps = Stepper(self.task, self.model, self.settings, experiment.seed, session)
             if found:
                 averaged = bool(self.settings.ema_decay)
                 check_tensors(*found, self.model, self.steps.optimizer, self.steps.names, averaged)
@@ -160,6 +165,19 @@ class Trainer:
 
     # -- before the first step ----------------------------------------------------------------------------------------
 
+    def _fit(self, known: object) -> None:
+        """Find what `train.micro_batch=0` stands for, the same on all processes. known: what it was before."""
+        self.log("train.micro_batch=0: trying how many images of the largest size fit into a forward pass")
+        with self.session.together():
+            try:
+                fitted = fit(self.task, self.experiment, self.session, self.stop, known=known)
+            except InterruptedError as error:
+                raise StoppedError(f"asked to stop by {error} while trying what fits into memory") from error
+        least = min(self.session.gather((fitted.images, str(fitted))))
+        self.settings = replace(self.settings, micro_batch=least[0])
+        self.task = self.task.resolved(replace(self.experiment, train=self.settings))
+        self.log(f"train.micro_batch=0 is {least[0]} here: {least[1]}")
+
     def _versions(self) -> dict[str, dict[str, Any]]:
         """Which data this is, once all processes have read the same files."""
         with self.session.together():
@@ -185,6 +203,7 @@ class Trainer:
             if self.session.main:
                 facts = {"step": self.step, "arithmetic": arithmetic, "data": self.versions, **settled}
                 facts |= {"changed": self.changed} if self.changed else {}
+                facts |= {} if self.experiment.train.micro_batch else {"micro_batch": self.settings.micro_batch}
                 self.run.describe(self.experiment, self.task.files(), facts)
                 self.run.rewind(self.step)
                 self._discard()
@@ -231,6 +250,8 @@ class Trainer:
             "meters": meters,
             "data": {split: version["sha256"] for split, version in self.versions.items()},
         }
+        if not self.experiment.train.micro_batch:
+            state["micro_batch"] = self.settings.micro_batch
         if self.steps.ema is not None:
             state |= {"ema": self.steps.ema.module.state_dict(), "ema_updates": self.steps.ema.updates}
         return state

@@ -47,6 +47,11 @@ class Trials(ABC):
     def bare(self, classes: int = 1) -> Task:
         """The task without its data: enough to build a model and to take steps on synthetic batches."""
 
+    def classes(self, task: Task) -> int:
+        """How many classes a task with data has, for `bare`."""
+        del task
+        return 1
+
     @abstractmethod
     def opened(self) -> Task:
         """The task with its data, read once. Raises ValueError or OSError for data that cannot be used."""

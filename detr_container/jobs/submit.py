@@ -165,10 +165,12 @@ def _check_settings(experiment: Experiment, world: int) -> None:
     """What the run itself would refuse, hours later."""
     train = experiment.train
     config.validate(experiment)
-    if train.batch % (train.micro_batch * world):
+    # 0 becomes a number where the run starts; it may be 1.
+    least = (train.micro_batch or 1) * world
+    if train.batch % least:
         raise ValueError(
             f"train.batch={train.batch} is not divisible by {world} process(es) x train.micro_batch="
-            f"{train.micro_batch}: make it a multiple of {train.micro_batch * world}, or ask for fewer GPUs"
+            f"{train.micro_batch}: make it a multiple of {least}, or ask for fewer GPUs"
         )
     experiment.check_data()
     for name, path in experiment.inputs.items():

@@ -74,8 +74,7 @@ def names_of(pattern: str) -> list[str]:
 def entries(names: Sequence[str], tried: bool = False, processes: int = 1, limit: float = LIMIT) -> Iterator[Entry]:
     """Examine each, in their order. tried: also take training steps; processes: how many work at a time."""
     from detr_container.base.processes import environment_of_one
-
-    from .estimate import free_memory
+    from detr_container.base.trial_process import free_memory
 
     waiting, early = deque(names), dict[str, Entry]()
     items = dict.fromkeys(names, free_memory() // processes if tried else 0)

@@ -6,22 +6,15 @@ memory than there is, and that had better not be the one that has to report it.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
 import torch
 
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.shortage import out_of_memory
+from detr_container.base.trial_process import KILLED, free_memory, ran_out, read_request, run_trial
 from detr_container.config import settings as config
 from detr_container.config.settings import Experiment, TrainConfig
 from detr_container.datasets.loader import steps_per_epoch
@@ -30,8 +23,6 @@ from detr_container.engine.session import Session, open_session
 from detr_container.engine.trials import Largest, Trials, trials_of
 
 from .probe import Probe
-
-_KILLED = 128 + signal.SIGKILL
 
 
 class DoesNotFitError(RuntimeError):
@@ -113,75 +104,22 @@ def _take_step(trials: Trials, largest: Largest, folder: Path, session: Session)
     probe.step_on([large] * micro_batches)
 
 
-def free_memory() -> int:
-    """Bytes that can still be taken on this machine, of what this process may take at most."""
-    return int(min(psutil.virtual_memory().available, *cgroup_limits(), sys.maxsize))
-
-
-def cgroup_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Bytes that this process's control groups let it have, as Slurm and containers set them; old and new kind."""
-    lines = membership.read_text().splitlines() if membership.exists() else []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top, name = (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
-        group = top / path.lstrip("/")
-        for folder in (group, *group.parents):
-            # Where there is no limit the file says `max`; where a container shows only its own groups there is none.
-            with suppress(OSError, ValueError):
-                yield int((folder / name).read_text())
-            if folder == top:
-                break
-
-
 def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: float, stop: StopRequest) -> int:
-    """Take the step in another process, which is ended when it has more than `room` bytes. Returns its peak.
-
-    An interrupt must be a request: as an exception it could come between the start of the process and the care for it.
-    """
+    """Take the step in another process, which is ended when it has more than `room` bytes. Returns its peak."""
     folder.mkdir(parents=True)
-    log = folder / "log"
     request = {"experiment": config.to_dict(experiment), "largest": asdict(largest), "folder": str(folder / "run")}
-    command = [sys.executable, "-m", __name__]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(command, 0, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT) as process,
-    ):
-        assert process.stdin is not None
-        try:
-            with suppress(BrokenPipeError):
-                # Left open: that it closes lets the other process know that this one is gone.
-                process.stdin.write(json.dumps(request).encode() + b"\n")
-            _wait(process, room, stop)
-        finally:
-            process.kill()
-            process.wait()
-    if stop.requested is not None:
-        raise InterruptedError(stop.requested)
-    last = (log.read_text(errors="replace").splitlines() or [""])[-1]
-    if process.returncode == 0 and last.isdigit():
+    status, lines = run_trial([sys.executable, "-m", __name__], request, folder / "log", room, stop)
+    last = (lines or [""])[-1]
+    if status == 0 and last.isdigit():
         return int(last)
-    if process.returncode in (-signal.SIGKILL, _KILLED):
+    if ran_out(status):
         raise _does_not_fit(room)
-    raise RuntimeError(f"the process that tried a step ended with status {process.returncode}: {last}")
-
-
-def _wait(process: subprocess.Popen[bytes], room: float, stop: StopRequest) -> None:
-    with suppress(psutil.NoSuchProcess):
-        other = psutil.Process(process.pid)
-        while process.poll() is None and stop.requested is None:
-            if other.memory_info().rss > room:
-                process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.05)
+    raise RuntimeError(f"the process that tried a step ended with status {status}: {last}")
 
 
 def main() -> int:
     """Take the step that standard input describes, and print its peak memory."""
-    _first_to_go()
-    request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    request = read_request()
     trials = trials_of(config.from_dict(request["experiment"]))
     largest = Largest(**request["largest"])
     with open_session("cpu") as session:
@@ -190,20 +128,9 @@ def main() -> int:
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            return _KILLED
+            return KILLED
     sys.stdout.write(f"{round(session.peak_memory() * GIB)}\n")
     return 0
-
-
-def _first_to_go() -> None:
-    """Be the process that the system ends when memory runs out."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

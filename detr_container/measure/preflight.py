@@ -27,6 +27,7 @@ from detr_container.base.limits import Many, between, check, natural
 from detr_container.base.processes import current_process
 from detr_container.config.settings import Experiment, flatten, validate
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
+from detr_container.engine.micro_batch import fit
 from detr_container.engine.progress import WAITING
 from detr_container.engine.session import Session, open_session
 from detr_container.engine.task import Task
@@ -171,7 +172,7 @@ class _Preflight:
         warnings = validate(experiment)
         train = experiment.train
         share = StepBatches(
-            train.batch, seed=0, batch=train.batch, micro_batch=train.micro_batch, total_steps=0, world=processes
+            train.batch, seed=0, batch=train.batch, micro_batch=train.micro_batch or 1, total_steps=0, world=processes
         )
         task = self.trials.bare()
         model = task.build(weights=False)
@@ -179,10 +180,10 @@ class _Preflight:
         self.multiple, self.sound = task.size_multiple(model), True
         for warning in warnings:
             self.list.remark(warning)
-        return (
-            f"{experiment.name}: batch {train.batch} = {processes} x {share.accumulation} x {train.micro_batch} "
-            f"(processes, accumulation steps, images), {train.epochs} epochs, {len(warnings)} warnings"
-        )
+        parts = f"{processes} x {share.accumulation} x {train.micro_batch} (processes, accumulation steps, images)"
+        if not train.micro_batch:
+            parts = f"{processes} x {share.accumulation} (processes, images, as many at a time as fit)"
+        return f"{experiment.name}: batch {train.batch} = {parts}, {train.epochs} epochs, {len(warnings)} warnings"
 
     def data_set(self) -> str:
         """What is wrong with the annotations and the images."""
@@ -199,6 +200,8 @@ class _Preflight:
     def memory(self) -> str:
         """Whether a step on the largest batch fits."""
         task, train = self._opened(), self.experiment.train
+        if not train.micro_batch:
+            return self._fit(task)
         largest = self.trials.largest(task, self.multiple)
         trials = self.trials.like(self._trial().untrained())
         try:
@@ -215,6 +218,16 @@ class _Preflight:
         if peak > 0.9 * room:
             self.list.remark("less than a tenth of the memory is left, and batches of many shapes need some more")
         return f"{largest.words}: {peak / GIB:.2f} GiB of {room / GIB:.2f} GiB"
+
+    def _fit(self, task: Task) -> str:
+        """Which micro batch 0 is here; all later checks have that."""
+        self.fits = False
+        with _between_steps() as stop:
+            fitted = fit(task, self._trial(), self.session, stop, self.options.memory * GIB)
+            train = replace(self.experiment.train, micro_batch=fitted.images)
+            self.trials = self.trials.like(replace(self.experiment, train=train))
+            self.task, self.fits = task.resolved(self.experiment), True
+        return f"train.micro_batch=0 is {fitted.images} here: {fitted}"
 
     # -- what steps show ----------------------------------------------------------------------------------------------
 

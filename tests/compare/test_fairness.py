@@ -48,6 +48,7 @@ FACTS: dict[str, tuple[str, dict[str, Any]]] = {
     "torchvision": ("code version", {"packages": {"torch": "2.14.1", "torchvision": "0.26.0", "timm": "1.0.31"}}),
     "device": ("device", {"gpus": ["a graphics card"]}),
     "processes": ("device", {"world_size": 8}),
+    "found to fit": ("images per forward pass", {"micro_batch": 8}),
     "data": ("data version", {"data": None}),
     "canvases": ("padding", {"canvases": {"training": {"sizes": [[64, 96], [96, 96]], "waste": 0.05}}}),
 }

@@ -15,7 +15,9 @@ import pytest
 import torch
 from runs import environment, tiny
 
+from detr_container.base import trial_process
 from detr_container.base.interrupt import StopRequest
+from detr_container.base.trial_process import cgroup_limits
 from detr_container.config.detection import DataConfig, DetectionTrainConfig
 from detr_container.config.settings import to_dict
 from detr_container.datasets.annotations import Annotations, Category, read_annotations
@@ -24,7 +26,7 @@ from detr_container.datasets.transforms import Augmentation
 from detr_container.engine.session import open_session
 from detr_container.engine.trials import Largest, trials_of
 from detr_container.measure import estimate
-from detr_container.measure.estimate import DoesNotFitError, cgroup_limits, run_parts
+from detr_container.measure.estimate import DoesNotFitError, run_parts
 from detr_container.tasks.detection.build import open_data, training_augmentation
 from detr_container.tasks.detection.largest import LargestBatch, few_images, largest_batch, synthetic_batch
 
@@ -155,7 +157,9 @@ from pathlib import Path
 from detr_container.config import settings as config
 from detr_container.measure import estimate
 from detr_container.engine.session import open_session
+from detr_container.base import trial_process
 from detr_container.base.interrupt import StopRequest
+from detr_container.base.trial_process import cgroup_limits
 from detr_container.engine.trials import Largest, trials_of
 trials = trials_of(config.from_dict(json.loads(sys.argv[1])["experiment"]))
 with open_session("cpu") as session:
@@ -200,8 +204,8 @@ def test_the_process_that_tries_reports_that_it_could_not_allocate(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(estimate, "_take_step", full)
-    monkeypatch.setattr(estimate, "_end_with_parent", lambda: None)
-    monkeypatch.setattr(estimate, "_first_to_go", lambda: None)
+    monkeypatch.setattr(trial_process, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(trial_process, "_first_to_go", lambda: None)
     monkeypatch.setattr(sys, "stdin", io.StringIO(request(root, tmp_path) + "\n"))
     assert estimate.main() == 128 + signal.SIGKILL
 

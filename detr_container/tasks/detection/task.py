@@ -103,6 +103,10 @@ class DetectionTask(Task):
         words = f"batches are padded to canvases: in training {training}; in evaluation {evaluation}"
         return {"canvases": {"training": as_json(training), "evaluation": as_json(evaluation)}}, [words]
 
+    def resolved(self, experiment: Experiment) -> DetectionTask:
+        """See `Task`."""
+        return type(self)(detection(experiment), self._data, self.classes)
+
     def versions(self) -> dict[str, dict[str, Any]]:
         """See `Task`."""
         return self.data.versions()

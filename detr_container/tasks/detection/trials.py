@@ -57,6 +57,10 @@ class DetectionTrials(Trials):
         """See `Trials`."""
         return DetectionTask(self.experiment, None, classes)
 
+    def classes(self, task: Task) -> int:
+        """See `Trials`."""
+        return _of(task).classes
+
     def opened(self) -> DetectionTask:
         """See `Trials`."""
         self._data = self._data or open_data(self.experiment)
