@@ -10,11 +10,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(subst /,_,$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-long lint format demo compare-demo clean
+.PHONY: help install test test-long gpu-check lint format demo compare-demo clean
 
 help:
 	@echo "make test          check style and types, and run all tests"
 	@echo "make test-long     run the tests that take minutes: hundreds of damaged inputs, every family of backbones, real trainings on a real Slurm"
+	@echo "make gpu-check     on a machine with a GPU: run the tests that need one, measure, and print a table; 8 minutes"
 	@echo "make demo          make a small data set, train on it, evaluate, and draw what was found"
 	@echo "make compare-demo  train two heads on two backbones with two seeds on synthetic images, and report; 20 minutes"
 	@echo "make lint          check style and types only"
@@ -29,6 +30,11 @@ test: lint
 
 test-long: $(STAMP)
 	DETR_CONTAINER_PINNED=1 $(BIN)/python -m pytest -m long $(LONG_ARGS)
+
+# Installs nothing, since such a machine may have no network: without .venv it takes $(PYTHON) as it is.
+gpu-check:
+	@PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" \
+	  $(if $(wildcard $(BIN)/python),$(BIN)/python,"$(PYTHON)") -m detr_container.measure.gpu_check
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

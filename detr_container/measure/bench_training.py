@@ -87,13 +87,15 @@ class TrainingSteps:
         """Take steps until they run smoothly; what new sizes cost, where there are several.
 
         Keys: {sizes, new_size, new_sizes}: how many sizes there were, the seconds that the first step at one took
-        longer than later ones, and those of all together, the start included.
+        longer than later ones, and those of all together, the start included; values: numbers in the largest tensor of
+        a batch, the mean over batches that come again.
         """
-        if not self.varied or (self.options.source == "data" and self.device.type == "cpu"):
+        own = self.options.source == "data"
+        if not self.varied or (own and self.device.type == "cpu"):
             for _ in islice(self.runs(work), WARMUP):
                 pass
-            return {}
-        first, again = dict[Hashable, float](), list[float]()
+            return {} if own else {"values": _values(next(self._supplied(work)))}
+        first, again, values = dict[Hashable, float](), list[float](), list[int]()
         supply = self._supplied(work)
         self.model.train()
         for _ in range(2 * self.options.drawn):
@@ -103,6 +105,7 @@ class TrainingSteps:
             self._step(host, [])
             settle(self.device)
             taken, shape = time.perf_counter() - began, _shape(host)
+            values.append(_values(host))
             if shape in first:
                 again.append(taken)
             else:
@@ -111,7 +114,8 @@ class TrainingSteps:
             return {}
         usual = statistics.median(again)
         longer = [taken - usual for taken in first.values()]
-        return {"sizes": len(first), "new_size": statistics.median(longer), "new_sizes": sum(longer)}
+        costs = {"sizes": len(first), "new_size": statistics.median(longer), "new_sizes": sum(longer)}
+        return {**costs, "values": statistics.mean(values)}
 
     def watch(self, work: Work) -> dict[str, float]:
         """What PyTorch's profiler says of steps on one batch; nothing on a CPU. See `device_shares`."""
@@ -165,3 +169,7 @@ def _shape(host: Any) -> Hashable:
     if not isinstance(host, StaticBatch):
         return type(host).__name__
     return tuple((tensor.shape, tensor.dtype) for tensor in host.tensors), host.form
+
+
+def _values(host: Any) -> int:
+    return max(tensor.numel() for tensor in host.tensors) if isinstance(host, StaticBatch) else 0

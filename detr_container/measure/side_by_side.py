@@ -49,7 +49,7 @@ def side_by_side(
     evaluation mode; normalisation counts as backbone, post-processing as head;
     training/B/{data,forward,matching,loss,backward,optimizer,step}: seconds of a step on B images (data: only of images
     that are loaded); training/B/images_per_second;
-    training/B/{sizes,new_size,new_sizes,hours}: with batches of several sizes: see `TrainingSteps`; hours: of the whole
+    training/B/{values,sizes,new_size,new_sizes,hours}: see `TrainingSteps.warm`; hours: of the whole
     schedule, with evaluations where forward passes are measured;
     training/B/{busy,host_waits}: on a GPU, shares of a step: see `device_shares`;
     memory/idle: GiB without a model; memory/forward/HxW/B, memory/training/B: the peak beyond that, in GiB.

@@ -55,7 +55,7 @@ def test_every_metric_is_there(measured: dict[str, Any]) -> None:
     keys |= {f"gflops/{size}/{part}" for size in ("64x64", "60x90") for part in parts}
     forward = [f"forward/{size}/{count}" for size in ("64x64", "60x90") for count in (1, 2)]
     keys |= {f"{key}/{part}" for key in forward for part in parts} | {f"memory/{key}" for key in forward}
-    keys |= {f"training/2/{part}" for part in (*PARTS[1:], "step", "images_per_second")}
+    keys |= {f"training/2/{part}" for part in (*PARTS[1:], "step", "images_per_second", "values")}
     assert measured["first"] == "narrow"
     for each in measured["experiments"].values():
         assert (each["failure"], each["refused"], each["device"]) == (None, False, "CPU, 1 threads")
@@ -81,6 +81,8 @@ def test_metrics_are_of_the_experiment(measured: dict[str, Any]) -> None:
             assert all(backbone + head == pytest.approx(total) for backbone, head, total in split)
         steps, rates = (metrics[f"training/2/{name}"]["rounds"] for name in ("step", "images_per_second"))
         assert rates == pytest.approx([2 / step for step in steps])
+        # Two images of 60 x 90 pixels, padded to multiples of 32 pixels.
+        assert metrics["training/2/values"]["value"] == 2 * 3 * 64 * 96
         assert metrics["training/2/step"]["value"] == statistics.median(steps)
 
 
