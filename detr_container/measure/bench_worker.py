@@ -66,7 +66,7 @@ class Bench:
     def warm(self, work: Work) -> dict[str, float]:
         """Do the work until it runs smoothly. Returns the peak memory in GiB, beyond that without a model.
 
-        Of training also what new sizes cost and how much of the time is computed in: see `TrainingSteps`.
+        Of training also what new sizes cost: see `TrainingSteps.warm`.
         """
         begin_phase(self.device)
         found = dict[str, float]()
@@ -77,9 +77,11 @@ class Bench:
                 pass
         settle(self.device)
         memory = {f"memory/{work.key}": max(0.0, peak_memory(self.device) - self.idle)}
-        if work.phase == "training":
-            found |= self._steps().watch(work)
         return memory | {f"{work.key}/{name}": value for name, value in found.items()}
+
+    def watch(self, work: Work) -> dict[str, float]:
+        """What PyTorch's profiler says of training steps: see `device_shares`; nothing on a CPU."""
+        return {f"{work.key}/{name}": value for name, value in self._steps().watch(work).items()}
 
     def measure(self, work: Work) -> dict[str, float]:
         """Do the work for a while. Returns medians of seconds, by part."""
@@ -154,14 +156,15 @@ def _counted(trials: Trials, task: Task, options: MeasureOptions) -> dict[str, f
 
 
 def answer(bench: Bench | None, request: dict[str, Any]) -> tuple[Bench | None, dict[str, Any]]:
-    """Do what a line asks for: prepare, warm or measure. Returns the model, and the answer."""
+    """Do what a line asks for: prepare, warm, measure or watch. Returns the model, and the answer."""
     try:
         if request["do"] == "prepare":
             bench = Bench(from_dict(request["experiment"]), _options(request["options"]))
             return bench, {"about": bench.about(), "figures": bench.metrics}
         assert bench is not None
         work = Work(**{**request["work"], "size": tuple(request["work"]["size"])})
-        return bench, {"figures": bench.warm(work) if request["do"] == "warm" else bench.measure(work)}
+        does = {"warm": bench.warm, "measure": bench.measure, "watch": bench.watch}
+        return bench, {"figures": does[request["do"]](work)}
     except Exception as error:
         if out_of_memory(error):
             return bench, {"no_memory": str(error)}

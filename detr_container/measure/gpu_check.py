@@ -50,8 +50,8 @@ class Part:
 class Plan:
     """What is measured: each experiment in one precision, the first in those of `compared` as well.
 
-    batches: numbers of images; drawn: micro batches in COCO's sizes; pictures: of the loader; rest: further arguments
-    of every benchmark.
+    batches: numbers of images; drawn: micro batches in COCO's sizes; pictures: of the loader; seconds, loading: see
+    --seconds of `benchmark` and of `data speed`; rest: further arguments of every benchmark.
     """
 
     experiments: tuple[str, ...] = ("detr_r50_50e", "smca_r50_50e", "smca_container_light_50e")
@@ -63,12 +63,13 @@ class Plan:
     pictures: str = "96"
     workers: tuple[str, ...] = ("0", "6", "14")
     seconds: str = "1"
+    loading: str = "4"
     rest: tuple[str, ...] = ()
 
 
 def parts_of(plan: Plan, tests: Sequence[str]) -> Iterator[Part]:
     """All parts, those first that would be missed most."""
-    yield Part("tests", ("-m", "pytest", "-m", "gpu", "-q", "-ra", "-p", "no:cacheprovider", *tests), 150)
+    yield Part("tests", ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", *tests), 150)
     common = ("--sizes", plan.size, "--seconds", plan.seconds, "--output", "{output}", *plan.rest)
     names = plan.experiments[::-1]
     for name in names:
@@ -81,7 +82,7 @@ def parts_of(plan: Plan, tests: Sequence[str]) -> Iterator[Part]:
     # Of the last experiment with most images, whose schedule is the longest, then with few.
     yield from (*later[:1], *first[:1])
     speed = ("data", "speed", plan.experiments[0], "--images", plan.pictures, "--workers", *plan.workers)
-    yield Part("loader", (*_PROGRAM, *speed, "--seconds", plan.seconds, "--output", "{output}"), 60)
+    yield Part("loader", (*_PROGRAM, *speed, "--seconds", plan.loading, "--output", "{output}"), 60)
     if plan.compared:
         variant = ("--precision", *plan.compared, "--graphs", "auto", "off", "--batch", plan.batches[0])
         what = (*_PROGRAM, "benchmark", plan.experiments[0], *variant, "--rounds", "2", "--no-forward", *common)

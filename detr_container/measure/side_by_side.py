@@ -108,6 +108,10 @@ def _schedule(labels: list[str], options: MeasureOptions) -> Iterator[tuple[str,
         for work in works:
             for label in labels[start:] + labels[:start]:
                 yield label, {"do": "measure", "work": asdict(work)}, f"round {number + 1}, {work}"
+    # Last, since what the profiler disturbs is then measured already.
+    for work in works:
+        for label in labels if work.phase == "training" else ():
+            yield label, {"do": "watch", "work": asdict(work)}, f"watching {work}"
 
 
 @dataclass

@@ -115,7 +115,9 @@ def test_the_schedule_goes_round_and_change_who_is_first() -> None:
     schedule = [(label, request) for label, request, _ in _schedule(["a", "b", "c"], options)]
     assert [label for label, request in schedule if request["do"] == "prepare"] == ["a", "b", "c"]
     works = len(options.works())
-    assert Counter(request["do"] for _, request in schedule) == {"prepare": 3, "warm": 3 * works, "measure": 12 * works}
+    counts = {"prepare": 3, "warm": 3 * works, "measure": 12 * works, "watch": 3}
+    assert Counter(request["do"] for _, request in schedule) == counts
+    assert {request["do"] for _, request in schedule[-3:]} == {"watch"}
     timed = [(label, request["work"]) for label, request in schedule if request["do"] == "measure"]
     threes = [timed[start : start + 3] for start in range(0, len(timed), 3)]
     assert all(work == three[0][1] for three in threes for _, work in three)

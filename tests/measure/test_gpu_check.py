@@ -18,7 +18,7 @@ TINY = Plan(("debug",), compared=(), batches=("2",), size="64x64", drawn="4", pi
 @pytest.mark.slow
 def test_real_measurements_in_one_table() -> None:
     """A GPU's busy share is missing here, and everything else is there."""
-    plan = Plan(**{**vars(TINY), "seconds": "0.1", "rest": tuple(SMALL.split())})
+    plan = Plan(**{**vars(TINY), "seconds": "0.1", "loading": "0.1", "rest": tuple(SMALL.split())})
     parts = [*parts_of(plan, ["tests/measure/test_device_share.py"])]
     assert [part.name for part in parts] == [
         "tests",
