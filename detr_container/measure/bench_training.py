@@ -88,7 +88,7 @@ class TrainingSteps:
 
         Keys: {sizes, new_size, new_sizes}: how many sizes there were, the seconds that the first step at one took
         longer than later ones, and those of all together, the start included; values: numbers in the largest tensor of
-        a batch, the mean over batches that come again.
+        a batch, the mean.
         """
         own = self.options.source == "data"
         if not self.varied or (own and self.device.type == "cpu"):
@@ -110,17 +110,18 @@ class TrainingSteps:
                 again.append(taken)
             else:
                 first[shape] = taken
+        found = {"sizes": len(first), "values": statistics.mean(values)}
         if not again:
-            return {}
+            return found
         usual = statistics.median(again)
         longer = [taken - usual for taken in first.values()]
-        costs = {"sizes": len(first), "new_size": statistics.median(longer), "new_sizes": sum(longer)}
-        return {**costs, "values": statistics.mean(values)}
+        return {**found, "new_size": statistics.median(longer), "new_sizes": sum(longer)}
 
     def watch(self, work: Work) -> dict[str, float]:
         """What PyTorch's profiler says of steps on one batch; nothing on a CPU. See `device_shares`."""
         if self.device.type != "cuda":
             return {}
+        self.model.train()
         host = next(self._supplied(work))
         return device_shares(lambda: self._step(host, []))
 

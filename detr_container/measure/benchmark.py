@@ -30,6 +30,7 @@ _MORE = (
     ("images/s", "images_per_second", 1.0),
     ("GPU busy, %", "busy", 100.0),
     ("host waits, %", "host_waits", 100.0),
+    ("kernels", "kernels", 1.0),
     ("sizes met", "sizes", 1.0),
     ("a new size, s", "new_size", 1.0),
     ("all of them, s", "new_sizes", 1.0),

@@ -20,7 +20,8 @@ def device_shares(step: Callable[[], object]) -> dict[str, float]:
     """The shares of the time of a step, after it has been warmed up.
 
     busy: in which a GPU computes or copies; host_waits: in which the host waits for it. The time is that of steps that
-    nobody watches, since watching slows the host down. What the profiler cannot see is left out.
+    nobody watches, since watching slows the host down. kernels: how many a step has, copies included. What the profiler
+    cannot see is left out.
     """
     torch.cuda.synchronize()
     began = time.perf_counter()
@@ -45,7 +46,7 @@ def shares_of(events: Iterable[FunctionEvent], taken: float) -> dict[str, float]
         elif event.name.startswith("cuda"):
             runtime = True
             waits += span.elapsed_us() if event.name in _WAITS else 0.0
-    shares = {"busy": min(1.0, covered(kernels) / taken)} if kernels else {}
+    shares = {"busy": min(1.0, covered(kernels) / taken), "kernels": len(kernels) / STEPS} if kernels else {}
     return shares | ({"host_waits": min(1.0, waits / taken)} if runtime else {})
 
 

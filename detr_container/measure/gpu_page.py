@@ -21,6 +21,7 @@ _COLUMNS = (
     "peak GiB, eager / graphs",
     "GPU busy, eager / graphs",
     "host waits, eager / graphs",
+    "kernels",
     "COCO's sizes: images/s",
     "of one size's, per pixel",
     "a new size, s",
@@ -117,6 +118,7 @@ def _cells(kinds: Mapping[str, Figures]) -> Iterator[str]:
     yield f"{_text(eager.get('memory'))} / {_text(graphs.get('memory'))}"
     for name in ("busy", "host_waits"):
         yield f"{_text(eager.get(name), digits=2)} / {_text(graphs.get(name), digits=2)}"
+    yield _text(eager.get("kernels", graphs.get("kernels")), digits=0)
     yield _text(drawn.get("images_per_second"))
     yield _text(_ratio(_values_per_second(drawn), _values_per_second(graphs)), digits=2)
     yield _text(drawn.get("new_size"), digits=2)

@@ -51,7 +51,7 @@ def side_by_side(
     that are loaded); training/B/images_per_second;
     training/B/{values,sizes,new_size,new_sizes,hours}: see `TrainingSteps.warm`; hours: of the whole
     schedule, with evaluations where forward passes are measured;
-    training/B/{busy,host_waits}: on a GPU, shares of a step: see `device_shares`;
+    training/B/{busy,host_waits,kernels}: of a step on a GPU: see `device_shares`;
     memory/idle: GiB without a model; memory/forward/HxW/B, memory/training/B: the peak beyond that, in GiB.
     value: the median of the rounds, where there are rounds; ratio: to the first experiment, absent on itself and where
     either has no such metric: the median, least and most of the ratios within a round.

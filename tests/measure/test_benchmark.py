@@ -25,6 +25,7 @@ from detr_container.config.experiments import _BUILDERS, named
 from detr_container.config.settings import to_dict
 from detr_container.datasets.shapes import CATEGORY_IDS
 from detr_container.engine.peak_memory import begin_phase, peak_memory
+from detr_container.engine.trials import Trials, trials_of
 from detr_container.measure.benchmark import labelled, tables
 from detr_container.measure.costs import costs
 from detr_container.measure.options import PARTS, MeasureOptions, Work, parse_size
@@ -241,6 +242,11 @@ def test_sizes_are_drawn_and_settings_vary(tmp_path: Path, capsys: pytest.Captur
             hours = zip(*(metrics[f"{key}/{name}"]["rounds"] for name in ("hours", "images_per_second")), strict=True)
             assert all(value == pytest.approx(2 * 118_287 / rate / 3600, rel=1e-3) for value, rate in hours)
     assert "a new size, s" in capsys.readouterr().out
+
+
+def test_a_task_may_draw_no_sizes() -> None:
+    with pytest.raises(ValueError, match="the task detection draw no sizes: use another --source"):
+        Trials.drawn(trials_of(DEBUG), torch.nn.Identity(), [], 1, 1, 1)
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from detr_container.measure.device_share import covered, device_shares, shares_of
+from detr_container.measure.device_share import STEPS, covered, device_shares, shares_of
 
 
 def test_what_overlaps_counts_once() -> None:
@@ -32,8 +32,8 @@ def test_shares() -> None:
         _event("cudaDeviceSynchronize", 60, 90, cpu),
         _event("aten::mm", 0, 50, cpu),
     ]
-    assert shares_of(events, 200) == {"busy": 0.2, "host_waits": 0.05}
-    assert shares_of([_event("a kernel", 0, 30, gpu)], 20) == {"busy": 1.0}
+    assert shares_of(events, 200) == {"busy": 0.2, "kernels": 2 / STEPS, "host_waits": 0.05}
+    assert shares_of([_event("a kernel", 0, 30, gpu)], 20) == {"busy": 1.0, "kernels": 1 / STEPS}
 
 
 def test_a_cpu_has_no_shares() -> None:
@@ -50,3 +50,5 @@ def test_shares_on_a_gpu() -> None:
     shares = device_shares(lambda: float((ones @ ones).sum()))
     assert 0.05 < shares["busy"] <= 1
     assert 0 < shares["host_waits"] <= 1
+    # The product, the sum and the copy at least.
+    assert 3 <= shares["kernels"] < 10
