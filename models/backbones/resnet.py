@@ -67,6 +67,12 @@ class ResNetBackbone(Backbone):
         """Convolutions with a frozen norm: they are cast as they are scaled."""
         return [self.body] if isinstance(self.body.bn1, FrozenNorm) else []
 
+    def checkpointed(self) -> list[nn.Module]:
+        """Whole layers where norms are frozen: their blocks keep little beside their inputs."""
+        if not isinstance(self.body.bn1, FrozenNorm):
+            return super().checkpointed()
+        return [module for _, modules in self.stages()[max(1, self.frozen_stages) :] for module in modules]
+
     def every_map(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] to the maps of strides 4, 8, 16 and 32 (16 when dilated)."""
         body = self.body

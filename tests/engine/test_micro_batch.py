@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from runs import final_state, one_thread, shapes_folder, tiny, train_in
@@ -19,6 +20,7 @@ from detr_container.config.settings import validate
 from detr_container.engine import micro_batch
 from detr_container.engine.micro_batch import candidates, fit
 from detr_container.engine.session import Session
+from detr_container.engine.train import train
 from detr_container.engine.trials import trials_of
 from detr_container.measure import preflight
 from detr_container.measure.preflight import PreflightOptions
@@ -125,6 +127,17 @@ def test_a_process_that_cannot_try_says_why(root: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(ValueError, match=r"ended with status 3 \(no such device\): set train\.micro_batch to a number"):
         fit(task, experiment, CPU, StopRequest())
+
+
+def test_a_request_to_stop_ends_the_trying(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stop = StopRequest()
+    stop.request()
+    children = psutil.Process().children()
+    with one_thread():
+        assert train(tiny(root, train__micro_batch=0, backbone__norm="frozen"), tmp_path / "run", stop) == 143
+    assert "asked to stop by SIGTERM while trying what fits into memory: nothing was begun" in caplog.text
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert psutil.Process().children() == children
 
 
 @pytest.mark.parametrize("changed", [{"loss__normalise": "process"}, {"backbone__norm": "batch"}])

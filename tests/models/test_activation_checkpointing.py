@@ -102,8 +102,7 @@ def test_steps_are_the_same_bit_for_bit(name: str) -> None:
 def test_less_is_kept_for_the_gradient(name: str) -> None:
     with one_thread():
         none, some, every = (kept_bytes(stepper(name, which)) for which in ("none", "backbone", "all"))
-    # Of a ResNet with frozen norms, whose stages up to the first block are frozen here, the blocks keep little else.
-    assert some < 0.7 * none
+    assert some < 0.5 * none
     assert every < some
 
 
