@@ -44,8 +44,11 @@ class Outcome:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What it measured; nothing when it did not come so far."""
-        found: dict[str, Any] = json.loads(self.text) if self.text else {}
+        """What it measured; nothing when it did not come so far, or ended within writing it."""
+        try:
+            found: dict[str, Any] = json.loads(self.text)
+        except json.JSONDecodeError:
+            return {}
         return found
 
 

@@ -72,6 +72,7 @@ def test_what_went_wrong_is_on_the_page() -> None:
     assert "- Tests: 1 failed, 3 passed in 2.00s." in told
     assert f"  - {lines[0]}" in told
     assert "- tests: ended with status 1" in told
+    assert Outcome("benchmark", "ended after its limit of 60 s", text='{"options": {"sou').result == {}
 
 
 def test_the_plan_of_the_real_check() -> None:
