@@ -165,8 +165,10 @@ def _take_steps(trials: Trials, largest: Largest, classes: int, session: Session
     steps.begin()
     small, large = (trials.synthetic(task, values) for values in (largest.small, largest.large))
     # The first makes the optimizer's state, and its micro batch the gradients that the large one's come on top of. On a
-    # GPU the large one is recorded at first, and then replayed.
-    for number, micro in enumerate(([small], [small, large], [small, large])[: 3 if _on_gpu(session) else 2]):
+    # GPU the large one is recorded at first, and then replayed; by itself it is new again, as another large shape would
+    # be, which needs its memory beside that of what is recorded.
+    several = [[small], [small, large], [small, large], [large]]
+    for number, micro in enumerate(several if _on_gpu(session) else several[:2]):
         steps.take(micro, number, 1.0)
     if not steps.graphs_fit:
         raise MemoryError("it has no room for its graphs")
