@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from .workers import Sent, start_worker, worker_context
 
 POLL, WAIT = 1, 30
 """Seconds between two checks of what a batch is waiting for, and of waiting for room before giving up."""
+FILES_EACH, FILES = 4, 16
+"""Open files of this process for each of a loader's processes, and for all together with what they hand over."""
 Ends = Callable[[bool], bool]
 """Whether who waits for a batch wants no more; its argument: whether it cannot come for want of room."""
 
@@ -157,6 +160,7 @@ def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Genera
     iterator, collating = None, loader.collate_fn
     assert isinstance(collating, Collate)
     try:
+        _enough_files(loader.num_workers)
         collating.begin()
         iterator = iter(loader)
         yield from _patiently(iterator, loader, collating, ends)
@@ -203,6 +207,27 @@ def _patiently(
             raise _no_room(loader.num_workers)
 
 
+def _enough_files(workers: int) -> None:
+    """Raise OSError when the processes of a loader would need more open files than this process may have.
+
+    Where they run out while processes are being made, torch and multiprocessing print tracebacks that nobody can stop.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return
+    if workers and used + FILES_EACH * workers + FILES > limit:
+        raise _too_many_files(workers)
+
+
+def _too_many_files(workers: int) -> OSError:
+    return OSError(
+        f"too many open files for data.workers={workers} loader processes: raise the limit (ulimit -n 4096), or "
+        "lower data.workers; data.workers=0 loads without processes"
+    )
+
+
 def _no_room(workers: int) -> OSError:
     free = free_shared_memory()
     left = "" if free is None else f", where {free / 2**20:.0f} MiB are free"
@@ -235,10 +260,7 @@ def _explained(error: Exception, workers: int) -> Exception | None:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return _no_room(workers)
     if os.strerror(errno.EMFILE) in text or "ancdata" in text:
-        return OSError(
-            f"too many open files for data.workers={workers} loader processes: raise the limit (ulimit -n 4096), or "
-            "lower data.workers; data.workers=0 loads without processes"
-        )
+        return _too_many_files(workers)
     # A dead process shows as torch's RuntimeError, or as a broken connection to what it had sent.
     if isinstance(error, OSError) and SHARED in text:
         return None

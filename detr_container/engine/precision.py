@@ -14,11 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from detr_container.models.layers.attention import Attention
-from detr_container.models.layers.depthwise import Depthwise
-from detr_container.models.layers.layer_norm import LayerNorm
-from detr_container.models.layers.pointwise import Pointwise
-
 Precision = Literal["fp32", "tf32", "bf16"]
 _WORDS: dict[Precision, str] = {
     "fp32": "float32 (IEEE) in everything",
@@ -27,8 +22,6 @@ _WORDS: dict[Precision, str] = {
 }
 Place = tuple[dict[str, Any], str]
 """The dictionary of a module's own weights, and a name in it."""
-# Autocast casts the weights of these, and of nothing that is derived from them: who derives may compute otherwise.
-_CAST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, Attention, Depthwise, LayerNorm, Pointwise)
 
 
 @runtime_checkable
@@ -110,13 +103,26 @@ def to_cast(model: nn.Module) -> list[Place]:
     modules = list(model.modules())
     own = [part for module in modules if isinstance(module, OwnPrecision) for part in module.own_precision()]
     kept = {id(p) for part in own for p in part.parameters()}
-    kept |= {id(p) for module in modules if type(module) not in _CAST for p in module.parameters(recurse=False)}
+    cast = _cast_types()
+    kept |= {id(p) for module in modules if type(module) not in cast for p in module.parameters(recurse=False)}
     return [
         (module._parameters, name)
         for module in modules
         for name, p in module.named_parameters(recurse=False)
         if id(p) not in kept and p.dtype == torch.float32
     ]
+
+
+def _cast_types() -> tuple[type[nn.Module], ...]:
+    """Autocast casts the weights of these, and of nothing derived from them: who derives may compute otherwise."""
+    # Here, since they import torchvision, which a process that computes nothing yet need not wait for.
+    from detr_container.models.layers.attention import Attention
+    from detr_container.models.layers.depthwise import Depthwise
+    from detr_container.models.layers.layer_norm import LayerNorm
+    from detr_container.models.layers.pointwise import Pointwise
+
+    own = (Attention, Depthwise, LayerNorm, Pointwise)
+    return (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, *own)
 
 
 class _Cast(torch.autograd.Function):

@@ -18,10 +18,11 @@ import torch
 from detr_container.commands import cli
 from detr_container.compare.analysis import analyse
 from detr_container.engine.same import run_differences
+from detr_container.models.device import Fetched
 from detr_container.models.postprocess import Ranked
 from detr_container.tasks.detection.coco_results import OLD_NAME, read_kept, records_of
 from detr_container.tasks.detection.detections import NAME, Detections, starts_of
-from detr_container.tasks.detection.evaluate import _packed
+from detr_container.tasks.detection.evaluate import _Found, _packed
 from detr_container.tasks.detection.scoring import score
 
 WORLD = simulated.scene(12, 4, seed=3)
@@ -140,6 +141,11 @@ def test_a_header_that_claims_more_than_there_is_sets_nothing_aside(tmp_path: Pa
             Detections.read(tmp_path / NAME)
 
 
+def _kept(ids: list[int], found: Ranked, categories: list[int]) -> Detections:
+    """What an evaluation keeps of a batch whose boxes are in pixels already."""
+    return _Found(tuple(ids), ((1, 1),) * len(ids), Fetched(_packed(found))).detections(categories)
+
+
 def test_a_batch_keeps_what_can_count_and_scores_as_if_it_kept_all(tmp_path: Path) -> None:
     """The hundred best of each class in an image, of three hundred, most of one class and many of equal scores."""
     world = simulated.scene(4, 3, seed=1, objects=40)
@@ -154,7 +160,7 @@ def test_a_batch_keeps_what_can_count_and_scores_as_if_it_kept_all(tmp_path: Pat
         boxes[place] = np.concatenate([near[:, :2], near[:, :2] + near[:, 2:]], axis=1)
     found = Ranked(*map(torch.from_numpy, (scores, labels, boxes)), torch.zeros(4, count, dtype=torch.int64))
     categories = world.ground.categories.tolist()
-    kept = _packed(ids, found, categories)
+    kept = _kept(ids, found, categories)
     counts = [sum(min(100, int((row == label).sum())) for label in range(3)) for row in labels]
     assert np.diff(kept.starts).tolist() == counts
     assert sum(counts) < 4 * count
@@ -170,7 +176,7 @@ def test_a_batch_keeps_what_can_count_and_scores_as_if_it_kept_all(tmp_path: Pat
     assert score(path, kept, "faster") == score(path, everything, "faster")
     assert score(path, kept, "pycocotools") == score(path, everything, "pycocotools")
     few = Ranked(*(part[:, :100] for part in (found.scores, found.labels, found.boxes, found.queries)))
-    assert np.diff(_packed(ids, few, categories).starts).tolist() == [100] * 4
+    assert np.diff(_kept(ids, few, categories).starts).tolist() == [100] * 4
 
 
 def test_a_run_of_an_earlier_version_is_read_as_one_of_this(tmp_path: Path) -> None:
