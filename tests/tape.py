@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
+from reads import reading
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 T = TypeVar("T")
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "item")
-"""Operations that need values on the host: a scalar, or the number of elements of a result."""
 
 
 class _Recording(TorchDispatchMode):
@@ -28,13 +27,8 @@ class _Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        if name in READS:
+        if name := reading(func, args):
             raise RuntimeError(f"{name} reads values, which a recording cannot")
-        if name.startswith(("index", "_index")) and len(args) > 1 and isinstance(args[1], list):
-            for index in args[1]:
-                if index is not None and index.dtype == torch.bool:
-                    raise RuntimeError(f"{name} by a mask has as many results as it has true values")
         for tensor in _written(func, args, kwargs):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._own and storage._cdata not in self._before:

@@ -14,10 +14,19 @@ from torch.optim import AdamW
 from detr_container.config.settings import TrainConfig
 
 
-def make_optimizer(groups: Sequence[Mapping[str, Any]], config: TrainConfig) -> AdamW:
+class SkippingAdamW(AdamW):
+    """Fused AdamW, which leaves everything as it is where `found_inf`, a scalar on the device, is 1.
+
+    The kernel reads it under this name, which torch's own gradient scaler gives it and torch's class does not declare.
+    """
+
+    found_inf: Tensor | None = None
+
+
+def make_optimizer(groups: Sequence[Mapping[str, Any]], config: TrainConfig) -> SkippingAdamW:
     """AdamW over a task's parameter groups, those without parameters left out; see `Task.parameter_groups`."""
     used = [dict(group) for group in groups if group["params"]]
-    return AdamW(used, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return SkippingAdamW(used, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def keep_rates_on(optimizer: AdamW, device: torch.device) -> None:
@@ -87,7 +96,7 @@ def set_rates(optimizer: AdamW, factor: float, decay: float | None = None) -> No
 
 
 def clipped_step(
-    optimizer: AdamW, clip: float, skip: Tensor | None = None, forget: Callable[[], object] | None = None
+    optimizer: SkippingAdamW, clip: float, skip: Tensor | None = None, forget: Callable[[], object] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Clip the gradient to an L2 norm of `clip` (0: no clipping), step, and forget the gradient.
 
@@ -104,8 +113,7 @@ def clipped_step(
     bad = ~total.isfinite()
     if clip:
         torch._foreach_mul_(gradients, torch.where(bad, 1.0, (clip / (total + 1e-6)).clamp(max=1.0)))
-    # Fused AdamW skips its update where this is 1, which is how torch's own gradient scaler uses it.
-    optimizer.found_inf = bad.float() if skip is None else torch.maximum(bad.float(), skip)  # type: ignore[attr-defined]
+    optimizer.found_inf = bad.float() if skip is None else torch.maximum(bad.float(), skip)
     optimizer.step()
     (forget or optimizer.zero_grad)()
     return total, norms

@@ -62,12 +62,18 @@ def micro_batches(step: int, count: int) -> list[Batch]:
     return batches
 
 
-def stepper(experiment: DetectionExperiment, device: str, recorder: graphs.Recorder | None, **changed: Any) -> Stepper:
+def stepper(
+    experiment: DetectionExperiment,
+    device: str,
+    recorder: graphs.Recorder | None,
+    kind: type[DetectionTask] = DetectionTask,
+    **changed: Any,
+) -> Stepper:
     """Ready to step, from random weights that are the same each time."""
     # Rates that float32 holds exactly, since on a device they are of that type.
     rates = {"lr": 2.0**-10, "lr_backbone": 2.0**-12}
     experiment = replace(experiment, train=replace(experiment.train, ema_decay=0.9, **rates, **changed))
-    task = DetectionTask(experiment, None, 3)
+    task = kind(experiment, None, 3)
     model = task.build(weights=False).to(device).train()
     steps = Stepper(task, model, experiment.train, 3, Session(ProcessInfo(), torch.device(device)), recorder)
     steps.begin()
@@ -135,24 +141,29 @@ class Bare:
         return self.batch.to(device)
 
 
+class OfBare(DetectionTask):
+    """A task of such batches."""
+
+    def normalisers(self, batch: Any) -> tuple[float, float]:
+        return super().normalisers(batch.batch)
+
+    def answer(self, asked: Tensor, batch: Any) -> Tensor:
+        return super().answer(asked, batch.batch)
+
+
 def test_what_cannot_be_recorded_runs_without_and_says_why(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.WARNING)
     with one_thread():
-        eager, reading, bare, many = (
-            stepper(EXPERIMENTS["detr"], "cpu", recorder) for recorder in (None, Tape(), Tape(), Tape())
+        eager = stepper(EXPERIMENTS["detr"], "cpu", None)
+        reading, bare, many = (
+            stepper(EXPERIMENTS["detr"], "cpu", Tape(), kind) for kind in (Reading, OfBare, DetectionTask)
         )
-        reading._micro._eager.task.__class__ = Reading  # type: ignore[union-attr]
-        rows = [train(eager, range(3)), train(reading, range(3))]
+        rows = [train(eager, range(3)), train(reading, range(3)), list[Tensor]()]
         assert caplog.text.count("without CUDA graphs from here on: _local_scalar_dense reads values") == 1
-        rows.append([])
         for number in range(3):
-            wrapped = [Bare(batch) for batch in micro_batches(number, 2)]
-            with monkeypatch.context() as patch:
-                patch.setattr(DetectionTask, "normalisers", lambda task, host: _NORMALISERS(task, host.batch))
-                patch.setattr(DetectionTask, "answer", lambda task, asked, host: _ANSWER(task, asked, host.batch))
-                bare.take(wrapped, number, 2.0**-number)
+            bare.take([Bare(batch) for batch in micro_batches(number, 2)], number, 2.0**-number)
             rows[-1].append(bare.meters.clone())
         assert caplog.text.count("Bare does not say which tensors it has") == 1
         monkeypatch.setattr(graphs, "LIMIT", 2)
@@ -161,9 +172,6 @@ def test_what_cannot_be_recorded_runs_without_and_says_why(
     for others in rows[1:]:
         for mine, theirs in zip(rows[0], others, strict=True):
             assert torch.equal(mine, theirs)
-
-
-_NORMALISERS, _ANSWER = DetectionTask.normalisers, DetectionTask.answer
 
 
 def test_gradients_lie_in_one_buffer_as_their_parameters_do() -> None:

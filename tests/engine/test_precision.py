@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detr_container.config.backbones import BackboneConfig
 from detr_container.config.detection import DetectionExperiment, HeadConfig
 from detr_container.config.experiments import FOCAL
-from detr_container.engine.precision import InPrecision, computing, described, to_cast
+from detr_container.engine.precision import InPrecision, Precision, computing, described, to_cast
 from detr_container.models.detector import Detector
 from detr_container.tasks.detection.build import build_detector
 
@@ -134,7 +134,7 @@ def test_what_is_said() -> None:
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True), ("bf16", False)])
-def test_what_is_set_for_a_gpu(precision: str, tf32: bool, recwarn: pytest.WarningsRecorder) -> None:
+def test_what_is_set_for_a_gpu(precision: Precision, tf32: bool, recwarn: pytest.WarningsRecorder) -> None:
     """PyTorch's switches can be read without a GPU; nothing is computed."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, torch.backends.cuda.cudnn_sdp_enabled()
@@ -142,7 +142,7 @@ def test_what_is_set_for_a_gpu(precision: str, tf32: bool, recwarn: pytest.Warni
         matmul.allow_tf32, cudnn.allow_tf32 = not tf32, not tf32
         recwarn.clear()
         for _ in range(2):
-            computing(precision, CUDA)  # type: ignore[arg-type]
+            computing(precision, CUDA)
             assert (matmul.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
             assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert not [each for each in recwarn.list if "TF32" in str(each.message)]
@@ -157,8 +157,9 @@ def test_tf32_and_ieee_on_a_gpu() -> None:
     x, kernel = torch.randn(1, 256, 32, 32, device="cuda"), torch.randn(64, 256, 3, 3, device="cuda")
     exact = nn.functional.conv2d(x.double(), kernel.double())
     a, b = torch.randn(512, 512, device="cuda"), torch.randn(512, 512, device="cuda")
-    for precision, low, high in (("fp32", 0.0, 1e-4), ("tf32", 1e-4, 1e-2), ("bf16", 1e-4, 3e-2)):
-        with computing(precision, CUDA):  # type: ignore[arg-type]
+    bounds: dict[Precision, tuple[float, float]] = {"fp32": (0.0, 1e-4), "tf32": (1e-4, 1e-2), "bf16": (1e-4, 3e-2)}
+    for precision, (low, high) in bounds.items():
+        with computing(precision, CUDA):
             errors = [
                 float((found.double() - true).abs().max() / true.abs().max())
                 for found, true in ((nn.functional.conv2d(x, kernel), exact), (a @ b, a.double() @ b.double()))

@@ -2,15 +2,14 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from reads import READS, Reads
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_container.base.processes import ProcessInfo
 from detr_container.config.backbones import BackboneConfig
@@ -35,35 +34,6 @@ EXPERIMENTS = {
 }
 BOXES = torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 3)
 TARGETS = Targets.of_images(torch.tensor([0, 2, 1]).split((2, 0, 1)), BOXES.split((2, 0, 1)))
-# What cannot be computed without knowing values on the host: a scalar, the number of elements of a result, or a copy
-# to another device.
-READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "item", "_to_cpu")
-
-
-class Reads(TorchDispatchMode):
-    """Counts the operations that would have to wait for a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-        self.paused = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        # A mask as an index has as many results as it has true values.
-        indices = (
-            args[1] if name.startswith(("index", "_index")) and len(args) > 1 and isinstance(args[1], list) else []
-        )
-        masked = any(index is not None and index.dtype == torch.bool for index in indices)
-        if not self.paused and (name in READS or masked):
-            self.found[name] += 1
-        return func(*args, **(kwargs or {}))
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        self.paused = True
-        yield
-        self.paused = False
 
 
 def test_the_counter_sees_what_reads() -> None:

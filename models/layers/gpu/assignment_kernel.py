@@ -18,7 +18,9 @@ _NONE = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def _nearest(distance, open_, row_of, column, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _nearest(
+    distance: tl.tensor, open_: tl.tensor, row_of: tl.tensor, column: tl.tensor, COLUMNS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
     """The least distance of an open column, and (its row + 1) * COLUMNS + its place; free ones come first."""
     least = tl.min(tl.where(open_, distance, float("inf")), axis=0)
     key = (row_of + 1) * COLUMNS + column
@@ -26,7 +28,16 @@ def _nearest(distance, open_, row_of, column, COLUMNS: tl.constexpr):  # type: i
 
 
 @triton.jit
-def _search(costs, by_row, cost, there, price, row_of, column, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _search(
+    costs: tl.tensor,
+    by_row: tl.tensor,
+    cost: tl.tensor,
+    there: tl.tensor,
+    price: tl.tensor,
+    row_of: tl.tensor,
+    column: tl.tensor,
+    COLUMNS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """The shortest path from a new row, whose costs these are, to a free column.
 
     Returns that column's place (more where none is free), the place before each column on its path (-1: the new row),
@@ -51,7 +62,7 @@ def _search(costs, by_row, cost, there, price, row_of, column, COLUMNS: tl.const
 
 
 @triton.jit
-def _shift(new, place, before, row_of, column):  # type: ignore[no-untyped-def]
+def _shift(new: tl.tensor, place: tl.tensor, before: tl.tensor, row_of: tl.tensor, column: tl.tensor) -> tl.tensor:
     """Along the path, each column takes over the row of the one before it, and the first takes the new row."""
     while place >= 0:
         giver = tl.sum(tl.where(column == place, before, 0), axis=0)
@@ -62,7 +73,15 @@ def _shift(new, place, before, row_of, column):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["images", "queries", "slots"])
-def _assign(costs, valid, matches, images, queries, slots, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _assign(
+    costs: tl.tensor,
+    valid: tl.tensor,
+    matches: tl.tensor,
+    images: tl.tensor,
+    queries: tl.tensor,
+    slots: tl.tensor,
+    COLUMNS: tl.constexpr,
+) -> None:
     """costs: [D, B, T, Q]; valid: [B, T] uint8; matches: [D, B, T], -1 everywhere; COLUMNS: not less than T and Q."""
     problem = tl.program_id(0).to(tl.int64)
     matches += problem * slots

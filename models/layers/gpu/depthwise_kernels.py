@@ -19,24 +19,24 @@ PROGRAMS = 1024
 
 
 @triton.jit(do_not_specialize=["height", "width", "units", "x_units"])
-def _correlate(  # type: ignore[no-untyped-def]
-    x,
-    taps,
-    bias,
-    y,
-    height,
-    width,
-    units,
-    x_units,
-    ALIGN: tl.constexpr,  # noqa: N803
-    K: tl.constexpr,  # noqa: N803
-    FLIP: tl.constexpr,  # noqa: N803
-    BIAS: tl.constexpr,  # noqa: N803
-    RESIDUAL: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-    COLUMNS: tl.constexpr,  # noqa: N803
-    CHANNELS: tl.constexpr,  # noqa: N803
-):
+def _correlate(
+    x: tl.tensor,
+    taps: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    units: tl.tensor,
+    x_units: tl.tensor,
+    ALIGN: tl.constexpr,
+    K: tl.constexpr,
+    FLIP: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> None:
     """A tile of ROWS x COLUMNS positions: near ones share most of what they read, which comes from memory once."""
     across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
     tile = tl.program_id(0)
@@ -74,22 +74,22 @@ def _correlate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["images", "height", "width", "units", "x_units"])
-def _correlate_with_gradient(  # type: ignore[no-untyped-def]
-    x,
-    gradient,
-    sums,
-    images,
-    height,
-    width,
-    units,
-    x_units,
-    ALIGN: tl.constexpr,  # noqa: N803
-    K: tl.constexpr,  # noqa: N803
-    TAPS: tl.constexpr,  # noqa: N803
-    ROWS: tl.constexpr,  # noqa: N803
-    COLUMNS: tl.constexpr,  # noqa: N803
-    CHANNELS: tl.constexpr,  # noqa: N803
-):
+def _correlate_with_gradient(
+    x: tl.tensor,
+    gradient: tl.tensor,
+    sums: tl.tensor,
+    images: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    units: tl.tensor,
+    x_units: tl.tensor,
+    ALIGN: tl.constexpr,
+    K: tl.constexpr,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+) -> None:
     """Row `program_id(0)` of the window, over every `num_programs(2)`-th tile; the tap after the last sums the bias."""
     i, part = tl.program_id(0), tl.program_id(2)
     across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reads import Reads
 from runs import tiny
 from tape import Tape
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr_container.base.processes import ProcessInfo
 from detr_container.config.detection import DetectionExperiment
@@ -24,24 +24,6 @@ from detr_container.tasks.detection import evaluate
 from detr_container.tasks.detection.build import build_detector
 from detr_container.tasks.detection.detections import Detections
 from detr_container.tasks.detection.evaluate import detect, open_validation
-
-# What has to wait for a device: reading a scalar, a result whose size depends on values, a copy to the host.
-WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
-
-
-class Waits(TorchDispatchMode):
-    """Counts what would wait for a device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        masks = [] if name != "index" else [i for i in args[1] if i is not None and i.dtype == torch.bool]
-        if name in WAITING or masks:
-            self.found[name] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def experiment_of(root: Path, classification: str = "focal", queries: int = LIMIT + 20) -> DetectionExperiment:
@@ -95,7 +77,7 @@ def test_what_arrives_is_what_was_detected(classification: str, queries: int, ro
 @pytest.mark.parametrize("classification", ["focal", "softmax"])
 def test_one_copy_a_batch_which_is_awaited_while_the_next_is_computed(classification: str, root: Path) -> None:
     experiment = experiment_of(root, classification)
-    model, waits, order = built(experiment), Waits(), list[str]()
+    model, waits, order = built(experiment), Reads(), list[str]()
     start, wait, compute = Fetched.__init__, Fetched.wait, Replays.__call__
 
     def started(fetched: Fetched, tensor: Tensor) -> None:
@@ -133,15 +115,6 @@ def test_replayed_forward_passes_find_the_same(
     assert (tape.recorded, tape.replays) == (2, 1)
     for name in ("image_ids", "starts", "scores", "labels", "boxes"):
         assert np.array_equal(getattr(found, name), getattr(plain, name)), name
-
-
-def test_the_counter_sees_what_waits() -> None:
-    x = torch.randn(4)
-    with Waits() as waits:
-        x.sum().item()
-        x[x > 0]
-        bool(x.sum() > 0)
-    assert sum(waits.found.values()) == 3
 
 
 @pytest.mark.gpu
