@@ -102,6 +102,12 @@ def _take_step(trials: Trials, largest: Largest, folder: Path, session: Session)
         torch.cuda.reset_peak_memory_stats()
     # With a second micro batch there are gradients beside the features, as in every later one.
     probe.step_on([large] * micro_batches)
+    if session.device.type == "cuda":
+        # In a step of another number of micro batches it is recorded anew, as another large shape would be, which needs
+        # its memory beside that of what is recorded.
+        probe.step_on([large] * (micro_batches + 1))
+        if not probe.steps.graphs_fit:
+            raise torch.OutOfMemoryError("there is no room for the graphs of the largest batch")
 
 
 def _in_process(experiment: Experiment, largest: Largest, folder: Path, room: float, stop: StopRequest) -> int:

@@ -94,6 +94,8 @@ def run(experiment: DetectionExperiment, options: LoadingOptions, output: Path |
             make_photographs(Path(folder), options.images, experiment.seed)
             experiment = replace(experiment, data=replace(experiment.data, root=Path(folder), **_ELSEWHERE))
         validate(experiment)
+        if not experiment.train.micro_batch:
+            raise ValueError("train.micro_batch=0: what fits is found when training starts; give a number here")
         speeds = [*measured(experiment, options)]
     if output:
         write_json(output, {"cores": cores(), "speeds": [asdict(each) for each in speeds]}, follow=True)

@@ -47,3 +47,10 @@ def test_what_the_cores_allow() -> None:
     # However many processes load, one has to take it all.
     assert Speed(14, 1.0, 100.0, worker=4.5, here=0.5).most(64) == 2000
     assert Speed(0, 1.0, 100.0, worker=0.0, here=5.0).most(4) == 800
+
+
+def test_a_micro_batch_to_be_found_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["data", "speed", "smca_r50_50e", "--images", "6", "--train.micro-batch", "0", "--device", "cpu"]) == 2
+    )
+    assert "error: train.micro_batch=0: what fits is found when training starts" in capsys.readouterr().err

@@ -7,15 +7,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from runs import environment, final_state, free_port, start, wait_for
-from toy_task import toy
+from torch import Tensor
+from toy_task import ToyBatch, ToyTask, synthetic, toy
 
+from detr_container.base.processes import ProcessInfo
 from detr_container.config.settings import to_dict
 from detr_container.config.tasks import GROUP
 from detr_container.engine.run import Run
 from detr_container.engine.same import run_differences
+from detr_container.engine.session import Session
+from detr_container.engine.step import Stepper
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -81,3 +87,26 @@ def test_the_local_executor_runs_it_and_status_lists_it(tmp_path: Path, surround
     assert (tmp_path / "runs" / "job" / "curves.png").stat().st_size > 10_000
     score = json.loads((tmp_path / "runs" / "job" / "evaluations.jsonl").read_text().splitlines()[-1])["accuracy"]
     assert f"{100 * score:.1f}" in row.split()
+
+
+class Asking(ToyTask):
+    """Its host is to know the scores, of which it has nothing to say."""
+
+    def question(self, output: Tensor, batch: ToyBatch) -> Tensor:
+        return output.detach()
+
+    def loss(self, scores: Tensor, answer: Any, batch: ToyBatch, divisors: Tensor, share: float) -> Any:
+        assert torch.equal(answer, scores.detach())
+        return super().loss(scores, None, batch, divisors, share)
+
+
+def test_a_question_is_its_own_answer_unless_the_task_has_another() -> None:
+    found = []
+    for kind in (ToyTask, Asking):
+        torch.manual_seed(0)
+        task, session = kind(), Session(ProcessInfo(), torch.device("cpu"))
+        steps = Stepper(task, task.build(weights=False), toy().train, 0, session)
+        steps.begin()
+        steps.take([synthetic([0, 1, 2])], 0, 1.0)
+        found.append(steps.meters)
+    assert torch.equal(*found)
