@@ -17,7 +17,7 @@ from detr_container.base.shortage import asking
 from detr_container.base.terminal import console, shown, start_logging
 from detr_container.config.arguments import experiment_first, parse
 from detr_container.config.detection import detection
-from detr_container.config.experiments import Published, named, names
+from detr_container.config.experiments import named, names
 from detr_container.config.settings import Experiment
 from detr_container.jobs.names import place
 
@@ -101,7 +101,9 @@ def experiments(arguments: Sequence[str]) -> int:
         lines = [
             entry.experiment.model_label,
             f"{train.epochs} epochs, {drop}, batch {train.batch}",
-            f"published {Published.what}: {'; '.join(map(str, entry.published)) or 'none'}",
+            f"published {entry.published[0].what}: {'; '.join(map(str, entry.published))}"
+            if entry.published
+            else "not published",
         ]
         screen.print(name, style="bold")
         screen.print(*(f"  {line}" for line in lines), sep="\n", soft_wrap=True)

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from detr_container.config.experiments import Published
+from detr_container.config.published import PublishedAp
 from detr_container.measure.costs import Costs
 
 from .analysis import Analysis, ArmResult
@@ -125,7 +125,7 @@ def _arm_row(arm: ArmResult, cost: Costs | None) -> list[Value]:
     return row
 
 
-def _published_row(known: Published | None, metrics: Sequence[str]) -> list[Value]:
+def _published_row(known: PublishedAp | None, metrics: Sequence[str]) -> list[Value]:
     if not metrics:
         return []
     if known is None:

@@ -28,8 +28,9 @@ class BackboneConfig:
     """ResNet only: stride 1 and dilation 2 in the last stage (DC5), so that its features have stride 16."""
     frozen_stages: Annotated[int, natural(1000), Topic("frozen stages")] = 2
     """How many leading stages keep their weights. A ResNet's stages are stem, layer1 .. layer4; CONTAINER has four."""
-    norm: Annotated[Literal["frozen", "batch"], Topic("norm policy")] = "frozen"
-    """BatchNorm layers: `frozen` keeps statistics and scales fixed, `batch` trains them."""
+    norm: Annotated[Literal["frozen", "batch", "sync"], Topic("norm policy")] = "frozen"
+    """BatchNorm layers: `frozen` keeps statistics and scales fixed, `batch` trains them, `sync` does so with the
+    statistics of all processes together."""
     drop_path: Share = 0.0
     """Stochastic depth: the largest drop probability, reached in the last block (CONTAINER and timm)."""
     stage: Annotated[int, between(-1000, 1000)] = -1

@@ -219,6 +219,8 @@ class DetectionExperiment(Experiment):
     def check_together(self) -> list[str]:
         """See `Experiment`."""
         _check_together(self)
+        if self.train.schedule == "deit":
+            raise ValueError("train.schedule=deit: it is a schedule of classification; use step or cosine")
         flat, usual = flatten(self), flatten(DetectionExperiment())
         warnings = [
             f"{name} has no effect {why}"

@@ -6,31 +6,15 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from .backbones import BackboneConfig
 from .detection import DataConfig, DetectionExperiment, DetectionTrainConfig, HeadConfig, LossConfig, detection
+from .published import Published, PublishedAp
 from .settings import Experiment
 from .tasks import known
 
 FOCAL = LossConfig(classification="focal", class_weight=2.0, cost_class=2.0)
-
-
-@dataclass(frozen=True)
-class Published:
-    """What was published of an experiment: box AP on COCO val2017 in per cent, by size where given, and the source."""
-
-    ap: float
-    source: str
-    ap50: float | None = None
-    ap75: float | None = None
-    ap_small: float | None = None
-    ap_medium: float | None = None
-    ap_large: float | None = None
-    what: ClassVar[str] = "box AP on COCO val2017"
-
-    def __str__(self) -> str:
-        return f"{self.ap}, {self.source}"
 
 
 @dataclass(frozen=True)
@@ -58,8 +42,8 @@ def experiment(*published: Published) -> Callable[[B], B]:
 
 
 @experiment(
-    Published(34.9, "Conditional DETR (Meng et al. 2021), table 1"),
-    Published(32.3, "Container (Gao et al. 2021, arXiv 2106.01401): 38.9 - 6.6"),
+    PublishedAp(34.9, "Conditional DETR (Meng et al. 2021), table 1"),
+    PublishedAp(32.3, "Container (Gao et al. 2021, arXiv 2106.01401): 38.9 - 6.6"),
 )
 def detr_r50_50e() -> DetectionExperiment:
     """DETR, ResNet-50, 50 epochs.
@@ -94,14 +78,14 @@ def container_light(base: DetectionExperiment, name: str) -> DetectionExperiment
     return replace(base, name=name, backbone=backbone)
 
 
-@experiment(Published(38.9, "Container (Gao et al. 2021, arXiv 2106.01401)"))
+@experiment(PublishedAp(38.9, "Container (Gao et al. 2021, arXiv 2106.01401)"))
 def detr_container_light_50e() -> DetectionExperiment:
     """DETR, CONTAINER-LIGHT, 50 epochs (Gao et al. 2021, "Container")."""
     return container_light(detr_r50_50e(), "detr_container_light_50e")
 
 
 @experiment(
-    Published(41.0, "SMCA-DETR (Gao et al. 2021, arXiv 2101.07448), single scale", 62.2, 43.6, 21.9, 44.3, 59.1)
+    PublishedAp(41.0, "SMCA-DETR (Gao et al. 2021, arXiv 2101.07448), single scale", 62.2, 43.6, 21.9, 44.3, 59.1)
 )
 def smca_r50_50e() -> DetectionExperiment:
     """SMCA-DETR, single scale, ResNet-50, 50 epochs (Gao et al. 2021, "Fast convergence of DETR").
@@ -113,7 +97,7 @@ def smca_r50_50e() -> DetectionExperiment:
     return replace(base, name="smca_r50_50e", head=head, loss=FOCAL)
 
 
-@experiment(Published(44.2, "Container (Gao et al. 2021, arXiv 2106.01401) and SMCA-DETR's code"))
+@experiment(PublishedAp(44.2, "Container (Gao et al. 2021, arXiv 2106.01401) and SMCA-DETR's code"))
 def smca_container_light_50e() -> DetectionExperiment:
     """SMCA-DETR, single scale, CONTAINER-LIGHT, 50 epochs (Gao et al. 2021, "Container")."""
     return container_light(smca_r50_50e(), "smca_container_light_50e")

@@ -55,8 +55,8 @@ class TrainConfig:
     """AdamW's decoupled weight decay, of every weight."""
     clip: Annotated[float, natural(1e9)] = 0.1
     """Largest L2 norm of the gradient; 0 turns clipping off."""
-    schedule: Literal["step", "cosine"] = "step"
-    """Learning rates fall once by a factor of ten, or along half a cosine to zero."""
+    schedule: Literal["step", "cosine", "deit"] = "step"
+    """Learning rates fall once by a factor of ten, or along half a cosine to zero; `deit`: of classification alone."""
     lr_drop: Many = 40
     """`step` only: the epoch after which every learning rate is divided by ten."""
     warmup_steps: Many = 0

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from .settings import Experiment
 
 GROUP = "detr_container.tasks"
-BUILT_IN = {"detection": "detr_container.config.detection:DetectionExperiment"}
+BUILT_IN = {
+    "detection": "detr_container.config.detection:DetectionExperiment",
+    # Where its named experiments are, so that loading a task names them.
+    "classification": "detr_container.config.imagenet:ClassificationExperiment",
+}
 
 
 def known() -> dict[str, EntryPoint]:

@@ -61,7 +61,7 @@ def test_difference() -> None:
     [
         ("head", "querries", 5, r"head\.querries: Unexpected"),
         ("head", "queries", "many", r"head\.queries: .*integer"),
-        ("train", "schedule", "linear", r"train\.schedule: .*'step' or 'cosine'"),
+        ("train", "schedule", "linear", r"train\.schedule: .*'step', 'cosine' or 'deit'"),
         ("", "sead", 1, r"sead: Unexpected"),
         ("data", "crop_range", [1], r"data\.crop_range\.1: Field required"),
     ],
@@ -169,7 +169,7 @@ def test_a_file_of_another_task_is_refused_and_one_without_is_of_detection() -> 
     values = config.to_dict(DetectionExperiment())
     assert values.pop("task") == "detection"
     assert config.from_dict(values) == DetectionExperiment()
-    with pytest.raises(ValueError, match=r"there is no task 'knitting' here, only detection: install the package"):
+    with pytest.raises(ValueError, match=r"there is no task 'knitting' here, only detection, classification: install the package"):
         config.from_dict({**values, "task": "knitting"})
 
 
