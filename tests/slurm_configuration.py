@@ -103,7 +103,8 @@ def _settings(folder: Path, port: int) -> dict[str, object]:
         "JobRequeue": 1,
         "SchedulerType": "sched/backfill",
         "SchedulerParameters": "sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0",
-        "KillWait": 5,
+        # By default 30. Two ranks that share a busy machine need more than a few seconds to save and leave.
+        "KillWait": 20,
         "OverTimeLimit": 0,
         # Ended jobs can be asked about for an hour, since there is no accounting.
         "MinJobAge": 3600,
