@@ -10,9 +10,11 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from .batch import Batch
@@ -42,20 +44,27 @@ def steps_per_epoch(length: int, batch: int) -> int:
     return length // batch
 
 
-def permutation(length: int, seed: int, epoch: int) -> list[int]:
-    """The order of the images in an epoch, a function of its arguments alone."""
+def shuffled(length: int, seed: int, epoch: int) -> Tensor:
+    """[length] the order of the images in an epoch, a function of its arguments alone."""
     # A golden-ratio stride keeps (seed, epoch) and (seed + 1, epoch - 1) apart, which adding them would not.
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
-    order: list[int] = torch.randperm(length, generator=generator).tolist()
+    return torch.randperm(length, generator=generator)
+
+
+def permutation(length: int, seed: int, epoch: int) -> list[int]:
+    """`shuffled` as a list."""
+    order: list[int] = shuffled(length, seed, epoch).tolist()
     return order
 
 
 class StepBatches(Sampler[list[Key]]):
     """The keys of one rank's micro batches, in order, from `start_step` to `total_steps` without a pause at epochs.
 
-    length: images in the data set; batch: images per optimizer step over all ranks; micro_batch: images per
+    length: images that an epoch shows; batch: images per optimizer step over all ranks; micro_batch: images per
     rank and forward pass. Each step has `accumulation` = batch / (micro_batch x world) micro batches per rank. The
-    images of a step are the same for every world and micro_batch; ranks and micro batches divide them.
+    images of a step are the same for every world and micro_batch; ranks and micro batches divide them: each takes a
+    piece, or, where `strided`, every so-manieth image, so that views of an image that stand side by side part.
+    order: [length] the items of an epoch; default: `shuffled`.
     Raises ValueError when the batch cannot be divided so, or exceeds the data set.
     """
 
@@ -70,6 +79,8 @@ class StepBatches(Sampler[list[Key]]):
         start_step: int = 0,
         rank: int = 0,
         world: int = 1,
+        order: Callable[[int], Tensor] | None = None,
+        strided: bool = False,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch(length, batch)
         if micro_batch < 1 or batch % (micro_batch * world):
@@ -93,20 +104,28 @@ class StepBatches(Sampler[list[Key]]):
         self.rank = rank
         self.world = world
         self.accumulation = batch // (micro_batch * world)
+        self.order = order or partial(shuffled, length, seed)
+        self.strided = strided
 
     def __len__(self) -> int:
         return (self.total_steps - self.start_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, order = -1, list[int]()
+        epoch, order = -1, torch.empty(0)
         for step in range(self.start_step, self.total_steps):
             if epoch != step // self.steps_per_epoch:
                 epoch = step // self.steps_per_epoch
-                order = permutation(self.length, self.seed, epoch)
+                order = self.order(epoch)
             first = step % self.steps_per_epoch * self.batch
+            block = order[first : first + self.batch].tolist()
             for micro_step in range(self.accumulation):
-                start = first + (micro_step * self.world + self.rank) * self.micro_batch
-                yield [(epoch, index) for index in order[start : start + self.micro_batch]]
+                yield [(epoch, item) for item in block[self._part(micro_step * self.world + self.rank)]]
+
+    def _part(self, number: int) -> slice:
+        """Which of a step's images one of its forward passes takes."""
+        if self.strided:
+            return slice(number, None, self.world * self.accumulation)
+        return slice(number * self.micro_batch, (number + 1) * self.micro_batch)
 
 
 def training_loader(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
@@ -17,9 +18,10 @@ import torch
 from rich.console import RenderableType
 from torch import Tensor, nn
 
-from detr_container.config.settings import Experiment
-from detr_container.datasets.loader import Ends, StepBatches
+from detr_container.config.settings import Experiment, TrainConfig
+from detr_container.datasets.loader import Ends, StepBatches, shuffled
 
+from . import optimizer as optim
 from .session import Session
 
 Lap = Callable[[str], None]
@@ -79,6 +81,8 @@ class Task(ABC):
     """How many images an epoch shows."""
     validation_images: int = 0
     """How many an evaluation shows."""
+    strided: bool = False
+    """Whether forward passes take every so-manieth image of a step instead of a piece of it; see `StepBatches`."""
 
     def describe(self) -> str:
         """The data in words: "1500 training and 200 validation images"."""
@@ -162,6 +166,39 @@ class Task(ABC):
         return ""
 
     # -- a step -------------------------------------------------------------------------------------------------------
+
+    def lr_factor(self, step: int, epoch_steps: int, settings: TrainConfig) -> float:
+        """What every base learning rate is multiplied by at a step from 0; a pure function, so resuming is exact."""
+        return optim.lr_factor(step, epoch_steps, settings)
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """[training_images] what an epoch shows, in order, a function of its arguments alone; items of the data set."""
+        return shuffled(self.training_images, seed, epoch)
+
+    def sampler(
+        self,
+        seed: int,
+        *,
+        batch: int,
+        micro_batch: int,
+        total_steps: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> StepBatches:
+        """The keys of one rank's micro batches, as training takes them; see `StepBatches`."""
+        return StepBatches(
+            self.training_images,
+            seed=seed,
+            batch=batch,
+            micro_batch=micro_batch,
+            total_steps=total_steps,
+            start_step=start_step,
+            rank=rank,
+            world=world,
+            order=partial(self.order, seed),
+            strided=self.strided,
+        )
 
     @abstractmethod
     def batches(self, model: nn.Module, sampler: StepBatches, pin_memory: bool, ends: Ends) -> Iterator[Any]:

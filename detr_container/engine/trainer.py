@@ -120,7 +120,7 @@ class Trainer:
 
         Raises FloatingPointError when something is not finite.
         """
-        factor = optim.lr_factor(self.step, self.epoch_steps, self.settings)
+        factor = self.task.lr_factor(self.step, self.epoch_steps, self.settings)
         decay = self.task.weight_decay(self.step / self.total)
         try:
             flags = self.steps.take(micro, self.step, factor, decay, self.stop.requested is not None, save)
@@ -152,9 +152,8 @@ class Trainer:
         return self.stop.requested is not None and (short or self.session.world == 1)
 
     def _sampler(self) -> StepBatches:
-        return StepBatches(
-            self.task.training_images,
-            seed=self.experiment.seed,
+        return self.task.sampler(
+            self.experiment.seed,
             batch=self.settings.batch,
             micro_batch=self.settings.micro_batch,
             total_steps=self.total,

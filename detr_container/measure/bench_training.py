@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from detr_container.config.settings import Experiment
-from detr_container.datasets.loader import StepBatches
 from detr_container.engine.session import Session
 from detr_container.engine.step import Stepper
 from detr_container.engine.task import StaticBatch, Task
@@ -142,13 +141,7 @@ class TrainingSteps:
         """Random batches again and again, or the experiment's own, as training loads them."""
         pin_memory, images = self.device.type == "cuda", work.images
         if self.options.source == "data":
-            sampler = StepBatches(
-                self.task.training_images,
-                seed=self.experiment.seed,
-                batch=images,
-                micro_batch=images,
-                total_steps=2**31,
-            )
+            sampler = self.task.sampler(self.experiment.seed, batch=images, micro_batch=images, total_steps=2**31)
             return self.task.batches(self.model, sampler, pin_memory, lambda short: False)
         objects = self.options.objects
         if self.options.source == "coco":

@@ -115,9 +115,8 @@ def measured(experiment: DetectionExperiment, options: LoadingOptions) -> Iterat
     model = trials.opened().build(weights=False).to(device)
     for workers in options.workers:
         task = trials.like(replace(experiment, data=replace(experiment.data, workers=workers))).opened()
-        steps = StepBatches(
-            task.training_images,
-            seed=experiment.seed,
+        steps = task.sampler(
+            experiment.seed,
             batch=experiment.train.batch,
             micro_batch=experiment.train.micro_batch,
             total_steps=2**31,

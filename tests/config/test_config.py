@@ -169,7 +169,9 @@ def test_a_file_of_another_task_is_refused_and_one_without_is_of_detection() -> 
     values = config.to_dict(DetectionExperiment())
     assert values.pop("task") == "detection"
     assert config.from_dict(values) == DetectionExperiment()
-    with pytest.raises(ValueError, match=r"there is no task 'knitting' here, only detection, classification: install the package"):
+    with pytest.raises(
+        ValueError, match=r"there is no task 'knitting' here, only detection, classification: install the package"
+    ):
         config.from_dict({**values, "task": "knitting"})
 
 
