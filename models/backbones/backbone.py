@@ -1,25 +1,21 @@
-"""What every backbone states about itself, and what is done with it by stage.
-
-A backbone is an ordered list of stages. Freezing, norm policy and learning-rate groups go by stage, so that no
-network is frozen in silence because its parameters are called something else.
-"""
+"""What every backbone states about itself, and which of its feature maps it gives."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..activation_checkpointing import blocks
+from .staged import Staged
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Staged):
     """A network that turns normalised images into feature maps.
 
     channels, strides: of each feature map that it gives, finest first; at first all that were built, see `at_strides`;
@@ -43,12 +39,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.channels, self.strides, self.size_multiple = tuple(channels), tuple(strides), size_multiple
         self.mean, self.std = tuple(mean), tuple(std)
-        self.frozen_stages = 0
         self._given = tuple(range(len(self.strides)))
-
-    @abstractmethod
-    def stages(self) -> list[tuple[str, list[nn.Module]]]:
-        """Name and modules of every stage, in the order of computation; together they hold every parameter."""
 
     @abstractmethod
     def every_map(self, images: Tensor) -> list[Tensor]:
@@ -58,6 +49,18 @@ class Backbone(nn.Module, ABC):
         """[B, 3, H, W] normalised images to one [B, channels, H / stride, W / stride] map per stride."""
         maps = self.every_map(images)
         return [maps[place] for place in self._given]
+
+    def pooled(self, images: Tensor) -> Tensor | None:
+        """[B, 3, H, W] to the [B, C] feature of the whole image that the network has of its own (of a class token).
+
+        None, at no cost, where it has none: a classifier then takes the mean of the last map over its positions.
+        """
+        del images
+        return None
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of two dimensions or more that a classifier's weight decay does not act on."""
+        return set()
 
     def at_strides(self, *strides: int) -> Self:
         """Give the feature maps of these strides only, the deepest of each, in ascending order.
@@ -81,47 +84,6 @@ class Backbone(nn.Module, ABC):
         self.channels = tuple(self.channels[place] for place in places)
         self.strides = tuple(strides)
         return self
-
-    def freeze(self, stages: int) -> Self:
-        """Keep the weights and statistics of the first `stages` stages as they are."""
-        names = [name for name, _ in self.stages()]
-        if not 0 <= stages <= len(names):
-            raise ValueError(
-                f"frozen_stages={stages}, but this backbone has {len(names)} stages ({', '.join(names)}): "
-                f"set backbone.frozen_stages to 0 .. {len(names)}"
-            )
-        self.frozen_stages = stages
-        for module in self._frozen():
-            module.requires_grad_(False)
-        return self.train(self.training)
-
-    def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, except that frozen stages stay in evaluation mode."""
-        super().train(mode)
-        for module in self._frozen():
-            module.eval()
-        return self
-
-    def _frozen(self) -> Iterator[nn.Module]:
-        for _, modules in self.stages()[: self.frozen_stages]:
-            yield from modules
-
-    def checkpointed(self) -> list[nn.Module]:
-        """The parts of the stages that train whose activations can be made again for the gradient, one by one."""
-        training = self.stages()[self.frozen_stages :]
-        return [part for _, modules in training for part in blocks(nn.ModuleList(modules))]
-
-    def count_parameters(self) -> list[tuple[str, int, int]]:
-        """(stage, trained, frozen) numbers of parameters."""
-        rows, counted = [], set[int]()
-        for name, modules in self.stages():
-            held = {id(parameter): parameter for module in modules for parameter in module.parameters()}
-            # One that stages share belongs to the first.
-            parameters = [parameter for number, parameter in held.items() if number not in counted]
-            counted |= held.keys()
-            trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-            rows.append((name, trained, sum(parameter.numel() for parameter in parameters) - trained))
-        return rows
 
 
 def maps_up_to(name: str, strides: Sequence[int], stage: int = -1, stride: int = 0) -> int:
