@@ -15,11 +15,11 @@ from detr_container.base.files import sha256
 from detr_container.config import settings as config
 from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.config.traits import NO_MATTER, traits_of
-from detr_container.engine.run import Run
+from detr_container.engine.run import Run, evaluation_of
 from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
 from detr_container.jobs.status import ACTIVE, RunStatus, statuses_of
 from detr_container.tasks.detection.coco_results import is_kept, read_kept
-from detr_container.tasks.detection.detections import NAME, Columns, evaluation_of
+from detr_container.tasks.detection.detections import NAME, Columns
 
 HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
 

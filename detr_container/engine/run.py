@@ -34,6 +34,11 @@ WRITTEN = (
 )
 
 
+def evaluation_of(run: Path, epoch: int) -> Path:
+    """The folder that a run keeps what an epoch's evaluation found in."""
+    return run / "detections" / f"epoch-{epoch:03d}"
+
+
 class Run:
     """One run's folder."""
 

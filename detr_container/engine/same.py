@@ -16,8 +16,8 @@ from detr_container.base.checked import read_plain
 from .checkpoint import load
 from .run import Run
 
-RESULTS = "detections/*/detections.*"
-"""What evaluations found, of whichever version: arrays, or COCO's JSON."""
+RESULTS = ("detections/*/detections.*", "detections/*/predictions.*")
+"""What evaluations found, of whichever task and version: arrays, or COCO's JSON."""
 
 SPEED = {"images_per_second", "data_wait", "memory_gib", "padding_waste"}
 """The fields of a line of metrics that measure this process rather than the training."""
@@ -40,13 +40,17 @@ def run_differences(a: Path, b: Path) -> list[str]:
     found = list(differences(first, second, "checkpoint"))
     found += differences(metrics(a), metrics(b), "metrics")
     found += differences(Run(a).evaluations(), Run(b).evaluations(), "evaluations")
-    left, right = (sorted(path.relative_to(run) for path in run.glob(RESULTS)) for run in (a, b))
+    left, right = _results(a), _results(b)
     if left != right:
         names = ", ".join(str(path) for path in sorted({*left} ^ {*right}))
         return [*found, f"detections: {len(left)} files against {len(right)}, only one of them has {names}"]
     for path in left:
         found += differences(_content(a / path), _content(b / path), str(path))
     return found
+
+
+def _results(run: Path) -> list[Path]:
+    return sorted(path.relative_to(run) for pattern in RESULTS for path in run.glob(pattern))
 
 
 def _content(path: Path) -> Any:

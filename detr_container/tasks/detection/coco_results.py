@@ -12,8 +12,9 @@ from pydantic import Field
 
 from detr_container.base.checked import Schema, mistakes, read_plain
 from detr_container.base.files import atomic_write
+from detr_container.engine.run import evaluation_of
 
-from .detections import NAME, Columns, Detections, evaluation_of
+from .detections import NAME, Columns, Detections
 
 OLD_NAME = "detections.json"
 _RULE = "each has image_id and category_id (whole numbers), bbox [x, y, width, height] in pixels and score"

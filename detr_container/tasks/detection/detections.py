@@ -5,10 +5,6 @@ Names of sizes: I images, n detections, K classes.
 
 from __future__ import annotations
 
-import io
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detr_container.base.checked import read_bytes
-from detr_container.base.files import atomic_write
+from detr_container.engine.columns import REMEDY, read_columns, write_columns
 
 NAME = "detections.npz"
 _COLUMNS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
@@ -30,19 +25,6 @@ _COLUMNS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
     "boxes": (np.dtype(np.float32), (4,)),
 }
 """Of a file: the type of each column and the shape of an entry."""
-_LARGEST = 1 << 33
-"""Bytes of a column: ten times what the largest public data sets make."""
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError),
-    *(SyntaxError, tokenize.TokenError),
-)
-"""What zipfile, and NumPy of a header, raise for other content than they write."""
-_REMEDY = "Put back a copy of it, or evaluate again"
-
-
-def evaluation_of(run: Path, epoch: int) -> Path:
-    """The folder that a run keeps an epoch's detections and metrics in."""
-    return run / "detections" / f"epoch-{epoch:03d}"
 
 
 class Columns(NamedTuple):
@@ -109,10 +91,8 @@ class Detections:
 
     def write(self, path: Path) -> None:
         """Write the columns as a compressed .npz, whole or not at all; the same detections give the same bytes."""
-        # Bytes first, so that it is not zipfile that meets a full disk.
-        packed = io.BytesIO()
-        np.savez_compressed(
-            packed,
+        write_columns(
+            path,
             image_ids=self.image_ids,
             counts=np.diff(self.starts),
             category_ids=self.category_ids,
@@ -120,25 +100,13 @@ class Detections:
             labels=self.labels,
             boxes=self.boxes,
         )
-        data = packed.getbuffer()
-        atomic_write(path, lambda file: file.write(data), len(data))
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """What `write` wrote. Raises ValueError for anything else, OSError for what the system refuses."""
-        content = io.BytesIO(read_bytes(path, _LARGEST))
-        try:
-            with zipfile.ZipFile(content) as archive:
-                columns = {name: _column(archive, name) for name in _COLUMNS}
-        except _DAMAGE as error:
-            reason = error.args[0] if error.args else "cut short"
-            raise ValueError(
-                f"{path} is no whole file of detections ({reason}); was it cut short? {_REMEDY}"
-            ) from error
-        except ValueError as error:
-            raise ValueError(f"{path} is no file of detections: {error}. {_REMEDY}") from error
+        columns = read_columns(path, _COLUMNS, "detections")
         if wrong := _mistake(columns):
-            raise ValueError(f"{path} is no file of detections: {wrong}. {_REMEDY}")
+            raise ValueError(f"{path} is no file of detections: {wrong}. {REMEDY}")
         starts = starts_of(columns.pop("counts"))
         return cls(starts=starts, **columns)
 
@@ -146,24 +114,6 @@ class Detections:
 def starts_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """[I + 1] where each image's rows start, from how many it has: [I]."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
-
-
-def _column(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One column of a file. Raises ValueError for what is not one, and as zipfile for what cannot be unpacked."""
-    member = archive.getinfo(f"{name}.npy")
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.file_size > _LARGEST:
-        raise ValueError(f"{name} is too large, or packed in another way")
-    content = io.BytesIO(archive.read(member))
-    if np.lib.format.read_magic(content) != (1, 0):
-        raise ValueError(f"{name} is of another version of NumPy's format")
-    shape, by_columns, kind = np.lib.format.read_array_header_1_0(content)
-    expected, entry = _COLUMNS[name]
-    # The header is compared with what there is before anything is made as large as it says.
-    data = content.getbuffer()[content.tell() :]
-    size = expected.itemsize * int(np.prod(entry, dtype=np.int64))
-    if kind != expected or by_columns or not shape or shape[1:] != entry or size * shape[0] != len(data):
-        raise ValueError(f"{name} is {kind} of shape {shape}, not {expected} of [n{''.join(f', {k}' for k in entry)}]")
-    return np.frombuffer(data, dtype=expected).reshape(shape).copy()
 
 
 def _mistake(columns: dict[str, NDArray[Any]]) -> str:

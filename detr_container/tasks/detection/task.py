@@ -19,6 +19,7 @@ from detr_container.datasets.canvas import Canvases, Waste
 from detr_container.datasets.loader import Ends, StepBatches, batches, training_loader
 from detr_container.datasets.padding import Padding
 from detr_container.engine.resume import show
+from detr_container.engine.run import evaluation_of
 from detr_container.engine.session import Session
 from detr_container.engine.task import Evaluation, NonFiniteError, Task
 from detr_container.models.criterion import diagnostics
@@ -28,7 +29,7 @@ from detr_container.models.matcher import NonFiniteOutputError
 
 from .build import Data, build_criterion, build_detector, build_matcher, start_from
 from .canvases import Grid, as_json, grid_of, many_sizes, padding_of
-from .detections import NAME, Detections, evaluation_of
+from .detections import NAME, Detections
 from .evaluate import evaluate_to
 from .groups import parameter_counts, parameter_groups
 from .largest import fullest

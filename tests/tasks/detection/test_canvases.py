@@ -19,11 +19,11 @@ from detr_container.config.detection import DetectionExperiment
 from detr_container.config.settings import validate
 from detr_container.datasets.loader import StepBatches
 from detr_container.engine import step
-from detr_container.engine.run import Run
+from detr_container.engine.run import Run, evaluation_of
 from detr_container.engine.trials import trials_of
 from detr_container.tasks.detection.build import build_detector, open_data
 from detr_container.tasks.detection.canvases import active, grid_of, grid_step
-from detr_container.tasks.detection.detections import NAME, Detections, evaluation_of
+from detr_container.tasks.detection.detections import NAME, Detections
 from detr_container.tasks.detection.task import DetectionTask
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
