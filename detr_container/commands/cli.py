@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +77,7 @@ def _message(error: Exception) -> str:
 
 def _overview() -> None:
     screen = console()
-    screen.print("detr-container: train, evaluate and use DETR-family detectors over many backbones\n")
+    screen.print("detr-container: train, evaluate and use DETR-family detectors and classifiers over many backbones\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, command in COMMANDS.items():
         table.add_row(f"  {name}", (command.__doc__ or "").split("\n")[0])
@@ -86,16 +86,19 @@ def _overview() -> None:
 
 
 def experiments(arguments: Sequence[str]) -> int:
-    """List the named experiments: head, backbone, schedule and published AP."""
+    """List the named experiments by task: model, backbone, schedule and what was published of them."""
 
     @dataclass(frozen=True)
     class Options:
         pass
 
     parse(Options, arguments, "experiments", experiments.__doc__)
-    screen = console()
+    screen, task = console(), ""
     for name in names():
         entry = named(name)
+        if entry.experiment.task != task:
+            screen.print(f"{chr(10) if task else ''}{entry.experiment.task}", style="underline")
+            task = entry.experiment.task
         train = entry.experiment.train
         drop = f"drop at {train.lr_drop}" if train.schedule == "step" else train.schedule
         lines = [
@@ -156,14 +159,16 @@ def demo(arguments: Sequence[str]) -> int:
 def benchmark(arguments: Sequence[str]) -> int:
     """Speed, memory, parameters and FLOPs of experiments, side by side: `benchmark EXPERIMENT [EXPERIMENT ...]`."""
     from detr_container.measure.benchmark import BenchmarkOptions, run
+    from detr_container.measure.options import MeasureOptions
 
     experiment, rest = experiment_first(arguments, "benchmark")
-    experiments = [detection(experiment)]
+    experiments = [experiment]
     while rest and not rest[0].startswith("-"):
         experiment, rest = experiment_first(rest, "benchmark")
-        experiments.append(detection(experiment))
-    doc = benchmark.__doc__
-    return run([parse(BenchmarkOptions, rest, "benchmark", doc, BenchmarkOptions(each)) for each in experiments])
+        experiments.append(experiment)
+    measure = replace(MeasureOptions(), sizes=experiments[0].usual_sizes, classes=experiments[0].usual_classes)
+    defaults = [BenchmarkOptions(each, measure) for each in experiments]
+    return run([parse(BenchmarkOptions, rest, "benchmark", benchmark.__doc__, default) for default in defaults])
 
 
 def preflight(arguments: Sequence[str]) -> int:
@@ -171,7 +176,7 @@ def preflight(arguments: Sequence[str]) -> int:
     from detr_container.measure.preflight import PreflightOptions, run
 
     experiment, rest = experiment_first(arguments, "preflight")
-    return run(parse(PreflightOptions, rest, "preflight", preflight.__doc__, PreflightOptions(detection(experiment))))
+    return run(parse(PreflightOptions, rest, "preflight", preflight.__doc__, PreflightOptions(experiment)))
 
 
 def soak(arguments: Sequence[str]) -> int:
@@ -181,7 +186,7 @@ def soak(arguments: Sequence[str]) -> int:
 
     named_first = arguments and not arguments[0].startswith("-")
     experiment, rest = experiment_first(arguments if named_first else ["debug", *arguments], "soak")
-    return run(parse(SoakOptions, rest, "soak", soak.__doc__, default(detection(experiment), usual_resources())))
+    return run(parse(SoakOptions, rest, "soak", soak.__doc__, default(experiment, usual_resources())))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -123,6 +123,10 @@ class ClassificationTrainConfig(TrainConfig):
     keep_predictions: Annotated[Literal["newest_and_best", "all"], NO_MATTER] = "newest_and_best"
     """Of which epochs the predictions stay on disk; the metrics of all do."""
 
+    def at_full_rate(self) -> Self:
+        """See `TrainConfig`."""
+        return replace(super().at_full_rate(), warmup_epochs=0)
+
     @property
     def peak(self) -> float:
         """The learning rate that the schedule starts from, for this batch."""
@@ -151,6 +155,12 @@ class ClassificationExperiment(Experiment):
     trials: ClassVar[str] = "detr_container.tasks.classification.trials:ClassificationTrials"
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1", "top-1"), Metric("top5", "top-5"))
     metrics_title: ClassVar[str] = "Accuracy, %"
+    usual_classes: ClassVar[int] = 1000
+
+    @property
+    def usual_sizes(self) -> tuple[tuple[int, int], ...]:
+        """See `Experiment`."""
+        return ((self.data.size, self.data.size),)
 
     @property
     def model_label(self) -> str:

@@ -166,6 +166,12 @@ class DetectionExperiment(Experiment):
     trials: ClassVar[str] = "detr_container.tasks.detection.trials:DetectionTrials"
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("ap", "AP"), Metric("ap50", "AP50"))
     metrics_title: ClassVar[str] = "Average precision, %"
+    shows_objects: ClassVar[bool] = True
+
+    @property
+    def usual_sizes(self) -> tuple[tuple[int, int], ...]:
+        """See `Experiment`."""
+        return ((480, 640), (800, 1066), (800, 1333))
 
     @property
     def model_label(self) -> str:

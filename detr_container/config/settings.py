@@ -82,6 +82,10 @@ class TrainConfig:
     max_steps: Annotated[Many, NO_MATTER] = 0
     """Stop after this many steps, as if interrupted (a few steps of a long schedule); 0: run the whole schedule."""
 
+    def at_full_rate(self) -> Self:
+        """The same without a warm-up, for whoever tries the first steps alone."""
+        return replace(self, warmup_steps=0)
+
 
 @with_config(STRICT)
 @dataclass(frozen=True)
@@ -109,6 +113,15 @@ class Experiment:
     metrics: ClassVar[tuple[Metric, ...]]
     """What is drawn of an evaluation; the first is the headline, which stands for a run."""
     metrics_title: ClassVar[str]
+    usual_classes: ClassVar[int] = 80
+    """How many classes a model is measured with when nothing says."""
+    shows_objects: ClassVar[bool] = False
+    """Whether an image of this task has any number of objects, which a measurement must then make up."""
+
+    @property
+    def usual_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) in pixels of the images that a model is measured on when nothing says."""
+        return ((224, 224),)
 
     @property
     def model_label(self) -> str:

@@ -29,7 +29,7 @@ from detr_container.engine.task import Task
 from detr_container.engine.trials import Trials, trials_of
 
 from .bench_training import WARMUP, Marks, TrainingSteps, mark, seconds, settle
-from .costs import count_flops, count_parameters, padded_size
+from .costs import backbone_of, count_flops, count_parameters, padded_size
 from .options import PARTS, MeasureOptions, Work, size_text
 
 
@@ -134,7 +134,8 @@ class Bench:
         batch, marks = self.trials.synthetic(self.task, values, self.experiment.seed).to(self.device), list[Any]()
         self.model.eval()
         # Within one pass, since on a GPU what the backbone computes overlaps with starting what the head will.
-        after = self.model.get_submodule("backbone").register_forward_hook(lambda *_: marks.append(mark(self.device)))
+        part = self.model.get_submodule(backbone_of(self.model))
+        after = part.register_forward_hook(lambda *_: marks.append(mark(self.device)))
         try:
             while True:
                 marks[:] = [mark(self.device)]

@@ -60,8 +60,9 @@ class BenchmarkOptions:
 def run(options: Sequence[BenchmarkOptions]) -> int:
     """Measure experiments and print a table; 1 when one of them failed. All but their settings is the first's.
 
-    Raises ValueError when nothing could be measured because of the settings.
+    Raises ValueError when nothing could be measured because of the settings, and for experiments of several tasks.
     """
+    _check_task([each.settings for each in options], options[0].measure)
     experiments = variants(labelled([each.settings for each in options]), options[0].precision, options[0].graphs)
     for label, experiment in experiments.items():
         # What cannot be built at all is reported by the process that tries, so that the others continue.
@@ -80,6 +81,19 @@ def run(options: Sequence[BenchmarkOptions]) -> int:
     for label, failure in failures.items():
         sys.stderr.write(f"error: {label}: {failure}\n")
     return 1 if failures else 0
+
+
+def _check_task(experiments: Sequence[Experiment], measure: MeasureOptions) -> None:
+    """Raise ValueError for experiments of several tasks; warn of what has no meaning for theirs."""
+    first = experiments[0]
+    others = [each for each in experiments if each.task != first.task]
+    if others:
+        raise ValueError(
+            f"{first.name} is of {first.task}, {others[0].name} of {others[0].task}: what they do with an image is "
+            "not the same work, so measure each task by itself"
+        )
+    if not first.shows_objects and measure.objects != MeasureOptions.objects:
+        _log.warning("objects=%d has no effect: images of %s have none to find", measure.objects, first.task)
 
 
 def labelled(experiments: Sequence[Experiment]) -> dict[str, Experiment]:
@@ -200,8 +214,8 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
         whose = f"{', '.join(labels)}: " if len(alike) > 1 else ""
         yield f"{whose}{device}, {precision}. Memory: {memory}; all but the last row is what comes on top of that one."
     yield (
-        "Forward pass: images on the device to detections; normalisation counts as backbone, post-processing as "
-        "head. Medians of "
+        "Forward pass: images on the device to detections or probabilities; normalisation counts as backbone, what "
+        "follows as head (of a whole model of timm, all is backbone). Medians of "
         f"{rounds} rounds." + (f" Ratios: to {result['first']}, within each round (least..most)." * (len(found) > 1))
     )
     if any("hours" in key for each in found.values() for key in each["figures"]):

@@ -29,7 +29,10 @@ _CANNOT_PRETEND = (DataDependentOutputException, DynamicOutputShapeException, Un
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of weights: all, those of the backbone, the others, and those that training changes."""
+    """Numbers of weights: all, those of the backbone, the others, and those that training changes.
+
+    A model that is whole as it came, without a backbone apart (a classifier of timm), counts as one.
+    """
 
     total: int
     backbone: int
@@ -82,9 +85,14 @@ def costs(experiment: Experiment, classes: int, sizes: Sequence[Size]) -> Costs:
 def count_parameters(model: nn.Module) -> Parameters:
     """Numbers of a model's weights; each counts once, wherever it is used."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    backbone = sum(parameter.numel() for parameter in model.get_submodule("backbone").parameters())
+    backbone = sum(parameter.numel() for parameter in model.get_submodule(backbone_of(model)).parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Parameters(total, backbone, total - backbone, trained)
+
+
+def backbone_of(model: nn.Module) -> str:
+    """The name of the submodule that counts as the backbone; empty, which is the model itself, where none is apart."""
+    return "backbone" if "backbone" in dict(model.named_children()) else ""
 
 
 def count_flops(model: nn.Module, size: Size, inputs: Inputs) -> Gflops:
@@ -118,6 +126,6 @@ def _forward(model: nn.Module, inputs: Inputs, size: Size, pretend: bool) -> Gfl
         for mode in (torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH)):
             stack.enter_context(mode)
         model(*inputs(model, size))
-    backbone = sum(counter.get_flop_counts()[f"{type(model).__name__}.backbone"].values())
-    total = counter.get_total_flops()
+    name = ".".join(filter(None, (type(model).__name__, backbone_of(model))))
+    backbone, total = sum(counter.get_flop_counts()[name].values()), counter.get_total_flops()
     return Gflops(total / 1e9, backbone / 1e9, (total - backbone) / 1e9)

@@ -57,7 +57,8 @@ class MeasureOptions:
     """What is measured, and how often."""
 
     sizes: tuple[Size, ...] = ((480, 640), (800, 1066), (800, 1333))
-    """Pixels of the images of a forward pass. Training steps get images of the largest."""
+    """Pixels of the images of a forward pass (default: as usual for the task). Training steps get images of the
+    largest."""
     batch: tuple[Annotated[int, between(1, 65_536)], ...] = (2,)
     """Images of a training step, one number or several. Forward passes are measured with one image and with each."""
     forward: bool = True
@@ -66,14 +67,14 @@ class MeasureOptions:
     """Measure training steps too."""
     source: Literal["synthetic", "coco", "data", "made"] = "synthetic"
     """Training images. `synthetic`: random ones in memory (`made` is its old name); `coco`: the same, in the sizes that
-    training draws of COCO's; `data`: the experiment's own, loaded as in training."""
+    training draws of COCO's (detection alone); `data`: the experiment's own, loaded as in training."""
     drawn: Annotated[int, between(2, 100_000)] = 16
     """With `coco`: so many batches are drawn, whose sizes come in turn; with it and with `data` on a GPU, twice as many
     steps are taken before the clock runs, which show what a new size costs."""
     classes: Annotated[int, between(1, 100_000)] = 80
-    """Classes to tell apart; with `data` those of the data set."""
+    """Classes to tell apart; with `data` those of the data set. Of ImageNet there are 1000."""
     objects: Annotated[int, natural(10_000)] = 7
-    """Objects on each synthetic image (COCO has 7.3 on average)."""
+    """Objects on each synthetic image (COCO has 7.3 on average); of detection alone."""
     rounds: Annotated[int, between(1, 10_000)] = 5
     """Measurements of each kind; their median is reported."""
     seconds: Annotated[float, natural(3600.0)] = 0.3

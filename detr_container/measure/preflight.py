@@ -48,7 +48,7 @@ LEARNING_STEPS, FALL = 20, 0.05
 
 Dropout is the same at each of these steps, so that a model that learns nothing keeps its loss to the last digits.
 """
-_RATES = ("train.lr", "train.lr_backbone")
+_RATES = ("train.lr", "train.lr_backbone", "train.lr_batch")
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Preflight:
         return f"{experiment.name}: batch {train.batch} = {parts}, {train.epochs} epochs, {len(warnings)} warnings"
 
     def data_set(self) -> str:
-        """What is wrong with the annotations and the images."""
+        """What is wrong with the images and what is said of them."""
         try:
             read = self.trials.check_data(self.options.images, self.list.remark)
             if self.sound:
@@ -314,7 +314,7 @@ class _Preflight:
         self.eval_rate = (task.validation_images - first) / (times[-1] - times[1 if first else 0])
         headline = self.experiment.metrics[0]
         value = found.metrics[headline.key]
-        score = "no objects to find" if value is None else f"{headline.label} {headline.text(value)}, before training"
+        score = "nothing to find" if value is None else f"{headline.label} {headline.text(value)}, before training"
         return f"{task.validation_images} images, {self.eval_rate:.3g} images/s; {score}"
 
     def time(self) -> str:
@@ -350,10 +350,9 @@ class _Preflight:
     def _trial(self, **changed: Any) -> Experiment:
         """The experiment as one of the processes would train it, without end, warm-up, evaluations or log."""
         train = replace(
-            self.experiment.train,
+            self.experiment.train.at_full_rate(),
             batch=self.experiment.train.batch // self.options.processes,
             epochs=max(1000, self.experiment.train.epochs),
-            warmup_steps=0,
             eval_every=0,
             log_every=2**31,
             checkpoint_minutes=0.0,

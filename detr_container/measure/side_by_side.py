@@ -45,7 +45,7 @@ def side_by_side(
     - figures: {key: {"value": number, "rounds": [number per round], "ratio": {"median", "least", "most"}}}.
     Keys: parameters/{total,backbone,head,trained};
     gflops/HxW/{total,backbone,head}: of one image, see `costs`;
-    forward/HxW/B/{total,backbone,head}: seconds from a batch of B uint8 images on the device to detections, in
+    forward/HxW/B/{total,backbone,head}: seconds from a batch of B uint8 images on the device to what is found, in
     evaluation mode; normalisation counts as backbone, post-processing as head;
     training/B/{data,forward,matching,loss,backward,optimizer,step}: seconds of a step on B images (data: only of images
     that are loaded); training/B/images_per_second;

@@ -93,7 +93,7 @@ def run(options: SoakOptions, ways: Mapping[str, Way] | None = None) -> int:
         screen.print("DIFFERENT from the uninterrupted run:", *found[:10], sep="\n  ", style="red", soft_wrap=True)
         return 1
     screen.print(
-        "equal to the uninterrupted run, bit for bit: weights, optimizer, averages, metrics, evaluations, detections",
+        "equal to the uninterrupted run, bit for bit: weights, optimizer, averages, metrics, evaluations, findings",
         style="green",
     )
     if helped:

@@ -52,7 +52,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
         (["train", "--seed", "3"], "name an experiment"),
         (["train", "debug", "--head.querys", "3"], "--head.queries"),
         (["train", "debug", "--train.lr", "fast"], "--train.lr"),
-        (["train", "debug", "--train.schedule", "linear"], "('step', 'cosine')"),
+        (["train", "debug", "--train.schedule", "linear"], "('step', 'cosine', 'deit')"),
         (["train", "debug", "--train.lr", "-1"], "train.lr=-1.0: it must be greater than 0"),
         (["train", "debug", "--data.root", "/nowhere", "--data.make-shapes", "0", "0", "0"], "missing: "),
         (["predict", "nowhere.pt", "nowhere.jpg"], "there is no image nowhere.jpg"),
