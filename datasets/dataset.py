@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 import warnings
@@ -14,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .annotations import Annotations
-from .batch import Sample
+from .batch import Sample, collate
+from .handover import Join
 from .images import read_image
+from .padding import Padding
 from .transforms import Augmentation, Plan, apply, clamp_boxes, has_area
 
 Key = tuple[int, int]
@@ -49,6 +52,17 @@ class DetectionDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
+
+    def joining(self, padding: Padding) -> Join:
+        """How samples become a batch."""
+        return functools.partial(collate, padding=padding)
+
+    def largest_bytes(self, batch: int, padding: Padding) -> int:
+        """Of a batch. Only one with an image of an extreme shape, whose rounding passes the longest side, is larger."""
+        augmentation = self.augmentation
+        longest = max(augmentation.scales) if augmentation.resize == "square" else augmentation.max_size
+        objects = 100 * 1024
+        return batch * (3 * padding.largest(longest) + objects)
 
     def plan(self, key: Key) -> Plan:
         """What will be done to an image; its `size` is the true size of the sample. Reads no file."""

@@ -16,19 +16,16 @@ import os
 import pickle
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from multiprocessing import reduction
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
-
-from .batch import Batch, Sample, collate
-from .padding import Padding
 
 SHARED = "/dev/shm"
 """Where Linux keeps shared memory that has a name; in a container it has 64 MB unless more is asked for."""
@@ -40,6 +37,24 @@ _ALIGNMENT = 64
 _rings: weakref.WeakValueDictionary[int, Ring] = weakref.WeakValueDictionary()
 """Those of this process by their numbers, which is what arrives with a batch."""
 _numbers = itertools.count()
+
+
+class Handed(Protocol):
+    """A batch that can be handed over."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of its tensors."""
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
+        """The same batch with others in the place of its `tensors`."""
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory."""
+
+
+Join = Callable[[Sequence[Any]], Handed]
+"""How samples become a batch; it is sent to each loader process."""
 
 
 class Ring:
@@ -101,20 +116,20 @@ def free_shared_memory() -> int | None:
 
 
 class Collate:
-    """`collate`, and in a loader process the handing over: into a slot, or into shared memory of the batch's own.
+    """Samples become a batch, and in a loader process it is handed over: in a slot, or in shared memory of its own.
 
-    Otherwise a thread of torch's would move a batch there, which prints that there is no room and forgets the batch;
+    Otherwise a thread of torch's would move it to the latter, which prints that there is no room and forgets the batch;
     the training process then waits for it without end.
     context: how the processes are made, None without any; shape: of their ring, without slots for none.
     """
 
     def __init__(
         self,
-        padding: Padding,
+        join: Join,
         context: multiprocessing.context.BaseContext | None = None,
         shape: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        self.padding, self.shape = padding, shape
+        self.join, self.shape = join, shape
         self.short = context.Event() if context else None
         """Set while there is no room."""
         self._over = context.Event() if context else None
@@ -139,9 +154,9 @@ class Collate:
         """Give the ring back, after the processes have ended."""
         self._ring = None
 
-    def __call__(self, samples: Sequence[Sample]) -> Batch | Slot:
+    def __call__(self, samples: Sequence[Any]) -> Handed | Slot:
         """The samples as a batch; in a loader process, as what is sent of it."""
-        batch = collate(samples, self.padding)
+        batch = self.join(samples)
         if self._over is None or self.short is None:
             return batch
         slot = self._slot(batch)
@@ -149,7 +164,7 @@ class Collate:
             self._wait_for_room(batch)
         return slot or batch
 
-    def _slot(self, batch: Batch) -> Slot | None:
+    def _slot(self, batch: Handed) -> Slot | None:
         """The batch in this process's next slot; None where there is none, or the batch is larger.
 
         Nobody needs to say when a slot is free: torch asks a process for a batch only after it has handed out the one
@@ -168,7 +183,7 @@ class Collate:
             return None
         return Slot(self._ring.number, worker.id, slot, writer.used, file.getvalue())
 
-    def _wait_for_room(self, batch: Batch) -> None:
+    def _wait_for_room(self, batch: Handed) -> None:
         assert self._over is not None
         assert self.short is not None
         for tensor in batch.tensors:
@@ -190,14 +205,14 @@ class Slot:
     used: int
     pickled: bytes
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Handed:
         """The batch in page-locked memory of its own (called by the data loader)."""
         return self.taken(pin=True)
 
-    def taken(self, pin: bool = False) -> Batch:
+    def taken(self, pin: bool = False) -> Handed:
         """The batch in memory of its own, which is one piece."""
         memory = _rings[self.ring].memory[self.worker, self.slot, : self.used]
-        batch: Batch = _Reader(io.BytesIO(self.pickled), memory.pin_memory() if pin else memory.clone()).load()
+        batch: Handed = _Reader(io.BytesIO(self.pickled), memory.pin_memory() if pin else memory.clone()).load()
         return batch
 
 

@@ -11,15 +11,14 @@ import resource
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from .batch import Batch
-from .dataset import DetectionDataset, Key
-from .handover import SHARED, Collate, Slot, free_shared_memory, plan_memory
+from .dataset import Key
+from .handover import SHARED, Collate, Handed, Join, Slot, free_shared_memory, plan_memory
 from .padding import TO_LARGEST, Padding
 from .workers import Sent, start_worker, worker_context
 
@@ -29,6 +28,20 @@ FILES_EACH, FILES = 4, 16
 """Open files of this process for each of a loader's processes, and for all together with what they hand over."""
 Ends = Callable[[bool], bool]
 """Whether who waits for a batch wants no more; its argument: whether it cannot come for want of room."""
+
+
+class Loadable(Protocol):
+    """A data set whose samples become batches."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Key, /) -> Any: ...
+
+    def joining(self, padding: Padding) -> Join:
+        """How samples become a batch; it holds no data, since each process is sent one."""
+
+    def largest_bytes(self, batch: int, padding: Padding) -> int:
+        """Of a batch of so many images; larger ones are handed over more slowly."""
 
 
 def steps_per_epoch(length: int, batch: int) -> int:
@@ -129,7 +142,7 @@ class StepBatches(Sampler[list[Key]]):
 
 
 def training_loader(
-    dataset: DetectionDataset,
+    dataset: Loadable,
     sampler: StepBatches,
     *,
     padding: Padding = TO_LARGEST,
@@ -145,7 +158,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: DetectionDataset,
+    dataset: Loadable,
     *,
     batch: int,
     rank: int = 0,
@@ -168,12 +181,12 @@ def evaluation_loader(
     return _loader(dataset, every[rank::world], batch, padding, workers, pin_memory)
 
 
-def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Generator[Batch, None, None]:
+def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Generator[Any, None, None]:
     """The loader's batches, with errors of its processes raised as if they had happened in this one.
 
     ends: asked every second in which no batch has come. Closing the generator (or dropping it) ends the loader's
     processes.
-    Raises ValueError for an image that cannot be loaded (see `DetectionDataset`), OSError when shared memory or open
+    Raises ValueError for an image that cannot be loaded (see the data set), OSError when shared memory or open
     files run out, RuntimeError when a loader process was killed, InterruptedError when `ends` returns True.
     """
     iterator, collating = None, loader.collate_fn
@@ -200,8 +213,8 @@ def batches(loader: DataLoader[Any], ends: Ends = lambda short: False) -> Genera
 
 
 def _patiently(
-    iterator: Iterator[Batch | Slot], loader: DataLoader[Any], collating: Collate, ends: Ends
-) -> Iterator[Batch]:
+    iterator: Iterator[Handed | Slot], loader: DataLoader[Any], collating: Collate, ends: Ends
+) -> Iterator[Handed]:
     """The batches, however long one takes, unless a loader process has no room to hand one over."""
     waited = 0.0
     while True:
@@ -294,7 +307,7 @@ def _explained(error: Exception, workers: int) -> Exception | None:
 
 
 def _loader(
-    dataset: DetectionDataset,
+    dataset: Loadable,
     batch_sampler: Sampler[list[Key]] | Sequence[list[Key]],
     batch: int,
     padding: Padding,
@@ -306,10 +319,11 @@ def _loader(
     context = worker_context() if workers else None
     size = _largest_bytes(dataset, batch, padding)
     ahead, slots = plan_memory(workers, size) if workers else (None, 0)
+    source: Any = Sent.of(dataset) if workers else dataset
     return DataLoader(
-        Sent.of(dataset) if workers else dataset,
+        source,
         batch_sampler=batch_sampler,
-        collate_fn=Collate(padding, context, (workers, slots, size)),
+        collate_fn=Collate(dataset.joining(padding), context, (workers, slots, size)),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=context,
@@ -325,9 +339,5 @@ def _loader(
     )
 
 
-def _largest_bytes(dataset: DetectionDataset, batch: int, padding: Padding) -> int:
-    """Of a batch. Only one with an image of an extreme shape, whose rounding passes the longest side, is larger."""
-    augmentation = dataset.augmentation
-    longest = max(augmentation.scales) if augmentation.resize == "square" else augmentation.max_size
-    objects = 100 * 1024
-    return batch * (3 * padding.largest(longest) + objects)
+def _largest_bytes(dataset: Loadable, batch: int, padding: Padding) -> int:
+    return dataset.largest_bytes(batch, padding)
