@@ -121,19 +121,3 @@ class ContainerLight(Backbone):
             x = blocks(embed(x))
             maps.append(x)
         return maps
-
-
-class ContainerLightClassifier(nn.Module):
-    """The released ImageNet classifier: the backbone, BatchNorm, mean over positions, a linear layer."""
-
-    def __init__(self, size: Size = SIZES["container_light"], classes: int = 1000, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.backbone = ContainerLight(size, drop_path=drop_path)
-        self.norm = nn.BatchNorm2d(size.channels[-1])
-        self.head = nn.Linear(size.channels[-1], classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] normalised images to [B, classes] logits."""
-        return self.head(self.norm(self.backbone(images)[-1]).mean(dim=(2, 3)))

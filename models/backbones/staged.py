@@ -7,7 +7,7 @@ parameters are called something else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 from torch import nn
@@ -66,3 +66,30 @@ class Staged(nn.Module, ABC):
             trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
             rows.append((name, trained, sum(parameter.numel() for parameter in parameters) - trained))
         return rows
+
+
+def stages_of(root: nn.Module, ends: Sequence[str]) -> list[tuple[str, list[nn.Module]]]:
+    """A network's modules in order, cut after each of `ends` (paths with `_` for dots); what is left is `rest`."""
+    stages: list[tuple[str, list[nn.Module]]] = []
+    modules: list[nn.Module] = []
+    for name, module in _pieces(root, "", ends):
+        modules.append(module)
+        if name in ends:
+            stages.append((name, modules))
+            modules = []
+    if modules:
+        stages.append(("rest", modules))
+    return stages
+
+
+def _pieces(module: nn.Module, prefix: str, ends: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every part, as small as needed for each of `ends` to be the end of one."""
+    own = list(module.parameters(recurse=False))
+    if own:
+        yield f"{prefix}own", nn.ParameterList(own)
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if path not in ends and any(end.startswith(f"{path}_") for end in ends):
+            yield from _pieces(child, f"{path}_", ends)
+        else:
+            yield path, child

@@ -7,8 +7,8 @@ followed through it at two sizes, and what comes out is compared with the stated
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import maps_up_to
+from .backbone import IMAGENET_MEAN, IMAGENET_STD, maps_up_to
 
 ANY_SIZE = ("timm/convnext_tiny", "timm/regnety_016", "timm/vit_small_patch16_224", "timm/swin_tiny_patch4_window7_224")
 """Widely used timm models that take images of any size, for who needs another one."""
-_REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ArithmeticError)
+REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, ArithmeticError)
 """What timm and its models raise at sizes and options that they do not take."""
 # Heights and widths in multiples: not square, not multiples of each other.
 _PROBES = ((2, 3), (5, 4))
@@ -53,12 +53,12 @@ def fit(name: str, stage: int = -1, stride: int = 0, canvas: int = 0) -> Fit:
     Raises ValueError for a model that does not exist, gives no maps, gives others than it states, or takes no such
     images, and says which do.
     """
-    _known(name)
+    check_known(name)
     # Models that are examined draw numbers, which must not change what is drawn for the one that is used.
     with torch.random.fork_rng(devices=[]), ExitStack() as end:
         end.callback(_skeleton.cache_clear)
         maps, reasons = _best_stated(name, stage, stride), list[str]()
-        own = _own_side(name)
+        own = own_side(name)
         # A window of 7 positions at a stride of 32 pixels, for instance, wants multiples of 224.
         for multiple in dict.fromkeys((maps.multiple, 2 * maps.multiple, _up(own, maps.multiple))):
             wrong = _faults(name, maps, [(multiple * rows, multiple * columns) for rows, columns in _PROBES])
@@ -69,7 +69,7 @@ def fit(name: str, stage: int = -1, stride: int = 0, canvas: int = 0) -> Fit:
         for side in dict.fromkeys((*padded_sides, own, _up(own, maps.multiple))):
             try:
                 square = _stated(name, {"img_size": side} if side != own else {}, stage, stride)
-            except _REFUSALS:
+            except REFUSALS:
                 # It has no such option.
                 continue
             wrong = _faults(name, square, [(side, side)]) if side else "nobody says which size it takes"
@@ -87,10 +87,10 @@ def _best_stated(name: str, stage: int, stride: int) -> Fit:
         with suppress(TypeError):
             return _stated(name, {"dynamic_img_size": True}, stage, stride)
         return _stated(name, {}, stage, stride)
-    except _REFUSALS as error:
+    except REFUSALS as error:
         if str(error).startswith("backbone."):
             raise
-        raise _refused(name, _words(error)) from error
+        raise _refused(name, first_line(error)) from error
 
 
 def _refused(name: str, reason: str) -> ValueError:
@@ -105,7 +105,8 @@ def _too_large(name: str, side: int, canvas: int) -> ValueError:
     )
 
 
-def _known(name: str) -> None:
+def check_known(name: str) -> None:
+    """Raise ValueError, with similar names, when timm has no such model."""
     import timm
 
     if not timm.is_model(name):
@@ -132,6 +133,40 @@ def create(name: str, options: dict[str, Any], pretrained: bool = False) -> Any:
     return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
 
 
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and standard deviation of pixels in [0, 1] that a timm model was made for."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    return (tuple(cfg.mean), tuple(cfg.std)) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@contextmanager
+def making(name: str, drop_path: float) -> Iterator[None]:
+    """Make a timm model within this. Raises ValueError, which says what to set, where it cannot be made."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"timm/{name} takes no backbone.drop_path={drop_path} ({error}): set it to 0") from error
+    except RuntimeError as error:
+        raise ValueError(f"timm/{name} cannot be made: {error}") from error
+    except OSError as error:
+        raise ValueError(
+            f"the weights of timm/{name} could not be downloaded ({error}): fetch them where there is a network "
+            f"({_address(name)}), or start from random weights with backbone.weights=none"
+        ) from error
+
+
+def _address(name: str) -> str:
+    """Where a timm model's pretrained weights are."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:
+        return "timm names no address"
+    return f"https://huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else str(cfg.url)
+
+
 @lru_cache(maxsize=1)
 def _skeleton(name: str, options: tuple[tuple[str, Any], ...]) -> Any:
     """The model without memory; with it where it cannot be made otherwise. options: for timm.create_model."""
@@ -144,7 +179,7 @@ def _skeleton(name: str, options: tuple[tuple[str, Any], ...]) -> Any:
         return create(name, dict(options)).eval()
 
 
-def _own_side(name: str) -> int:
+def own_side(name: str) -> int:
     """The side of the square images that the model was made for; 0 where they are not square or nobody says."""
     import timm
 
@@ -179,9 +214,9 @@ def _faults(name: str, stated: Fit, sizes: Sequence[tuple[int, int]]) -> str:
             try:
                 with torch.no_grad():
                     wrong = _wrong_maps(body, stated, size)
-            except _REFUSALS as error:
+            except REFUSALS as error:
                 why = str(error)
-                wrong = f"it fails on {size[0]} x {size[1]} pixels ({_words(error)})"
+                wrong = f"it fails on {size[0]} x {size[1]} pixels ({first_line(error)})"
             if wrong:
                 break
         # A model that reads values on its way cannot be followed without them.
@@ -219,6 +254,6 @@ def _by(lengths: Sequence[int]) -> str:
     return " x ".join(map(str, lengths))
 
 
-def _words(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of its message, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160] or type(error).__name__

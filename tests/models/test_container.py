@@ -11,7 +11,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detr_container.config.backbones import BackboneConfig
 from detr_container.engine.backbones import build_backbone
-from detr_container.models.backbones.container import SIZES, Block, ContainerLight, ContainerLightClassifier
+from detr_container.models.backbones.container import SIZES, Block, ContainerLight
+from detr_container.models.classifier import BackboneClassifier
 from detr_container.models.layers.context_aggregation import DynamicAggregation, MixedAggregation, StaticAggregation
 from detr_container.models.layers.depthwise import Depthwise
 from detr_container.models.layers.pointwise import PatchEmbed, Pointwise
@@ -29,8 +30,8 @@ STRIDES = {
 
 
 @pytest.fixture(scope="module")
-def released() -> ContainerLightClassifier:
-    model = ContainerLightClassifier().eval()
+def released() -> BackboneClassifier:
+    model = BackboneClassifier(ContainerLight(SIZES["container_light"]), 1000).eval()
     model.load_state_dict(from_container(published.weights("container_light")), strict=True)
     return model
 
@@ -45,7 +46,7 @@ def close(ours: Tensor, golden: Tensor) -> None:
 @pytest.mark.parametrize("size", list(INPUTS))
 @torch.no_grad()
 def test_reference_outputs(
-    released: ContainerLightClassifier, size: str, device: str, monkeypatch: pytest.MonkeyPatch
+    released: BackboneClassifier, size: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a CPU computes them and, on a CPU, in the way of a GPU."""
     for layer in (Depthwise, PatchEmbed, Pointwise):
@@ -60,7 +61,7 @@ def test_reference_outputs(
     close(released(INPUTS[size]()), golden["logits"])
 
 
-def test_names_and_number_of_parameters(released: ContainerLightClassifier) -> None:
+def test_names_and_number_of_parameters(released: BackboneClassifier) -> None:
     state = released.state_dict()
     names = to_container(state)
     assert {name: list(value.shape) for name, value in names.items()} == published.shapes("container_light")
@@ -71,7 +72,7 @@ def test_names_and_number_of_parameters(released: ContainerLightClassifier) -> N
     assert sum(p.numel() for p in released.parameters()) == 20_633_643
 
 
-def test_the_released_file_loads_as_a_backbone(tmp_path: Path, released: ContainerLightClassifier) -> None:
+def test_the_released_file_loads_as_a_backbone(tmp_path: Path, released: BackboneClassifier) -> None:
     path = tmp_path / "container_light.pth"
     torch.save({"model": published.weights("container_light")}, path)
     backbone = build_backbone(BackboneConfig(name="container_light", weights=str(path), frozen_stages=0)).eval()
@@ -84,7 +85,7 @@ def test_the_released_file_loads_as_a_backbone(tmp_path: Path, released: Contain
 
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "small.pth"
-    torch.save(to_container(ContainerLightClassifier(TINY, classes=3).state_dict()), path)
+    torch.save(to_container(BackboneClassifier(ContainerLight(TINY), classes=3).state_dict()), path)
     with pytest.raises(ValueError, match=r"small\.pth does not fit ContainerLight: .*backbone\.name"):
         build_backbone(BackboneConfig(name="container_light_small", weights=str(path), frozen_stages=0))
 
