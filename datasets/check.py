@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
-import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from .annotations import Annotations, Problem, load_json, parse_annotations
-from .check_report import Report, summarise
-from .images import decode, faultless, orientation, read_bytes
-from .progress_bar import track
-
-BLOCK = 1024
-"""Images handed to the pool at a time, so that COCO's 118,287 do not all wait in memory."""
-
-FLAT = 4
-"""Levels of brightness, of 256, below which an image shows nothing."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What came of reading one file: a hash of its bytes, its (height, width), or why it cannot be read.
-
-    turned: it has an orientation tag other than upright; flat: all of its pixels are about the same.
-    """
-
-    digest: bytes = b""
-    size: tuple[int, int] = (0, 0)
-    turned: bool = False
-    flat: bool = False
-    kind: str = ""
-    problem: str = ""
+from .check_report import DetectionReport, summarise
+from .images import faultless
+from .reading import Files, Reader, Seen, read_files, read_if_missing, read_one, repeated, shared
 
 
 @dataclass(frozen=True)
@@ -59,7 +34,7 @@ def check_dataset(
     progress: bool = False,
     sample: int = 0,
     apply_orientation: bool = False,
-) -> Report:
+) -> DetectionReport:
     """Check the splits of a data set and everything between them.
 
     splits: name -> (folder of images, annotation file), as `annotations.resolve` finds them; workers: threads that
@@ -87,27 +62,12 @@ def check_dataset(
     for first, second in combinations(readable, 2):
         problems += _categories_differ(first, second)
         problems += _overlap(first, seen[first.name], second, seen[second.name])
-    return Report(tuple(problems), tuple(summarise(split.name, split.annotations) for split in readable))
-
-
-def read_one(path: Path, apply_orientation: bool = False) -> Seen:
-    """Read and decode one file exactly as training does. Raises RuntimeError when memory or open files run out."""
-    try:
-        with faultless(path):
-            data = read_bytes(path)
-            image = decode(data, apply_orientation)
-    except FileNotFoundError:
-        return Seen(kind="missing-image", problem="the file does not exist")
-    except (OSError, ValueError) as error:
-        return Seen(kind="unreadable-image", problem=f"the file cannot be read: {error}")
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    flat = int(image.amax()) - int(image.amin()) < FLAT
-    return Seen(digest, (int(image.shape[1]), int(image.shape[2])), orientation(data) != 1, flat)
+    return DetectionReport(tuple(problems), tuple(summarise(split.name, split.annotations) for split in readable))
 
 
 def _read_images(
     split: _Split,
-    reader: Callable[[Path], Seen],
+    reader: Reader,
     workers: int,
     progress: bool,
     sample: int,
@@ -118,12 +78,9 @@ def _read_images(
         message = f"{split.name}: no folder of images {split.annotations.image_dir}"
         problems.append(Problem("error", "image-folder", message))
         return [Seen()] * len(split.annotations.file_names)
-    paths = split.paths()
-    every = range(len(paths))
-    drawn: Container[int] = set(random.Random(0).sample(every, sample)) if 0 < sample < len(paths) else every
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's about odd files; what matters is whether they decode.
-        seen = list(track(_read_drawn(paths, reader, drawn, workers), len(paths), f"reading {split.name}", progress))
+    paths, title = split.paths(), f"reading {split.name}"
+    files = Files(len(paths), paths.__getitem__, title)
+    seen = list(read_files(files, reader, read_if_missing, sample, workers, progress))
     for index, found in enumerate(seen):
         if found is None:
             continue
@@ -145,27 +102,6 @@ def _read_images(
     return seen
 
 
-def _read_drawn(
-    paths: list[Path], reader: Callable[[Path], Seen], drawn: Container[int], workers: int
-) -> Iterator[Seen | None]:
-    def read_if_drawn(index: int) -> Seen | None:
-        return reader(paths[index]) if index in drawn or not _is_there(paths[index]) else None
-
-    # Threads, for reading, hashing and decoding all let go of the interpreter's lock, while a process would first
-    # spend seconds on importing torch.
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for start in range(0, len(paths), BLOCK):
-            yield from pool.map(read_if_drawn, range(start, min(start + BLOCK, len(paths))))
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:
-        # Too long a name, say; reading it says why.
-        return False
-
-
 def _turned(split: _Split, seen: Sequence[Seen | None], applied: bool) -> Iterator[Problem]:
     turned = [index for index, found in enumerate(seen) if found and found.turned]
     if turned and applied:
@@ -185,23 +121,25 @@ def _turned(split: _Split, seen: Sequence[Seen | None], applied: bool) -> Iterat
 
 
 def _twins(split: _Split, seen: Sequence[Seen | None]) -> Iterator[Problem]:
-    first: dict[bytes, int] = {}
-    for index, found in enumerate(seen):
-        if found and found.digest and first.setdefault(found.digest, index) != index:
-            message = f"{split.of(index)}: the same content as {split.of(first[found.digest])}"
-            yield Problem("warning", "duplicate-image", message)
+    for index, first in repeated(_digests(seen)):
+        message = f"{split.of(index)}: the same content as {split.of(first)}"
+        yield Problem("warning", "duplicate-image", message)
+
+
+def _digests(seen: Sequence[Seen | None]) -> list[bytes]:
+    return [found.digest if found else b"" for found in seen]
 
 
 def _overlap(
     first: _Split, first_seen: Sequence[Seen | None], second: _Split, second_seen: Sequence[Seen | None]
 ) -> Iterator[Problem]:
-    contents = {found.digest: index for index, found in enumerate(first_seen) if found and found.digest}
+    same = dict(shared(_digests(first_seen), _digests(second_seen)))
     names = {name: index for index, name in enumerate(first.annotations.file_names) if first_seen[index]}
     for index, (found, name) in enumerate(zip(second_seen, second.annotations.file_names, strict=True)):
         if found is None:
             continue
-        if found.digest in contents:
-            message = f"{second.of(index)}: the same content as {first.of(contents[found.digest])}"
+        if index in same:
+            message = f"{second.of(index)}: the same content as {first.of(same[index])}"
             yield Problem("error", "overlap", f"{message}, so the splits are not independent")
         elif name in names:
             message = f"{second.of(index)}: the same file name as {first.of(names[name])}, with other content"

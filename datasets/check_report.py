@@ -14,6 +14,8 @@ from .records import Severity
 
 LONGEST_NAME = 60
 """Letters of a class's name in the table; messages have all of them."""
+MOST_CLASSES = 40
+"""Rows of the table of image folders."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
@@ -34,10 +36,9 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """The problems and the counts of a data set."""
+    """The problems of a data set; a kind of data set adds what there is to count of it."""
 
     problems: tuple[Problem, ...]
-    summaries: tuple[SplitSummary, ...]
 
     @property
     def errors(self) -> int:
@@ -66,13 +67,58 @@ class Report:
                 lines += [f"  {message}" for message in messages[:examples]]
                 if len(messages) > examples:
                     lines.append(f"  ... and {len(messages) - examples} more")
-        for summary in self.summaries:
-            lines += _summary_lines(summary)
-        lines += _class_lines(self.summaries)
+        lines += self.table()
         counts = [(self.count(severity), severity) for severity in SEVERITIES]
         lines.append(", ".join(f"{count} {severity}{'s' * (count != 1)}" for count, severity in counts))
         # Names of files and classes need not be text that every terminal can show.
         return [shown(line) for line in lines]
+
+    def table(self) -> list[str]:
+        """What was counted, for people."""
+        return []
+
+
+@dataclass(frozen=True)
+class DetectionReport(Report):
+    """The problems and the counts of a detection data set."""
+
+    summaries: tuple[SplitSummary, ...]
+
+    def table(self) -> list[str]:
+        """See `Report`."""
+        lines = [line for summary in self.summaries for line in _summary_lines(summary)]
+        return lines + _class_lines(self.summaries)
+
+
+@dataclass(frozen=True)
+class FolderReport(Report):
+    """The problems of image folders, and by split the images of each class."""
+
+    counts: tuple[tuple[str, dict[str, int]], ...]
+
+    def table(self) -> list[str]:
+        """See `Report`; of many classes, those with the fewest and the most images of the first split."""
+        lines = [
+            f"{split}: {sum(counts.values())} images of {len(counts)} classes"
+            + (f", {min(counts.values())} to {max(counts.values())} of each" if counts else "")
+            for split, counts in self.counts
+        ]
+        names = sorted({name for _, counts in self.counts for name in counts})
+        if not names:
+            return lines
+        left_out = max(0, len(names) - MOST_CLASSES)
+        if left_out:
+            first = self.counts[0][1]
+            names.sort(key=lambda name: first.get(name, 0))
+            names = names[: MOST_CLASSES // 2] + names[-MOST_CLASSES // 2 :]
+        width = max(cell_len(short_name(name)) for name in ("class", *names))
+        lines.append(f"{'class':<{width}}" + "".join(f" {split:>9}" for split, _ in self.counts))
+        for place, name in enumerate(names):
+            if left_out and place == MOST_CLASSES // 2:
+                lines.append(f"... {left_out} classes between these")
+            cells = "".join(f" {counts.get(name, '-'):>9}" for _, counts in self.counts)
+            lines.append(f"{set_cell_size(short_name(name), width)}{cells}")
+        return lines
 
 
 def summarise(name: str, annotations: Annotations) -> SplitSummary:
@@ -111,7 +157,7 @@ def _class_lines(summaries: tuple[SplitSummary, ...]) -> list[str]:
             counts.setdefault(category, {})[summary.name] = count
     if not counts:
         return []
-    shorts = {category: _short(category.name) for category in counts}
+    shorts = {category: short_name(category.name) for category in counts}
     width = max(map(cell_len, ("class", *shorts.values())))
     names = [summary.name for summary in summaries]
     lines = [f"{'class':<{width}} {'id':>6}" + "".join(f" {name:>9}" for name in names)]
@@ -121,7 +167,7 @@ def _class_lines(summaries: tuple[SplitSummary, ...]) -> list[str]:
     return lines
 
 
-def _short(name: str) -> str:
-    """A name as it stands in a table."""
+def short_name(name: str) -> str:
+    """A class's name as it stands in a table."""
     text = shown(name)
     return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 1] + "…"

@@ -144,12 +144,13 @@ def _files(folder: bytes, above: bytes = b"") -> Iterator[bytes]:
                 continue
             if entry.is_dir():
                 yield from _files(entry.path, above + entry.name + b"/")
-            elif os.path.splitext(entry.name)[1].lower() in _extensions():
+            elif os.path.splitext(entry.name)[1].lower() in extensions():
                 yield above + entry.name
 
 
 @functools.cache
-def _extensions() -> frozenset[bytes]:
+def extensions() -> frozenset[bytes]:
+    """Those of files that are taken for images, in small letters."""
     from PIL import Image
 
     from .images import known_formats

@@ -143,6 +143,15 @@ def orientation(data: bytes) -> int:
         return 1
 
 
+def format_of(data: bytes) -> str:
+    """What a file's content is, in Pillow's words ("JPEG"); empty where it is no image."""
+    try:
+        with _opened(data) as image:
+            return image.format or ""
+    except (Image.DecompressionBombError, *_DAMAGE):
+        return ""
+
+
 def _tag_of(image: Image.Image) -> int:
     try:
         tag = image.getexif().get(_ORIENTATION, 1)

@@ -7,17 +7,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.table import Table
 
-from detr_container.base.limits import Images, Many, Seed, Workers, positive
+from detr_container.base.limits import Images, Many, Seed, Side, Workers, positive
 from detr_container.base.shortage import asking
 from detr_container.base.terminal import console
 from detr_container.config.arguments import experiment_first, parse
 from detr_container.config.detection import detection
 from detr_container.config.settings import Experiment
+
+if TYPE_CHECKING:
+    from detr_container.datasets.check_report import Report
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class CheckOptions:
     """Options of `data check`."""
 
     root: tyro.conf.Positional[Path | None] = None
-    """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json."""
+    """A folder in COCO's layout: train2017/, val2017/, annotations/instances_{train,val}2017.json; or image folders:
+    train/ and val/, in each of which a folder per class holds its images."""
     train_images: Path | None = None
     """Training images, where they are not in the root."""
     train_annotations: Path | None = None
@@ -71,9 +75,15 @@ class CheckOptions:
     val_annotations: Path | None = None
     """Validation annotations in COCO's format, where they are not in the root."""
     workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that read images."""
+    """Threads that read images."""
+    sample: Images = 0
+    """How many images of each split to decode, always the same ones; 0: all."""
     apply_orientation: bool = False
-    """Read images as training with data.apply_orientation does."""
+    """Read images as training with data.apply_orientation does. COCO's layout only."""
+    duplicates: bool = False
+    """Image folders: compare the content of all files, within a split and between both. COCO's layout: always so."""
+    size: Side = 224
+    """Image folders: the network's input in pixels, below which images are noted as small."""
     examples: Many = 5
     """How many findings of one kind to list."""
 
@@ -81,6 +91,23 @@ class CheckOptions:
 def data_check(arguments: Sequence[str]) -> int:
     """Read a data set as training will and report what is wrong: `data check ROOT`. Exit status 1 on errors."""
     options = parse(CheckOptions, arguments, "data check", data_check.__doc__)
+    with asking("the check", {"workers": options.workers}):
+        report = _check_folders(options) if _is_image_folders(options) else _check_coco(options)
+    sys.stdout.write("\n".join(report.lines(options.examples)) + "\n")
+    return 1 if report.errors else 0
+
+
+def _is_image_folders(options: CheckOptions) -> bool:
+    if options.train_annotations or options.val_annotations:
+        return False
+    if options.root is None:
+        return bool(options.train_images and options.val_images)
+    from detr_container.datasets.check_folders import is_image_folders
+
+    return is_image_folders(options.root)
+
+
+def _check_coco(options: CheckOptions) -> Report:
     from detr_container.datasets.annotations import resolve
     from detr_container.datasets.check import check_dataset
 
@@ -88,10 +115,16 @@ def data_check(arguments: Sequence[str]) -> int:
         options.root, options.train_images, options.train_annotations, options.val_images, options.val_annotations
     )
     splits = dict(zip(("train", "val"), pairs, strict=True))
-    with asking("the check", {"workers": options.workers}):
-        report = check_dataset(splits, options.workers, progress=True, apply_orientation=options.apply_orientation)
-    sys.stdout.write("\n".join(report.lines(options.examples)) + "\n")
-    return 1 if report.errors else 0
+    return check_dataset(splits, options.workers, True, options.sample, options.apply_orientation)
+
+
+def _check_folders(options: CheckOptions) -> Report:
+    from detr_container.datasets.check_folders import check_folders
+    from detr_container.datasets.folders import resolve
+
+    folders = resolve(options.root, options.train_images, options.val_images)
+    splits = dict(zip(("train", "val"), folders, strict=True))
+    return check_folders(splits, options.workers, True, options.sample, options.duplicates, options.size)
 
 
 def data_speed(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from detr_container.datasets.annotations import resolve
 from detr_container.datasets.check import check_dataset
-from detr_container.datasets.check_report import Report
+from detr_container.datasets.check_report import DetectionReport
 from detr_container.datasets.shapes import make_shapes
 
 Damage = Callable[[Path, dict[str, Any]], None]
@@ -33,7 +33,7 @@ def root(healthy: Path, tmp_path: Path) -> Path:
     return tmp_path / "shapes"
 
 
-def check(root: Path, **options: Any) -> Report:
+def check(root: Path, **options: Any) -> DetectionReport:
     splits = {
         split: (root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json")
         for split in ("train", "val")
