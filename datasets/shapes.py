@@ -9,11 +9,7 @@ depends on (seed, split, size, i) alone: neither the number of worker processes 
 from __future__ import annotations
 
 import json
-import math
 import multiprocessing
-import os
-import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,15 +19,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from detr_container.base.checked import read_plain
 
+from .drawn_shapes import Shape, ground, paint, random_shape
+from .made import make_once, write_text
 from .progress_bar import track
 from .records import Record
 
 Split = Literal["train", "val"]
-Points = NDArray[np.float64]
 
 CATEGORY_IDS = {"circle": 1, "rectangle": 2, "triangle": 4, "star": 5, "ring": 9, "cross": 13}
 """The classes and their ids, with gaps as COCO's have."""
@@ -42,8 +39,6 @@ EMPTY_EVERY, EMPTY_AT = 16, 5
 CROWD_EVERY, CROWD_AT = 8, 3
 """One image in eight has a crowd."""
 FIRST_VAL_ID = 1_000_001
-TILT = math.radians(15)
-SUPERSAMPLE = 4
 LEAST_SIZE = 64
 
 
@@ -55,23 +50,6 @@ class ShapesConfig:
     val: int = 200
     size: int = 128
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """One drawn shape. outline: [n, 2] (x, y) in pixels; hole: the same for what is cut out of it, or empty."""
-
-    name: str
-    outline: Points
-    hole: Points
-    colour: NDArray[np.float64]
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) in pixels."""
-        left, top = self.outline.min(axis=0)
-        right, bottom = self.outline.max(axis=0)
-        return float(left), float(top), float(right), float(bottom)
 
 
 def make_shapes(
@@ -91,29 +69,11 @@ def make_shapes(
     """
     config = ShapesConfig(train, val, size, seed)
     _check(config)
-    root = Path(os.path.abspath(root))
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        _check_same(root, config)
-        return False
-    partial_root = root.with_name(f".{root.name}.partial-{os.getpid()}-{time.time_ns()}")
-    partial_root.mkdir(parents=True)
-    try:
-        _write(partial_root, config, workers, progress)
-        try:
-            partial_root.rename(root)
-        except OSError:
-            if not root.exists():
-                raise
-            # Another process finished first: all is well if it made the same.
-            _check_same(root, config)
-            return False
-    except OSError as error:
-        # What writes images does not say where.
-        error.filename = error.filename or str(root)
-        raise
-    finally:
-        shutil.rmtree(partial_root, ignore_errors=True)
-    return True
+    return make_once(
+        root,
+        lambda folder: _write(folder, config, workers, progress),
+        lambda folder: _check_same(folder, config),
+    )
 
 
 def _check(config: ShapesConfig) -> None:
@@ -168,15 +128,8 @@ def _write(root: Path, config: ShapesConfig, workers: int, progress: bool) -> No
             "annotations": annotations,
             "categories": [{"id": id_, "name": name, "supercategory": "shape"} for name, id_ in CATEGORY_IDS.items()],
         }
-        _write_text(root / "annotations" / f"instances_{split}2017.json", json.dumps(content))
-    _write_text(root / MANIFEST, json.dumps(asdict(config), indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        write_text(root / "annotations" / f"instances_{split}2017.json", json.dumps(content))
+    write_text(root / MANIFEST, json.dumps(asdict(config), indent=2) + "\n")
 
 
 def _draw_all(
@@ -204,38 +157,22 @@ def _draw_file(folder: Path, split: Split, size: int, seed: int, index: int) -> 
 def draw_image(split: Split, index: int, size: int, seed: int) -> tuple[NDArray[np.uint8], list[Record]]:
     """Draw one image, [size, size, 3], and its annotations in COCO's format, without their ids."""
     rng = np.random.default_rng([seed, size, 0 if split == "train" else 1, index])
-    canvas, base = _background(rng, size)
+    canvas, base = ground(rng, size)
     taken: list[tuple[float, float, float, float]] = []
     objects: list[Record] = []
     if index % EMPTY_EVERY != EMPTY_AT:
         if index % CROWD_EVERY == CROWD_AT:
             cluster = _cluster(rng, size, base)
-            mask = np.max([_paint(canvas, shape) for shape in cluster], axis=0)
+            mask = np.max([paint(canvas, shape) for shape in cluster], axis=0)
             objects.append(_crowd_record(cluster, mask))
             taken.append(_hull(cluster))
         for _ in range(int(rng.integers(1, 7))):
             shape = _place(rng, size, base, taken)
             if shape is not None:
-                objects.append(_record(shape, _paint(canvas, shape)))
+                objects.append(_record(shape, paint(canvas, shape)))
                 taken.append(shape.box)
     canvas += rng.normal(0.0, rng.uniform(2.0, 8.0), canvas.shape)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), objects
-
-
-def _background(rng: np.random.Generator, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw a muted colour with soft blotches, a slope of light and, half the time, stripes; also that colour."""
-    base = rng.uniform(50, 205) + rng.uniform(-30, 30, 3)
-    y, x = np.mgrid[0:size, 0:size] / size - 0.5
-    angle, light = rng.uniform(0, 2 * math.pi), rng.uniform(0, 50)
-    shade = light * (math.cos(angle) * x + math.sin(angle) * y)
-    if rng.random() < 0.5:
-        angle, waves = rng.uniform(0, 2 * math.pi), rng.uniform(4, 16)
-        stripes = np.sin(2 * math.pi * waves * (math.cos(angle) * x + math.sin(angle) * y))
-        shade = shade + rng.uniform(3, 12) * stripes
-    blocks = int(rng.integers(4, 13))
-    blotches = rng.normal(0.0, rng.uniform(5, 18), (blocks, blocks)).astype(np.float32)
-    shade = shade + np.asarray(Image.fromarray(blotches).resize((size, size), Image.Resampling.BICUBIC))
-    return base + shade[..., None], base
 
 
 def _place(
@@ -243,19 +180,19 @@ def _place(
     size: int,
     base: NDArray[np.float64],
     taken: list[tuple[float, float, float, float]],
-) -> _Shape | None:
+) -> Shape | None:
     """Draw a shape that covers no more than a third of another's box; None when no place is found."""
     name = list(CATEGORY_IDS)[int(rng.integers(len(CATEGORY_IDS)))]
     for _ in range(12):
         radius = size * rng.uniform(0.11, 0.25)
         centre = rng.uniform(radius + 1, size - radius - 1, 2)
-        shape = _shape(rng, name, centre, radius, base)
+        shape = random_shape(rng, name, centre, radius, base)
         if all(_covered(shape.box, box) <= 1 / 3 for box in taken):
             return shape
     return None
 
 
-def _cluster(rng: np.random.Generator, size: int, base: NDArray[np.float64]) -> list[_Shape]:
+def _cluster(rng: np.random.Generator, size: int, base: NDArray[np.float64]) -> list[Shape]:
     """Draw a crowd: shapes of one class, smaller than any single object, close together."""
     name = list(CATEGORY_IDS)[int(rng.integers(len(CATEGORY_IDS)))]
     spread = size * rng.uniform(0.14, 0.2)
@@ -263,7 +200,7 @@ def _cluster(rng: np.random.Generator, size: int, base: NDArray[np.float64]) -> 
     middle = rng.uniform(spread + largest + 1, size - spread - largest - 1, 2)
     count = int(rng.integers(10, 19))
     return [
-        _shape(rng, name, middle + rng.uniform(-spread, spread, 2), size * rng.uniform(0.03, 0.05), base)
+        random_shape(rng, name, middle + rng.uniform(-spread, spread, 2), size * rng.uniform(0.03, 0.05), base)
         for _ in range(count)
     ]
 
@@ -275,71 +212,7 @@ def _covered(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
-def _shape(
-    rng: np.random.Generator, name: str, centre: NDArray[np.float64], radius: float, base: NDArray[np.float64]
-) -> _Shape:
-    """Draw a shape of this class in a random colour, a little stretched and tilted; `radius` bounds it, in pixels."""
-    # Upright, since a small detector needs far more than ten minutes to learn that shapes turn.
-    angle, squeeze = -math.pi / 2 + rng.uniform(-TILT, TILT), rng.uniform(0.55 if name == "rectangle" else 0.85, 1.0)
-    cos, sin = math.cos(angle), math.sin(angle)
-    transform = np.array([[cos, -sin], [sin, cos]]) @ np.diag([radius, radius * squeeze])
-    outline, hole = (points @ transform.T + centre for points in _unit(name))
-    return _Shape(name, outline, hole, _colour(rng, base))
-
-
-def _unit(name: str) -> tuple[Points, Points]:
-    """Return the outline and the hole of a shape within the circle of radius 1."""
-    nothing = np.zeros((0, 2))
-    if name in ("circle", "ring"):
-        return _round(40, (1.0,)), _round(40, (0.55,)) if name == "ring" else nothing
-    if name == "cross":
-        long, short = 0.95, 0.3
-        corner = [(long, -short), (long, short), (short, short)]
-        rotations = [[(x, y), (-y, x), (-x, -y), (y, -x)] for x, y in corner]
-        return np.array([rotations[c][quarter] for quarter in range(4) for c in range(3)]), nothing
-    if name == "rectangle":
-        # Sides along the axes, so that stretching makes a rectangle and not a rhombus.
-        return _round(4, (1.0,), 0.25 * math.pi), nothing
-    return _round(3, (1.0,)) if name == "triangle" else _round(10, (1.0, 0.42)), nothing
-
-
-def _round(count: int, radii: tuple[float, ...], first: float = 0.0) -> Points:
-    """Return `count` points around the centre at these distances in turn, the first at this angle."""
-    angles = first + 2 * math.pi * np.arange(count) / count
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.resize(np.array(radii), count)[:, None]
-
-
-def _colour(rng: np.random.Generator, base: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Draw a colour that stands out from the background's."""
-    for _ in range(20):
-        colour = rng.uniform(15, 240, 3)
-        if np.linalg.norm(colour - base) >= 90:
-            break
-    return colour
-
-
-def _paint(canvas: NDArray[np.float64], shape: _Shape) -> NDArray[np.bool_]:
-    """Paint a shape over the canvas with smooth edges and return its mask, [size, size]."""
-    size = canvas.shape[0]
-    left, top, right, bottom = shape.box
-    x0, y0 = max(0, math.floor(left)), max(0, math.floor(top))
-    x1, y1 = min(size, math.ceil(right)), min(size, math.ceil(bottom))
-    stencil = Image.new("L", ((x1 - x0) * SUPERSAMPLE, (y1 - y0) * SUPERSAMPLE))
-    draw = ImageDraw.Draw(stencil)
-    for points, value in ((shape.outline, 255), (shape.hole, 0)):
-        if len(points):
-            # Pillow's coordinates are those of pixel centres.
-            fine = (points - (x0, y0)) * SUPERSAMPLE - 0.5
-            draw.polygon([(float(x), float(y)) for x, y in fine], fill=value)
-    alpha = np.asarray(stencil.reduce(SUPERSAMPLE), dtype=np.float64) / 255
-    window = canvas[y0:y1, x0:x1]
-    window += alpha[..., None] * (shape.colour - window)
-    mask = np.zeros((size, size), dtype=bool)
-    mask[y0:y1, x0:x1] = alpha >= 0.5
-    return mask
-
-
-def _hull(shapes: list[_Shape]) -> tuple[float, float, float, float]:
+def _hull(shapes: list[Shape]) -> tuple[float, float, float, float]:
     boxes = np.array([shape.box for shape in shapes])
     left, top = boxes[:, :2].min(axis=0)
     right, bottom = boxes[:, 2:].max(axis=0)
@@ -351,7 +224,7 @@ def _xywh(box: tuple[float, float, float, float]) -> list[float]:
     return [round(left, 2), round(top, 2), round(right - left, 2), round(bottom - top, 2)]
 
 
-def _record(shape: _Shape, mask: NDArray[np.bool_]) -> Record:
+def _record(shape: Shape, mask: NDArray[np.bool_]) -> Record:
     x, y = shape.outline.T
     segmentation: Any = [[round(float(value), 2) for value in shape.outline.ravel()]]
     area = 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
@@ -367,7 +240,7 @@ def _record(shape: _Shape, mask: NDArray[np.bool_]) -> Record:
     }
 
 
-def _crowd_record(cluster: list[_Shape], mask: NDArray[np.bool_]) -> Record:
+def _crowd_record(cluster: list[Shape], mask: NDArray[np.bool_]) -> Record:
     return {
         "category_id": CATEGORY_IDS[cluster[0].name],
         "bbox": _xywh(_hull(cluster)),
