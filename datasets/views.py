@@ -7,15 +7,16 @@ Both are timm's parts, on Pillow's images: Touvron et al. 2021; Cubuk et al. 202
 from __future__ import annotations
 
 import functools
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 SMALL, MARGIN = 32, 4
@@ -85,6 +86,7 @@ class TrainingView:
         if self.size <= SMALL:
             crop = RandomCrop(self.size, padding=MARGIN)
         changing = secondary.transforms if self.auto_augment or self.color_jitter else []
+        keep_no_bits(changing)
         # Of the noise only its place is drawn here.
         erasing = RandomErasing(self.erasing, mode="const", device="cpu")
         return crop, Compose([*rest, *changing]), erasing
@@ -94,6 +96,7 @@ class TrainingView:
         crop, changes, erasing = self.parts
         with drawing_from(generator):
             if self.size <= SMALL:
+                _check_size(image, self.size)
                 view = _pillow(crop(image), self.grey)
             else:
                 top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
@@ -122,11 +125,11 @@ class CentreCrop:
 
         del generator
         view = _pillow(image, self.grey)
-        if self.size > SMALL:
+        if self.size <= SMALL:
+            _check_size(image, self.size)
+        else:
             shorter = int(self.size / self.crop_ratio)
             view = F.resize(view, shorter, F.InterpolationMode.BICUBIC)
-        elif min(view.size) < self.size - 2 * MARGIN:
-            raise ValueError(f"{view.width} x {view.height} pixels are too few for an input of {self.size}")
         return _pixels(F.center_crop(view, [self.size, self.size])), NOTHING
 
 
@@ -163,6 +166,28 @@ def drawing_from(generator: random.Random) -> Iterator[None]:
         random.setstate(mine)
         np.random.set_state(numpys)
         torch.default_generator.set_state(torchs)
+
+
+def keep_no_bits(transforms: Iterable[Any]) -> None:
+    """Let posterizing by timm that keeps no bits give a black image, as published; newer Pillows refuse it."""
+    for transform in transforms:
+        # Of AutoAugment's policy each row is a list of operations.
+        listed = getattr(transform, "ops", None) or itertools.chain(*getattr(transform, "policy", ()))
+        for operation in listed:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)
+
+
+def _check_size(image: Tensor, size: int) -> None:
+    height, width = image.shape[1:]
+    if min(height, width) < size - 2 * MARGIN:
+        raise ValueError(f"{width} x {height} pixels are too few for an input of {size}, which is not resized")
 
 
 def _pillow(image: Tensor, grey: bool) -> Image.Image:

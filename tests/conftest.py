@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DATA_FOLDERS = ("coco_permissive", "bccd", "cocoeval_fixture")
+DATA_FOLDERS = ("coco_permissive", "bccd", "cells_imagefolder", "cocoeval_fixture")
 
 LONGEST = (
     "test_slurm_jobs.py",
