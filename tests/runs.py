@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -22,15 +22,22 @@ import torch
 from detr_container.commands.cli import main
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
+from detr_container.config.settings import Experiment
 from detr_container.datasets.shapes import make_shapes
 from detr_container.engine.checkpoint import load
 from detr_container.engine.run import Run
 from detr_container.engine.same import differences, run_differences
 from detr_container.engine.train import train
 
+E = TypeVar("E", bound=Experiment)
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRAIN, VAL, SIDE = 16, 5, 64
 """Four steps of four images an epoch; image 6 (at index 5) has no object, images 4 and 12 have a crowd."""
+DRAWING = {
+    "detr_container.tasks.detection.task": "draw_validation",
+    "detr_container.tasks.classification.task": "draw_predictions",
+}
+"""What draws the images of an evaluation, by the task's module."""
 
 # Whatever could carry a state from one step to the next: dropout, drop-path, accumulation, averages, batch statistics.
 HARD: dict[str, Any] = {
@@ -57,7 +64,7 @@ def shapes_folder(factory: pytest.TempPathFactory) -> Path:
 def tiny(root: Path, **changed: Any) -> DetectionExperiment:
     """`debug` made smaller: two epochs of four steps. changed: settings as `train__epochs=1` or `seed=3`."""
     experiment = named("debug").experiment
-    settings = {
+    settings: dict[str, Any] = {
         "data__root": root,
         "data__make_shapes": (0, 0, 0),
         "data__workers": 0,
@@ -67,7 +74,12 @@ def tiny(root: Path, **changed: Any) -> DetectionExperiment:
         "device": "cpu",
         **changed,
     }
-    for name, value in settings.items():
+    return with_settings(experiment, **settings)
+
+
+def with_settings(experiment: E, **changed: Any) -> E:
+    """The same experiment under other settings, named as for `tiny`."""
+    for name, value in changed.items():
         section, _, key = name.partition("__")
         new = replace(getattr(experiment, section), **{key: value}) if key else value
         experiment = replace(experiment, **{section: new})
@@ -85,12 +97,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def train_in(folder: Path, experiment: DetectionExperiment, images: bool = False) -> int:
+def train_in(folder: Path, experiment: Experiment, images: bool = False) -> int:
     """`train` on one thread; returns its exit status. images: also draw, which costs more than all the steps."""
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         if not images:
             patch.setattr("detr_container.engine.trainer.plot_curves", lambda *_: None)
-            patch.setattr("detr_container.tasks.detection.task.draw_validation", lambda *_: None)
+            if drawing := DRAWING.get(experiment.module):
+                patch.setattr(f"{experiment.module}.{drawing}", lambda *_: None)
         return train(experiment, folder)
 
 

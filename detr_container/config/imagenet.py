@@ -52,6 +52,21 @@ def _on(backbone: str, name: str) -> ClassificationExperiment:
 
 
 @experiment()
+def classify_debug() -> ClassificationExperiment:
+    """As `container_light_in1k` in everything, but tiny: whether it works at all, in seconds."""
+    base = ClassificationExperiment()
+    return replace(
+        base,
+        name="classify_debug",
+        backbone=replace(base.backbone, name="container_light_tiny"),
+        data=FoldersConfig(
+            root=Path("data/single-shapes-debug"), make_shapes=(40, 20, 40), size=32, eval_batch=8, workers=0
+        ),
+        train=ClassificationTrainConfig(epochs=2, batch=8, micro_batch=4, lr_batch=0, warmup_epochs=1, log_every=2),
+    )
+
+
+@experiment()
 def classify_demo() -> ClassificationExperiment:
     """A tiny CONTAINER-LIGHT from random weights on images of single shapes: a minute on two CPU cores."""
     base = ClassificationExperiment()

@@ -129,7 +129,7 @@ class Progress:
                 self.board.add_scalar(f"train/{name}", value, self.step)
         terms = " ".join(f"{name} {number:.3f}" for name, number in values["losses"].items())
         speed = f"{rate:.1f} images/s ({100 * waiting:.0f} % waiting for data)"
-        summary = f"loss {values['loss']:.3f} ({terms}) {speed} {memory:.1f} GiB"
+        summary = f"loss {values['loss']:.3f}{f' ({terms})' * bool(terms)} {speed} {memory:.1f} GiB"
         self.bar.update(self.task, summary=summary)
         if not self.console.is_terminal:
             left = (now - self.began) / (self.step - self.start) * (self.total - self.step)

@@ -5,7 +5,6 @@ Names of sizes: N images, T classes kept of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -42,22 +41,6 @@ class Predictions:
     probabilities: NDArray[np.float32]
     true_probability: NDArray[np.float32]
 
-    @classmethod
-    def joined(cls, parts: Sequence[Predictions], kept: int) -> Self:
-        """All parts' together, by rising image ids; of an image that stands in several of them, the first one's.
-
-        kept: T, where there is no part.
-        """
-        every = [_none(kept), *parts]
-        ids, first = np.unique(np.concatenate([part.image_ids for part in every]), return_index=True)
-        return cls(
-            ids,
-            np.concatenate([part.labels for part in every])[first],
-            np.concatenate([part.classes for part in every])[first],
-            np.concatenate([part.probabilities for part in every])[first],
-            np.concatenate([part.true_probability for part in every])[first],
-        )
-
     def top(self, k: int) -> NDArray[np.bool_]:
         """[N] whether the label is among the k most probable classes. With fewer classes it always is.
 
@@ -78,12 +61,6 @@ class Predictions:
         if wrong := _mistake(found):
             raise ValueError(f"{path} is no file of predictions: {wrong}. {REMEDY}")
         return found
-
-
-def _none(kept: int) -> Predictions:
-    """Predictions of no image."""
-    ids, rows = np.zeros(0, dtype=np.int64), np.zeros((0, kept), dtype=np.int64)
-    return Predictions(ids, ids, rows, rows.astype(np.float32), ids.astype(np.float32))
 
 
 def _mistake(found: Predictions) -> str:

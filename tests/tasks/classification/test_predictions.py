@@ -1,4 +1,4 @@
-"""Predictions as arrays: joined from ranks, on disk and back, and damaged."""
+"""Predictions as arrays: on disk and back, and damaged."""
 
 import io
 from pathlib import Path
@@ -28,24 +28,14 @@ def predictions(images: int, classes: int, seed: int = 0) -> Predictions:
 FOUND = predictions(12, 7)
 
 
-def some(places: list[int]) -> Predictions:
-    return Predictions(**{name: column[places] for name, column in vars(FOUND).items()})
-
-
 def assert_equal(a: Predictions, b: Predictions) -> None:
     for (name, one), other in zip(vars(a).items(), vars(b).values(), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=name)
         assert one.dtype == other.dtype, name
 
 
-def test_parts_of_ranks_become_one_each_image_once_and_in_order() -> None:
-    parts = [some(places) for places in ([0, 3, 6, 9], [1, 4, 7, 10, 0], [], [2, 5, 8, 11, 3, 1])]
-    assert_equal(Predictions.joined(parts, 5), FOUND)
-    assert Predictions.joined([], 3).classes.shape == (0, 3)
-
-
 def test_the_file_holds_them_to_the_last_bit(tmp_path: Path) -> None:
-    for found in (FOUND, predictions(4, 2), Predictions.joined([], 5)):
+    for found in (FOUND, predictions(4, 2), predictions(0, 9)):
         folder = evaluation_of(tmp_path, 7)
         found.write(folder)
         content = (folder / NAME).read_bytes()

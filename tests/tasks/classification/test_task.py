@@ -1,0 +1,94 @@
+"""A classifier is trained, evaluated, drawn and kept as any other run."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from classifiers import debug
+from PIL import Image
+from runs import final_state, train_in
+
+from detr_container.base.files import read_jsonl
+from detr_container.engine.run import Run, evaluation_of
+from detr_container.tasks.classification.predictions import NAME, Predictions
+
+
+def colours(root: Path, counts: Sequence[tuple[str, int]] = (("train", 24), ("val", 12))) -> Path:
+    """Noise on red, green or blue ground: what a classifier learns at once."""
+    rng = np.random.default_rng(0)
+    for split, count in counts:
+        for channel, name in enumerate(("red", "green", "blue")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.normal(110, 40, (40, 40, 3))
+                pixels[..., channel] += 60
+                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                image.save(root / split / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learnt three colours, with mixing and erasing."""
+    root = colours(tmp_path_factory.mktemp("colours"))
+    folder = root / "runs" / "colours"
+    experiment = debug(
+        root,
+        data__auto_augment="",
+        train__epochs=4,
+        train__batch=12,
+        train__micro_batch=6,
+        train__lr=4e-3,
+        train__ema_decay=0.0,
+    )
+    assert train_in(folder, experiment, images=True) == 0
+    return folder
+
+
+def test_a_run_learns_and_says_what_it_found(learnt: Path) -> None:
+    rows = Run(learnt).evaluations()
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["top1"] >= 0.9
+    assert rows[-1]["top5"] == 1.0
+    folder = evaluation_of(learnt, 4)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert {name: scores[name] for name in ("top1", "top5", "loss", "images")} == {
+        name: rows[-1][name] for name in ("top1", "top5", "loss", "images")
+    }
+    found = Predictions.read(folder / NAME)
+    assert found.image_ids.tolist() == list(range(36))
+    assert found.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+    assert found.classes.shape == (36, 3)
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
+    at = np.argmax(found.classes == found.labels[:, None], axis=1)
+    np.testing.assert_allclose(found.true_probability, found.probabilities[np.arange(36), at], rtol=1e-5)
+    assert scores["top1"] == found.top(1).mean()
+    assert scores["loss"] == pytest.approx(-np.log(found.true_probability).mean(), rel=1e-5)
+    assert [row["name"] for row in scores["per_class"]] == ["blue", "green", "red"]
+    assert sum(row["top1"] * row["images"] for row in scores["per_class"]) == pytest.approx(found.top(1).sum())
+    noted = scores["evaluated_with"]
+    assert (noted["annotations"], noted["images"], noted["size"]) == (str(learnt.parents[1] / "val"), 36, 32)
+    assert noted["sha256"] == read_jsonl(learnt / "provenance.jsonl")[0]["data"]["val"]["sha256"]
+
+
+def test_a_run_keeps_what_it_is_of_and_shows_it(learnt: Path) -> None:
+    names = ["blue", "green", "red"]
+    assert json.loads((learnt / "classes.json").read_text()) == [{"id": k, "name": n} for k, n in enumerate(names)]
+    assert final_state(learnt)["classes"] == names
+    facts = read_jsonl(learnt / "provenance.jsonl")[0]
+    assert facts["epoch"] == {"views": 72, "images": 24}
+    assert facts["learning_rate"] == 4e-3
+    kept = [(evaluation_of(learnt, epoch) / NAME).exists() for epoch in (1, 2, 3, 4)]
+    best = max(Run(learnt).evaluations(), key=lambda row: row["top1"])["epoch"]
+    assert kept == [epoch in (best, 4) for epoch in (1, 2, 3, 4)]
+    with Image.open(learnt / "predictions.png") as sheet:
+        assert sheet.width > 1000
+        assert np.asarray(sheet).std() > 20
+    rows = Run(learnt).metrics()
+    assert all(0 <= row["train_top1"] <= 1 for row in rows)
+    rates = [1e-6, 1e-6, *(1e-5 + 0.5 * (4e-3 - 1e-5) * (1 + math.cos(math.pi * at / 4)) for at in (1, 2))]
+    for row in rows:
+        assert row["lr_decayed"] == row["lr_undecayed"] == pytest.approx(rates[math.ceil(row["epoch"]) - 1])
