@@ -21,6 +21,7 @@ from detr_container.base.checked import read_lines
 from detr_container.models.weights.fit import listed, state_faults, tensor_fault
 
 from .checkpoint import Checkpoints, load
+from .pretraining import faults as pretraining_faults
 from .run_files import ProvenanceLine
 from .session import Session
 
@@ -114,6 +115,7 @@ def check_head(
         faults.append(f"ema_updates is {show(state['ema_updates'])}, not a whole number from 0")
     if not _hashes(state.get("data", {})):
         faults.append(f"data is {show(state['data'])}, not the hashes of two annotation files")
+    faults += pretraining_faults(state.get("pretraining", {}))
     try:
         faults += of_task(state)
     except ValueError as error:

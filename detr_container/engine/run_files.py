@@ -5,7 +5,7 @@ null stands for a number that was not finite when it was written.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -55,16 +55,65 @@ class Git(Schema):
 
 
 class DataVersion(Schema):
-    """A split's annotation file."""
+    """A split's annotation file, or folder of images."""
 
     annotations: str = ""
     sha256: str
+    images: Step | None = None
 
 
 class Canvases(Schema):
     """What batches were padded to: (height, width) in pixels."""
 
     sizes: list[list[Annotated[int, Field(ge=1, le=10**6)]]]
+
+
+class Reached(Schema):
+    """The headline metric of a run: after the step in question (null: not evaluated), at its end, and its best."""
+
+    key: str
+    label: str
+    scale: float = 100.0
+    here: Number = None
+    last: Number = None
+    best: Number = None
+
+
+class Changed(Schema):
+    """A setting that is not as in the named experiment."""
+
+    named: Any = None
+    here: Any = None
+
+
+class Pretraining(Schema):
+    """What weights that a run starts from are: of a run of ours, all that makes it what it is; else what is known."""
+
+    kind: Literal["run", "checkpoint", "file", "published"]
+    """A checkpoint is one that lies outside its run; published weights have a name instead of a file."""
+    name: str = ""
+    path: str = ""
+    """As the setting has it."""
+    file: str = ""
+    sha256: str = ""
+    experiment: str = ""
+    task: str = ""
+    backbone: str = ""
+    step: Step | None = None
+    epoch: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    epochs: Step | None = None
+    """Of the whole schedule."""
+    seed: Step | None = None
+    settings: dict[str, Any] | None = None
+    """The recipe: all settings that matter to a result, without the backbone's name."""
+    difference: dict[str, Changed] | None = None
+    folder: str = ""
+    """Its data's."""
+    data: dict[str, DataVersion] | None = None
+    metric: Reached | None = None
+    git: Git | None = None
+    pretraining: dict[str, Pretraining] | None = None
+    """What that run itself started from."""
 
 
 class ProvenanceLine(Schema):
@@ -80,6 +129,8 @@ class ProvenanceLine(Schema):
     """What `train.micro_batch=0` stood for."""
     data: dict[str, DataVersion] | None = None
     canvases: dict[str, Canvases] | None = None
+    pretraining: dict[str, Pretraining] | None = None
+    """What it started from, by the setting that names it."""
 
 
 class EvaluatedWith(Schema):

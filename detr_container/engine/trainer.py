@@ -27,6 +27,7 @@ from detr_container.drawing.curves import Scores, plot_curves
 from . import optimizer as optim
 from .micro_batch import fit
 from .precision import described
+from .pretraining import check_unchanged, in_words, pretraining
 from .progress import Progress
 from .resume import FORMAT, check_head, check_tensors, data_changes, my_meters, newest_on_all, restore_optimizer
 from .retention import superseded
@@ -50,6 +51,7 @@ class Trainer:
         self.step, self.saved = 0, -1
         self.checkpoints = run.checkpoints(self.settings.keep_checkpoints)
         self.versions = self._versions()
+        self.pretraining: dict[str, Any] = {}
         found = newest_on_all(self.checkpoints, session)
         with session.together():
             self.changed = self._open(*found) if found else []
@@ -189,9 +191,13 @@ class Trainer:
     def _built(self, resuming: bool) -> nn.Module:
         """The model on its device. Weights from elsewhere are read by the main process alone, and shared later."""
         torch.manual_seed(self.experiment.seed)
-        model = self.task.build(weights=not resuming and self.session.main)
+        fresh = not resuming and self.session.main
+        self.pretraining |= pretraining(self.experiment) if fresh else {}
+        model = self.task.build(weights=fresh)
         if not resuming and self.experiment.init and self.session.main:
             self.log(self.task.start_from(model, Path(self.experiment.init)))
+        if fresh:
+            check_unchanged(self.pretraining)
         return model.to(self.session.device).train()
 
     def _describe(self) -> None:
@@ -201,6 +207,7 @@ class Trainer:
             settled, words = self.task.settled(self.model)
             if self.session.main:
                 facts = {"step": self.step, "arithmetic": arithmetic, "data": self.versions, **settled}
+                facts |= {"pretraining": self.pretraining} if self.pretraining else {}
                 facts |= {"changed": self.changed} if self.changed else {}
                 facts |= {} if self.experiment.train.micro_batch else {"micro_batch": self.settings.micro_batch}
                 self.run.describe(self.experiment, self.task.files(), facts)
@@ -213,7 +220,7 @@ class Trainer:
             self.log(
                 f"{self.run.folder}: {self.task.describe()}, {self.total} steps of {self.settings.batch} on {place}"
             )
-            for line in (self.task.parameter_counts(self.model), *words):
+            for line in (*in_words(self.pretraining), self.task.parameter_counts(self.model), *words):
                 self.log(line)
             self.log(f"train.precision={self.settings.precision}: {arithmetic}")
             if self.steps.prepared:
@@ -249,6 +256,8 @@ class Trainer:
             "meters": meters,
             "data": {split: version["sha256"] for split, version in self.versions.items()},
         }
+        if self.pretraining:
+            state["pretraining"] = self.pretraining
         if not self.experiment.train.micro_batch:
             state["micro_batch"] = self.settings.micro_batch
         if self.steps.ema is not None:
@@ -260,6 +269,7 @@ class Trainer:
         changed = self.run.check_resumable(self.experiment, path, state, self.epoch_steps)
         check_head(path, state, 2 + len(self.task.meters), self.task.state_faults)
         self.step = self.saved = state["step"]
+        self.pretraining |= state.get("pretraining", {})
         for name, (old, new) in changed.items():
             self.log(f"changed since this run was started: {name} from {old!r} to {new!r}")
         return data_changes(state, self.run.folder, self.versions)

@@ -1,4 +1,4 @@
-"""Weights from a file, or from a folder of Hugging Face."""
+"""Weights from a file, from a run's folder, or from a folder of Hugging Face."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from detr_container.base.checked import PathText, Schema, read_json
 
 from .checkpoint import load
+from .run import Run
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = tuple(f"{name}.index.json" for name in WEIGHT_FILES)
@@ -25,12 +26,22 @@ def is_weights_folder(path: Path) -> bool:
 
 
 def load_weights(path: Path) -> dict[str, Any]:
-    """A checkpoint's content from a file, or from a folder of Hugging Face, shards put together."""
+    """A checkpoint's content from a file, a run's folder (its newest) or one of Hugging Face, shards put together."""
+    return read_weights(path)[1]
+
+
+def read_weights(path: Path) -> tuple[list[Path], dict[str, Any]]:
+    """As `load_weights`, with the files that hold it. Raises ValueError or OSError where there is none to be read."""
     if not is_weights_folder(path):
-        return load(path)
+        if not Run(path).exists:
+            return [path], load(path)
+        found = Run(path).checkpoints().newest()
+        if found is None:
+            raise ValueError(f"{path} has no checkpoint yet: train it first, or wait for its first epoch")
+        return [found[0]], found[1]
     name = next(name for name in (*WEIGHT_FILES, *_INDEX) if (path / name).is_file())
     if name in WEIGHT_FILES:
-        return load(path / name)
+        return [path / name], load(path / name)
     files = set(read_json(path / name, ShardsFile)["weight_map"].values())
     bad = [file for file in files if Path(file).name != file]
     if not files or bad:
@@ -38,4 +49,4 @@ def load_weights(path: Path) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for file in sorted(files):
         whole |= load(path / file)
-    return whole
+    return [path / file for file in sorted(files)], whole
