@@ -65,9 +65,12 @@ class ImageFolder:
             # No epoch of training has this number.
             order = random_of(seed, -1, label).sample(range(len(rows)), len(rows))
             kept.append(rows[order[: max(1, round(fraction * len(rows)))]])
-        chosen = np.sort(np.concatenate(kept))
-        names, starts = _packed([self._name(index) for index in chosen])
-        return replace(self, labels=self.labels[chosen], names=names, starts=starts)
+        return self.taken(np.sort(np.concatenate(kept)))
+
+    def taken(self, rows: NDArray[np.int64]) -> ImageFolder:
+        """Some of the images, in this order."""
+        names, starts = _packed([self._name(index) for index in rows])
+        return replace(self, labels=self.labels[rows], names=names, starts=starts)
 
     def version(self) -> dict[str, Any]:
         """Which folder, the SHA-256 of its listing, and how many images.

@@ -66,7 +66,7 @@ def evaluation_images(folder: ImageFolder, experiment: ClassificationExperiment)
 
 def open_data(experiment: ClassificationExperiment) -> Data:
     """List both splits. Raises ValueError or OSError for what cannot be trained on."""
-    return _as_read(experiment, *_folders(experiment))
+    return data_of(experiment, *folders_of(experiment))
 
 
 def data_on_all(session: Session, experiment: ClassificationExperiment) -> Data:
@@ -74,10 +74,10 @@ def data_on_all(session: Session, experiment: ClassificationExperiment) -> Data:
     folders = None
     with session.together():
         if session.main:
-            folders = _folders(experiment)
+            folders = folders_of(experiment)
     folders = session.of_main(folders)
     with session.together():
-        return _as_read(experiment, *folders)
+        return data_of(experiment, *folders)
 
 
 def make_shapes_if_asked(config: FoldersConfig) -> None:
@@ -89,7 +89,8 @@ def make_shapes_if_asked(config: FoldersConfig) -> None:
             make_single_shapes(config.root, train, val, size)
 
 
-def _folders(experiment: ClassificationExperiment) -> tuple[ImageFolder, ImageFolder]:
+def folders_of(experiment: ClassificationExperiment) -> tuple[ImageFolder, ImageFolder]:
+    """The lists of both splits, of the training split the share that is asked for."""
     data = experiment.data
     make_shapes_if_asked(data)
     paths = resolve(data.root, data.train_images, data.val_images)
@@ -98,5 +99,6 @@ def _folders(experiment: ClassificationExperiment) -> tuple[ImageFolder, ImageFo
     return train if data.fraction == 1 else train.stratified(data.fraction, experiment.seed), val
 
 
-def _as_read(experiment: ClassificationExperiment, train: ImageFolder, val: ImageFolder) -> Data:
+def data_of(experiment: ClassificationExperiment, train: ImageFolder, val: ImageFolder) -> Data:
+    """Both splits as an experiment reads them."""
     return Data(training_images(train, experiment), evaluation_images(val, experiment))
