@@ -17,7 +17,6 @@ from detr_container.config import settings as config
 from detr_container.config.experiments import find
 from detr_container.config.settings import Experiment
 from detr_container.config.traits import NO_MATTER, traits_of
-from detr_container.models.weights.backbones import origin
 
 from .run import Run
 from .run_files import EvaluationLine, Pretraining, ProvenanceLine
@@ -37,6 +36,9 @@ def pretraining(experiment: Experiment) -> dict[str, dict[str, Any]]:
     found = {}
     weights = flat.get(BACKBONE) or "none"
     if weights == "imagenet":
+        # It imports torchvision, for which a run that needs none of it does not wait.
+        from detr_container.models.weights.backbones import origin
+
         found[BACKBONE] = {"kind": "published", "name": origin(flat[_NAME], weights)}
     elif weights != "none":
         found[BACKBONE] = identity(Path(weights))
