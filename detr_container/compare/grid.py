@@ -14,7 +14,7 @@ from detr_container.config.experiments import FOCAL, detection_named
 from detr_container.config.settings import validate
 from detr_container.jobs.submit import PlannedRun
 from detr_container.jobs.sweep import limit_runs, pair, with_settings
-from detr_container.models.backbones.container import SIZES
+from detr_container.models.weights.backbones import not_on_a_server
 from detr_container.tasks.detection.build import size_multiple
 from detr_container.tasks.detection.canvases import grid_step
 
@@ -95,9 +95,10 @@ def check_arm(experiment: DetectionExperiment) -> None:
     """Raise ValueError for settings that do not go together, and for weights that a person has to fetch."""
     validate(experiment)
     backbone = experiment.backbone
-    if backbone.name in SIZES and backbone.weights == "imagenet":
+    missing = not_on_a_server(backbone.name) if backbone.weights == "imagenet" else ""
+    if missing:
         raise ValueError(
-            f"the ImageNet weights of {backbone.name} cannot be downloaded by a program: name the file, as in "
-            f"--backbones {backbone.name}={backbone.name}.pth (its source: https://github.com/allenai/container), or "
-            "start all backbones from random weights with --setting backbone.weights=none"
+            f"the ImageNet weights of {backbone.name} {missing}, and name the file, as in "
+            f"--backbones {backbone.name}={backbone.name}.pth, or start all backbones from random weights with "
+            "--setting backbone.weights=none"
         )

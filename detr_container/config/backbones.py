@@ -19,20 +19,27 @@ class BackboneConfig:
     """The feature extractor. Freezing and learning rates go by stage, never by parameter name."""
 
     name: str = "resnet50"
-    """resnet18/34/50/101, container_light, container_light_small, container_light_tiny, or timm/<any timm model>."""
+    """resnet18/34/50/101, container_light, container, mh_dw, self_attention, container_pam, mh_mlp, or timm/<any timm
+    model>; all of ours but the first four also with _tiny, and resnet18, container_light, container, mh_dw and
+    self_attention with _small, for small images and CPUs."""
     weights: Annotated[str, MAY_CHANGE, Topic("pretraining")] = "imagenet"
     """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file."""
     file_weights: Annotated[Literal["auto", "ema", "model"], MAY_CHANGE] = "auto"
     """Of a checkpoint file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
+    dense: Literal["refuse", "interpolate"] = "refuse"
+    """container_pam and mh_mlp only, whose static affinities belong to one size of image. `refuse`: they are built for
+    the size of the settings' images, and take no other; `interpolate`: they are built for images of 224 pixels at most
+    (the tiny ones 64), and interpolated bicubically over both positions for others, as are weights of another size."""
     dilation: bool = False
     """ResNet only: stride 1 and dilation 2 in the last stage (DC5), so that its features have stride 16."""
     frozen_stages: Annotated[int, natural(1000), Topic("frozen stages")] = 2
-    """How many leading stages keep their weights. A ResNet's stages are stem, layer1 .. layer4; CONTAINER has four."""
+    """How many leading stages keep their weights. A ResNet's stages are stem, layer1 .. layer4; CONTAINER has
+    four; those of container_pam and mh_mlp are embed, block1 .. block12."""
     norm: Annotated[Literal["frozen", "batch", "sync"], Topic("norm policy")] = "frozen"
     """BatchNorm layers: `frozen` keeps statistics and scales fixed, `batch` trains them, `sync` does so with the
     statistics of all processes together."""
     drop_path: Share = 0.0
-    """Stochastic depth: the largest drop probability, reached in the last block (CONTAINER and timm)."""
+    """Stochastic depth: the largest drop probability, reached in the last block (all but ResNets)."""
     stage: Annotated[int, between(-1000, 1000)] = -1
     """Which feature map the head reads, counted from the end: -1 is the last, -2 has half its stride."""
     stride: Annotated[int, natural(1024)] = 0
@@ -42,3 +49,8 @@ class BackboneConfig:
     def label(self) -> str:
         """The backbone as tables name it."""
         return self.name + (" DC5" if self.dilation else "")
+
+
+def has_dense(name: str) -> bool:
+    """Whether a backbone has static affinities of one size of image (`BackboneConfig.dense`)."""
+    return name.startswith(("container_pam", "mh_mlp"))

@@ -16,7 +16,7 @@ from pydantic import with_config
 
 from detr_container.base.limits import Images, Many, Rate, Share, Side, Weight, Workers, between, natural, positive
 
-from .backbones import BackboneConfig
+from .backbones import BackboneConfig, has_dense
 from .settings import STRICT, Experiment, Metric, TrainConfig, flatten
 from .traits import FIXED, NO_MATTER, Topic
 
@@ -226,12 +226,13 @@ class ClassificationExperiment(Experiment):
 
 def _idle(experiment: ClassificationExperiment) -> Iterator[tuple[str, bool, str]]:
     """Settings that something else turns off: their names, whether it does, and why."""
-    data, schedule = experiment.data, experiment.train.schedule
+    data, schedule, name = experiment.data, experiment.train.schedule, experiment.backbone.name
     yield "data.color_jitter", bool(data.auto_augment), f"beside data.auto_augment={data.auto_augment}"
     yield "data.area data.aspect", data.size <= SMALL, f"on inputs of {SMALL} pixels or fewer, cut from a padded image"
     yield "data.crop_ratio", data.evaluated_at <= SMALL, f"on inputs of {SMALL} pixels or fewer"
     yield "train.warmup_epochs train.warmup_lr train.min_lr", schedule != "deit", f"with train.schedule={schedule}"
     yield "train.warmup_steps train.lr_drop", schedule == "deit", "with train.schedule=deit: use train.warmup_epochs"
+    yield "backbone.dense", not has_dense(name), f"on {name}, which has no dense affinities"
     yield "backbone.stage backbone.stride", True, "on a classifier, which reads the last feature map"
 
 

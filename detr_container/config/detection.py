@@ -12,7 +12,7 @@ from pydantic import with_config
 
 from detr_container.base.limits import Images, Rate, Share, Side, Weight, Workers, natural, positive
 
-from .backbones import BackboneConfig
+from .backbones import BackboneConfig, has_dense
 from .memory import for_step
 from .settings import STRICT, Experiment, Metric, TrainConfig, flatten
 from .traits import FIXED, NO_MATTER, Topic
@@ -249,6 +249,7 @@ def _idle(experiment: DetectionExperiment) -> Iterator[tuple[str, bool, str]]:
     softmax = experiment.loss.classification == "softmax"
     yield "head.gaussian head.smooth", experiment.head.kind == "detr", "on DETR: it is SMCA-DETR's (head.kind=smca)"
     yield "backbone.drop_path", backbone.startswith("resnet"), "on a ResNet"
+    yield "backbone.dense", not has_dense(backbone), f"on {backbone}, which has no dense affinities"
     yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
     yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
     yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"

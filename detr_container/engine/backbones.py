@@ -10,23 +10,33 @@ from torch import nn
 
 from detr_container.config.backbones import BackboneConfig
 from detr_container.models.backbones.backbone import Backbone, maps_up_to
-from detr_container.models.backbones.container import SIZES, ContainerLight
-from detr_container.models.backbones.resnet import DEPTHS, DILATED, STRIDES, ResNetBackbone
+from detr_container.models.backbones.container import SIZES, Container
+from detr_container.models.backbones.plain import PLAIN, PlainBackbone
+from detr_container.models.backbones.resnet import DEPTHS, NARROW, ResNetBackbone, strides_of
 from detr_container.models.backbones.timm_backbone import TimmBackbone
 from detr_container.models.weights.backbones import load_backbone, load_imagenet
 
 from .weight_files import load_weights
+
+OWN = (*DEPTHS, *NARROW, *SIZES, *PLAIN)
+"""The names of our own backbones."""
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def known(name: str) -> None:
     """Raise ValueError for a name that is none of our own backbones'."""
-    if name not in (*DEPTHS, *SIZES):
+    if name not in OWN:
         raise ValueError(
-            f"there is no backbone {name!r}: backbone.name is one of {', '.join([*DEPTHS, *SIZES])}, "
+            f"there is no backbone {name!r}: backbone.name is one of {', '.join(OWN)}, "
             "or timm/ and the name of a timm model (`detr-container backbones` lists them)"
         )
+
+
+def plain_side(config: BackboneConfig, canvas: int = 0) -> int:
+    """The side in pixels that a plain network's affinities are built for, 0 for other networks; canvas: see below."""
+    size = PLAIN.get(config.name)
+    return size.built_side(canvas, config.dense == "interpolate") if size else 0
 
 
 def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0) -> Backbone:
@@ -34,27 +44,8 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
 
     canvas: the longest side in pixels that an image can have, for models that take only one size.
     """
-    frozen_norm = config.norm == "frozen"
     pretrained = weights and config.weights == "imagenet"
-    if config.name.startswith("timm/"):
-        backbone: Backbone = TimmBackbone(
-            config.name.removeprefix("timm/"),
-            config.stage,
-            config.stride,
-            pretrained,
-            frozen_norm,
-            config.drop_path,
-            canvas,
-        )
-    elif config.name in DEPTHS:
-        strides = DILATED if config.dilation else STRIDES
-        outputs = maps_up_to(config.name, strides, config.stage, config.stride)
-        backbone = ResNetBackbone(config.name, outputs, config.dilation, frozen_norm)
-    else:
-        known(config.name)
-        size = SIZES[config.name]
-        outputs = maps_up_to(config.name, size.strides, config.stage, config.stride)
-        backbone = ContainerLight(size, outputs, frozen_norm, config.drop_path)
+    backbone = _bare(config, pretrained, canvas)
     if pretrained and not config.name.startswith("timm/"):
         load_imagenet(backbone, config.name)
     elif weights and config.weights not in ("imagenet", "none"):
@@ -64,6 +55,23 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
             )
         load_backbone(backbone, load_weights(Path(config.weights)), config.weights, config.file_weights)
     return backbone.freeze(config.frozen_stages)
+
+
+def _bare(config: BackboneConfig, pretrained: bool, canvas: int) -> Backbone:
+    """A backbone with random weights, or timm's; see `build_backbone`."""
+    name, frozen_norm = config.name, config.norm == "frozen"
+    if name.startswith("timm/"):
+        timm = name.removeprefix("timm/")
+        return TimmBackbone(timm, config.stage, config.stride, pretrained, frozen_norm, config.drop_path, canvas)
+    known(name)
+    if name in PLAIN:
+        maps_up_to(name, (PLAIN[name].patch,), config.stage, config.stride)
+        return PlainBackbone(name, plain_side(config, canvas), config.dense == "interpolate", config.drop_path)
+    if name in SIZES:
+        outputs = maps_up_to(name, SIZES[name].strides, config.stage, config.stride)
+        return Container(SIZES[name], outputs, frozen_norm, config.drop_path)
+    outputs = maps_up_to(name, strides_of(name, config.dilation), config.stage, config.stride)
+    return ResNetBackbone(name, outputs, config.dilation, frozen_norm)
 
 
 def lay_out(model: M, layout: torch.memory_format) -> M:

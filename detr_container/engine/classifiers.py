@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from detr_container.config.backbones import BackboneConfig
-from detr_container.models.backbones.container import ContainerLight
+from detr_container.models.backbones.container import Container
 from detr_container.models.classifier import BackboneClassifier, ImageClassifier, TimmClassifier
 from detr_container.models.layers.frozen_norm import freeze_norms
 
@@ -25,7 +25,7 @@ def build_classifier(config: BackboneConfig, classes: int, size: int, weights: b
         return model.freeze(config.frozen_stages)
     # It reads the last map, whatever a detector would read.
     backbone = build_backbone(replace(config, stage=-1, stride=0, dilation=False), weights, canvas=size)
-    model = BackboneClassifier(backbone, classes, norm=isinstance(backbone, ContainerLight))
+    model = BackboneClassifier(backbone, classes, norm=isinstance(backbone, Container))
     if frozen_norm:
         freeze_norms(model)
     return model

@@ -51,10 +51,9 @@ def names_of(pattern: str) -> list[str]:
     """
     import timm
 
-    from detr_container.models.backbones.container import SIZES
-    from detr_container.models.backbones.resnet import DEPTHS
+    from detr_container.engine.backbones import OWN
 
-    every = [*DEPTHS, *SIZES, *(f"timm/{name}" for name in timm.list_models())]
+    every = [*OWN, *(f"timm/{name}" for name in timm.list_models())]
     glob = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     found = [name for name in every if any(fnmatch.fnmatch(part, glob) for part in (name, name.split("/")[-1]))]
     if not found:
@@ -128,7 +127,7 @@ def _stated(name: str) -> Entry:
 
     model = build_backbone(BackboneConfig(name=name, weights="none", frozen_stages=0))
     parameters = sum(each.numel() for each in model.parameters())
-    return Entry(name, tuple(model.channels), tuple(model.strides), parameters, model.size_multiple)
+    return Entry(name, tuple(model.channels), tuple(model.strides), parameters, model.size_multiple, model.side)
 
 
 def _take_steps(entry: Entry) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -61,6 +61,14 @@ class Backbone(Staged):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters of two dimensions or more that a classifier's weight decay does not act on."""
         return set()
+
+    def fitted(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """Weights from a file, under this network's names, where they depend on the size of the images: for its own.
+
+        source: the file, in words. Raises ValueError where they cannot be made so.
+        """
+        del source
+        return dict(state)
 
     def at_strides(self, *strides: int) -> Self:
         """Give the feature maps of these strides only, the deepest of each, in ascending order.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet
@@ -14,9 +17,25 @@ from .backbone import Backbone
 
 class _Basic(BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
-        identity = x if self.downsample is None else conv_norm(x, self.downsample[0], self.downsample[1])
+        identity = x if self.downsample is None else conv_norm(self.seen(x), self.downsample[0], self.downsample[1])
         out = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         return F.relu(conv_norm(out, self.conv2, self.bn2).add_(identity), inplace=True)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What the shortcut's convolution reads."""
+        return x
+
+
+class _NarrowBasic(_Basic):
+    """The shortcut takes each stride-th pixel first, then has no stride: see `layers.cpu.safe_convolution`."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm_layer: Callable[[int], nn.Module]) -> None:
+        changes = stride > 1 or inputs != outputs
+        down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), norm_layer(outputs)) if changes else None
+        super().__init__(inputs, outputs, stride, down, norm_layer=norm_layer)
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x[..., :: self.stride, :: self.stride]
 
 
 class _Bottleneck(Bottleneck):
@@ -33,29 +52,62 @@ DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet50": (_Bottleneck, [3, 4, 6, 3]),
     "resnet101": (_Bottleneck, [3, 4, 23, 3]),
 }
+NARROW: dict[str, tuple[int, list[int]]] = {"resnet18_tiny": (9, [2, 2, 2]), "resnet18_small": (27, [2, 2, 2])}
+"""Ours, for comparison: ResNet-18 up to layer3, as wide (channels of layer1; depths) as gives it the parameters of
+container_light_tiny and container_light_small."""
 STRIDES, DILATED = (4, 8, 16, 32), (4, 8, 16, 16)
 """Of layer1 .. layer4, without and with dilation."""
 
 
+class _Narrow(nn.Module):
+    """A ResNet of basic blocks as torchvision builds and draws it, with other channels and without classifier."""
+
+    def __init__(self, width: int, depths: Sequence[int], norm_layer: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), norm_layer(width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inputs = width
+        for layer, depth in enumerate(depths):
+            blocks = []
+            for place in range(depth):
+                blocks.append(_NarrowBasic(inputs, width << layer, 1 if place or not layer else 2, norm_layer))
+                inputs = width << layer
+            self.add_module(f"layer{layer + 1}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def strides_of(name: str, dilation: bool = False) -> tuple[int, ...]:
+    """Of all feature maps of one of these networks, finest first."""
+    return (DILATED if dilation else STRIDES)[: len(NARROW[name][1]) if name in NARROW else None]
+
+
 class ResNetBackbone(Backbone):
-    """ResNet-18/34/50/101; its stages are the stem and layer1 .. layer4, its feature maps those of the layers."""
+    """ResNet-18/34/50/101; its stages are the stem and layer1 .. layer4, its feature maps those of the layers.
+
+    The narrow ones end with layer3.
+    """
 
     def __init__(self, name: str, outputs: int | None = None, dilation: bool = False, frozen_norm: bool = True) -> None:
         """Build the stem and the first `outputs` layers (default: all four).
 
         dilation: stride 1 and dilation 2 in layer4 (DC5); frozen_norm: fixed BatchNorm, as DETR trains it.
         """
-        block, depths = DEPTHS[name]
+        width, depths = NARROW.get(name) or (64, DEPTHS[name][1])
+        block = _Basic if name in NARROW else DEPTHS[name][0]
         if dilation and block is _Basic:
             raise ValueError(f"{name} cannot be dilated (its blocks have no dilation): use resnet50 or resnet101")
-        strides = DILATED if dilation else STRIDES
-        channels = [width * block.expansion for width in (64, 128, 256, 512)]
-        super().__init__(channels[:outputs], strides[:outputs])
+        channels = [block.expansion * width << layer for layer in range(len(depths))]
+        super().__init__(channels[:outputs], strides_of(name, dilation)[:outputs])
         norm = FrozenNorm if frozen_norm else nn.BatchNorm2d
-        self.body = ResNet(block, depths, replace_stride_with_dilation=[False, False, dilation], norm_layer=norm)
+        if name in NARROW:
+            self.body: Any = _Narrow(width, depths, norm)
+        else:
+            self.body = ResNet(block, depths, replace_stride_with_dilation=[False, False, dilation], norm_layer=norm)
         self.layers = [f"layer{index}" for index in range(1, len(self.channels) + 1)]
         for unused in ("avgpool", "fc", "layer1", "layer2", "layer3", "layer4"):
-            if unused not in self.layers:
+            if unused not in self.layers and hasattr(self.body, unused):
                 delattr(self.body, unused)
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .gpu.depthwise import Geometry, depthwise
@@ -29,6 +33,33 @@ class Depthwise(nn.Conv2d):
             return depthwise(x, self.weight, self.bias, geometry, residual)
         y = super().forward(x)
         return x + y if residual else y
+
+
+class HeadDepthwise(nn.Module):
+    """A depthwise convolution with one window and one bias for all channels of a head.
+
+    Its M windows are repeated for the channels, so that it is computed, and costs, as `Depthwise`; their gradients are
+    summed over a head's channels.
+    """
+
+    def __init__(self, channels: int, kernel: int, heads: int) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels do not divide by {heads} heads")
+        self.channels = channels
+        # As the framework draws those of a depthwise convolution.
+        bound = 1 / math.sqrt(kernel * kernel)
+        self.weight = nn.Parameter(torch.empty(heads, 1, kernel, kernel).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(heads).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] to the same."""
+        each = self.channels // len(self.weight)
+        weight, bias = self.weight.repeat_interleave(each, dim=0), self.bias.repeat_interleave(each)
+        padding = self.weight.shape[-1] // 2
+        if x.device.type in Depthwise.devices:
+            return depthwise(x, weight, bias, Geometry((1, 1), (padding, padding), (1, 1)))
+        return F.conv2d(x, weight, bias, padding=padding, groups=self.channels)
 
 
 def use_depthwise(model: nn.Module) -> nn.Module:

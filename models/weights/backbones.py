@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..backbones.backbone import Backbone
-from ..backbones.container import ContainerLight
+from ..backbones.resnet import DEPTHS
 from .find import Which, check_sound, find_weights
 from .fit import listed, state_faults
 from .layouts import from_container, from_published
@@ -32,19 +32,29 @@ def origin(name: str, weights: str) -> str:
 
         config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
         return f"imagenet (timm's {config.tag})" if config is not None and config.tag else weights
-    return f"imagenet (torchvision's {TORCHVISION})" if name.startswith("resnet") else weights
+    return f"imagenet (torchvision's {TORCHVISION})" if name in DEPTHS else weights
+
+
+def not_on_a_server(name: str) -> str:
+    """Of ImageNet weights that no program can download, how to get a file with some; "" where one can."""
+    if name in DEPTHS or name.startswith("timm/"):
+        return ""
+    if name == "container_light":
+        return f"are not on a server that can be asked: download the checkpoint from {CONTAINER_SOURCE}"
+    named = "" if name == "container" else f" --backbone.name {name}"
+    return f"were never released: train some with `detr-container train container_in1k{named}`"
 
 
 def load_imagenet(backbone: Backbone, name: str) -> None:
     """Load the published ImageNet weights of a ResNet (torchvision's V1, downloaded once).
 
-    Raises ValueError, saying where the file is, when it cannot be downloaded; CONTAINER-LIGHT's never can.
+    Raises ValueError, saying where the file is, when it cannot be downloaded; those of the
+    CONTAINER family never can, and only CONTAINER-LIGHT's were released.
     """
-    if isinstance(backbone, ContainerLight):
+    if name not in DEPTHS:
         raise ValueError(
-            f"the weights of {name} are not on a server that can be asked: download the checkpoint from "
-            f"{CONTAINER_SOURCE} and pass its path as backbone.weights, or start from random weights with "
-            "backbone.weights=none"
+            f"the ImageNet weights of {name} {not_on_a_server(name)} and pass its path as backbone.weights, or start "
+            "from random weights with backbone.weights=none"
         )
     from torchvision.models import get_weight
 
@@ -93,7 +103,7 @@ def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str
     places = {
         ends.get(name.removeprefix(best), f"!{name}") if name.startswith(best) else f"!{name}": name for name in state
     }
-    found = {place: state[name] for place, name in places.items() if place in own}
+    found = backbone.fitted({place: state[name] for place, name in places.items() if place in own}, source)
     faults = state_faults(own, found, optional=("num_batches_tracked",))
     if faults:
         raise ValueError(

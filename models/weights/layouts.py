@@ -91,7 +91,7 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_container(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The released classifier's state dict under the names of `BackboneClassifier` on a `ContainerLight`."""
+    """The released classifier's state dict under the names of `BackboneClassifier` on a `Container`."""
     return {
         name if name.split(".")[0] in ("norm", "head") else f"backbone.{name}": value
         for name, value in rename(state, reverse(CONTAINER)).items()

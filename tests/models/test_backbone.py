@@ -16,21 +16,22 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detr_container.config.backbones import BackboneConfig
 from detr_container.config.detection import DetectionExperiment, HeadConfig
-from detr_container.engine.backbones import build_backbone
+from detr_container.engine.backbones import OWN, build_backbone
 from detr_container.engine.optimizer import make_optimizer
 from detr_container.models.backbones.backbone import Backbone
-from detr_container.models.backbones.resnet import DEPTHS, ResNetBackbone
+from detr_container.models.backbones.resnet import ResNetBackbone
 from detr_container.models.layers.frozen_norm import freeze_norms
 from detr_container.models.weights.backbones import load_backbone
 from detr_container.tasks.detection.build import build_detector
 from detr_container.tasks.detection.groups import parameter_groups
 
 SMALL_TIMM = ("resnet10t", "convnext_atto", "mobilenetv3_small_050", "test_efficientnet", "regnetx_002", "test_vit")
-EVERY = (*DEPTHS, "container_light", "container_light_small", *(f"timm/{name}" for name in SMALL_TIMM))
+EVERY = (*OWN, *(f"timm/{name}" for name in SMALL_TIMM))
 
 
 def backbone_of(name: str, **settings: object) -> Backbone:
-    return build_backbone(BackboneConfig(name=name, weights="none", **({"frozen_stages": 0} | settings)))
+    usual = {"weights": "none", "frozen_stages": 0, "dense": "interpolate"}
+    return build_backbone(BackboneConfig(name=name, **(usual | settings)))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -244,6 +245,12 @@ def test_dilation_keeps_the_stride_at_16() -> None:
             r"stride=32: timm/test_vit has .* strides 16$",
         ),
         (BackboneConfig(name="container_light", weights="imagenet"), r"https://\S+ .*backbone\.weights=none"),
+        (BackboneConfig(name="container"), r"never released: .*`detr-container train container_in1k` .*weights=none"),
+        (BackboneConfig(name="mh_dw_tiny"), r"mh_dw_tiny were never .* container_in1k --backbone\.name mh_dw_tiny`"),
+        (BackboneConfig(name="resnet18_small"), r"resnet18_small were never released"),
+        (BackboneConfig(name="mh_mlp", weights="none", stage=-2), r"stage=-2: mh_mlp has 1 feature maps"),
+        (BackboneConfig(name="resnet18_tiny", weights="none", stride=32), r"resnet18_tiny has .* strides 4, 8, 16$"),
+        (BackboneConfig(name="resnet18_tiny", weights="none", dilation=True), r"resnet18_tiny cannot be dilated"),
     ],
 )
 def test_what_cannot_be_built_says_what_can(config: BackboneConfig, message: str) -> None:

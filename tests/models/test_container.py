@@ -11,9 +11,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detr_container.config.backbones import BackboneConfig
 from detr_container.engine.backbones import build_backbone
-from detr_container.models.backbones.container import SIZES, Block, ContainerLight
+from detr_container.models.backbones.container import SIZES, Block, Container
 from detr_container.models.classifier import BackboneClassifier
-from detr_container.models.layers.context_aggregation import DynamicAggregation, MixedAggregation, StaticAggregation
+from detr_container.models.layers.context_aggregation import DEPTHWISE, ContextAggregation
 from detr_container.models.layers.depthwise import Depthwise
 from detr_container.models.layers.pointwise import PatchEmbed, Pointwise
 from detr_container.models.weights.layouts import from_container, to_container
@@ -31,7 +31,7 @@ STRIDES = {
 
 @pytest.fixture(scope="module")
 def released() -> BackboneClassifier:
-    model = BackboneClassifier(ContainerLight(SIZES["container_light"]), 1000).eval()
+    model = BackboneClassifier(Container(SIZES["container_light"]), 1000).eval()
     model.load_state_dict(from_container(published.weights("container_light")), strict=True)
     return model
 
@@ -85,14 +85,14 @@ def test_the_released_file_loads_as_a_backbone(tmp_path: Path, released: Backbon
 
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "small.pth"
-    torch.save(to_container(BackboneClassifier(ContainerLight(TINY), classes=3).state_dict()), path)
-    with pytest.raises(ValueError, match=r"small\.pth does not fit ContainerLight: .*backbone\.name"):
+    torch.save(to_container(BackboneClassifier(Container(TINY), classes=3).state_dict()), path)
+    with pytest.raises(ValueError, match=r"small\.pth does not fit Container: .*backbone\.name"):
         build_backbone(BackboneConfig(name="container_light_small", weights=str(path), frozen_stages=0))
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_stated_channels_and_strides_are_the_real_ones(name: str) -> None:
-    backbone = ContainerLight(SIZES[name]).eval()
+    backbone = Container(SIZES[name]).eval()
     height, width = 2 * backbone.size_multiple, 3 * backbone.size_multiple
     with torch.no_grad():
         maps = backbone(torch.zeros(1, 3, height, width))
@@ -104,11 +104,12 @@ def test_the_stated_channels_and_strides_are_the_real_ones(name: str) -> None:
 def test_fewer_stages() -> None:
     backbone = build_backbone(BackboneConfig(name="container_light", weights="none", stage=-2, frozen_stages=1))
     assert (backbone.channels, backbone.strides, backbone.size_multiple) == ((64, 128, 320), (4, 8, 16), 16)
-    assert not any(isinstance(module, MixedAggregation) for module in backbone.modules())
+    kinds = {module.affinities for module in backbone.modules() if isinstance(module, ContextAggregation)}
+    assert kinds == {DEPTHWISE}
 
 
 def test_drop_path_drops_whole_samples_in_training_only() -> None:
-    block = Block(16, 2, StaticAggregation(16), drop=0.5)
+    block = Block(16, 2, ContextAggregation(16, DEPTHWISE), drop=0.5)
     x = torch.randn(200, 16, 4, 4)
     # Statistics of a batch would mix the samples.
     block.norm1.eval()
@@ -162,23 +163,3 @@ def test_frozen_stages_stay_in_evaluation_mode() -> None:
     changed = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.startswith("blocks.2.") and "norm" in name for name in changed)
-
-
-def test_mixed_aggregation_is_a_convex_mix_of_attention_and_convolution() -> None:
-    mixed = MixedAggregation(8, heads=2)
-    nn.init.constant_(mixed.mix, 0.7)
-    qkv = torch.randn(2, 24, 3, 5)
-    query, key, value = (part.flatten(2).transpose(1, 2) for part in qkv.chunk(3, dim=1))
-    heads = []
-    for head in (slice(0, 4), slice(4, 8)):
-        affinity = (query[..., head] @ key[..., head].transpose(1, 2) / 2.0).softmax(dim=-1)
-        heads.append(affinity @ value[..., head])
-    dynamic = torch.cat(heads, dim=-1).transpose(1, 2).unflatten(-1, (3, 5))
-    share = torch.tensor(0.7).sigmoid()
-    expected = share * dynamic + (1 - share) * mixed.static(qkv[:, 16:])
-    torch.testing.assert_close(mixed(qkv), expected)
-
-
-def test_channels_that_do_not_divide_by_the_heads_are_refused() -> None:
-    with pytest.raises(ValueError, match="10 channels do not divide by 4 heads"):
-        DynamicAggregation(10, 4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from detr_container.models import smca
-from detr_container.models.backbones.container import SIZES, ContainerLight
+from detr_container.models.backbones.container import SIZES, Container
 from detr_container.models.detector import Detector
 from detr_container.models.detr import Detr
 from detr_container.models.layers import levels
@@ -109,7 +109,7 @@ def folding(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def tiny(kind: type[Detector], **options: object) -> Detector:
     shared: dict[str, object] = {"queries": 5, "width": 16, "heads": 2, "encoder_layers": 2, "decoder_layers": 2}
     torch.manual_seed(0)
-    backbone = ContainerLight(SIZES["container_light_tiny"], frozen_norm=True).at_strides(16)
+    backbone = Container(SIZES["container_light_tiny"], frozen_norm=True).at_strides(16)
     return kind(backbone, 4, **(shared | {"feedforward": 32, "dropout": 0.0} | options))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden import published
 
-from detr_container.models.backbones.container import SIZES, ContainerLight
+from detr_container.models.backbones.container import SIZES, Container
 from detr_container.models.detr import Detr
 from detr_container.models.weights.detectors import detector_weights, scatter_rows
 from detr_container.models.weights.find import find_weights
@@ -48,7 +48,7 @@ def test_rules_apply_to_whole_names_and_the_first_that_fits_wins() -> None:
 
 
 def test_a_detector_on_container_keeps_the_released_names_below_the_backbone() -> None:
-    backbone = ContainerLight(SIZES["container_light"], frozen_norm=True).at_strides(32)
+    backbone = Container(SIZES["container_light"], frozen_norm=True).at_strides(32)
     model = Detr(backbone, 3, queries=2, width=16, heads=2, encoder_layers=1, decoder_layers=1, feedforward=8)
     names = to_published(model.state_dict())
     released = {f"backbone.0.body.{key}" for key in published.shapes("container_light")}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from golden import pattern
 from torch import Tensor, nn
 
-from detr_container.models.backbones.container import SIZES, ContainerLight
+from detr_container.models.backbones.container import SIZES, Container
 from detr_container.models.layers.depthwise import Depthwise
 from detr_container.models.layers.frozen_norm import FrozenNorm, freeze_norms
 from detr_container.models.layers.pointwise import PatchEmbed, Pointwise
@@ -91,7 +91,7 @@ def test_patches_and_their_gradients_are_those_of_the_convolution(
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_whole_backbone_in_a_gpus_way(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = ContainerLight(SIZES["container_light_small"], frozen_norm=frozen).double().train()
+    backbone = Container(SIZES["container_light_small"], frozen_norm=frozen).double().train()
     x = torch.randn(2, 3, 48, 80, dtype=torch.float64)
     parameters = list(backbone.parameters())
     plain = backbone(x)
@@ -116,7 +116,7 @@ def test_the_whole_backbone_on_a_gpu(frozen: bool, half: bool, monkeypatch: pyte
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    backbone = ContainerLight(SIZES["container_light"], frozen_norm=frozen).cuda().train()
+    backbone = Container(SIZES["container_light"], frozen_norm=frozen).cuda().train()
     x = torch.randn(2, 3, 256, 320, device="cuda")
 
     def results(model: nn.Module, images: Tensor, half: bool) -> list[Tensor]:
@@ -141,7 +141,7 @@ def test_the_whole_backbone_on_a_gpu(frozen: bool, half: bool, monkeypatch: pyte
 @pytest.mark.gpu
 def test_the_whole_backbone_in_a_graph() -> None:
     """Captured once, forward and backward; replayed with other images it gives what it gives without a graph."""
-    backbone = freeze_norms(ContainerLight(SIZES["container_light"])).cuda().train()
+    backbone = freeze_norms(Container(SIZES["container_light"])).cuda().train()
     images = torch.randn(2, 3, 192, 256, device="cuda")
     parameters = [each for each in backbone.parameters() if each.requires_grad]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from detr_container.config.backbones import BackboneConfig
 from detr_container.engine.backbones import build_backbone
-from detr_container.models.backbones.resnet import DEPTHS
+from detr_container.models.backbones.resnet import DEPTHS, NARROW
 from detr_container.models.layers.cpu.safe_convolution import subsample_first, unsafe
 
 STEPS = """
@@ -36,7 +36,10 @@ def test_models_with_such_a_convolution_take_steps(repository: Path) -> None:
     assert (done.returncode, done.stdout.split()) == (0, ["mobileone_s0", "fastvit_t8", "repvgg_a0"]), done.stderr
 
 
-@pytest.mark.parametrize("name", [*DEPTHS, "container_light", "timm/mobileone_s0", "timm/fastvit_t8", "timm/repvgg_a0"])
+NAMES = (*DEPTHS, *NARROW, "container_light", "timm/mobileone_s0", "timm/fastvit_t8", "timm/repvgg_a0")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_backbone_has_an_unsafe_convolution(name: str) -> None:
     backbone = build_backbone(BackboneConfig(name=name, weights="none", frozen_stages=0))
     assert [part for part, module in backbone.named_modules() if unsafe(module)] == []

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from detr_container.models.backbones.container import SIZES, ContainerLight
+from detr_container.models.backbones.container import SIZES, Container
 from detr_container.models.detector import Detector
 from detr_container.models.detr import Detr
 from detr_container.models.layers.position_encoding import Extent
@@ -21,7 +21,7 @@ def tiny(kind: type[Detector] = SmcaDetr, **options: object) -> Detector:
     """A detector for 64-pixel images that computes in milliseconds."""
     shared: dict[str, object] = {"queries": 5, "width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 3}
     shared |= {"feedforward": 32, "dropout": 0.0}
-    backbone = ContainerLight(SIZES["container_light_tiny"], frozen_norm=True).at_strides(16)
+    backbone = Container(SIZES["container_light_tiny"], frozen_norm=True).at_strides(16)
     return kind(backbone, 4, **(shared | options)).eval()
 
 

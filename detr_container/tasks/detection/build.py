@@ -12,13 +12,15 @@ import torch
 
 from detr_container.base.files import sha256
 from detr_container.base.shortage import asking
+from detr_container.config.backbones import BackboneConfig
 from detr_container.config.detection import DataConfig, DetectionExperiment
 from detr_container.config.memory import for_model
 from detr_container.datasets.annotations import Annotations, Category, read_annotations, resolve
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
 from detr_container.datasets.transforms import Augmentation
-from detr_container.engine.backbones import build_backbone, known, lay_out
+from detr_container.engine.backbones import build_backbone, known, lay_out, plain_side
+from detr_container.models.backbones.plain import PLAIN
 from detr_container.models.backbones.timm_fit import fit
 from detr_container.models.criterion import Criterion
 from detr_container.models.detector import Detector
@@ -30,6 +32,10 @@ from detr_container.models.weights.detectors import Loaded, fine_tune_from
 from .detector_file import read_detector
 
 _log = logging.getLogger(__name__)
+
+
+DENSE_LIMIT = 1_000_000_000
+"""Numbers in dense affinities above which they are refused: with gradients and AdamW's moments 16 GB."""
 
 
 def longest_side(data: DataConfig) -> int:
@@ -47,17 +53,47 @@ def check_backbone(experiment: DetectionExperiment) -> str:
     config = experiment.backbone
     if not config.name.startswith("timm/"):
         known(config.name)
-        return ""
+        return _dense_remark(config, longest_side(experiment.data))
     side = fit(config.name.removeprefix("timm/"), config.stage, config.stride, longest_side(experiment.data)).side
     return f"{config.name} takes one size only: all images are padded to {side} x {side} pixels" if side else ""
 
 
+def _dense_remark(config: BackboneConfig, longest: int) -> str:
+    """What is to be said of dense affinities, for images of at most so many pixels to a side; "" where there are none.
+
+    Raises ValueError for more of them than a weight can be expected to hold.
+    """
+    side = plain_side(config, longest)
+    if not side:
+        return ""
+    numbers = PLAIN[config.name].static(side)
+    if config.dense == "interpolate":
+        return (
+            f"{config.name} has dense affinities for {side} x {side} pixels ({numbers / 1e6:.1f} M numbers), which are "
+            "interpolated for each size of image"
+        )
+    if numbers > DENSE_LIMIT:
+        raise ValueError(
+            f"{config.name} for images of {side} x {side} pixels has {numbers / 1e9:.1f} billion numbers in its dense "
+            f"affinities: use smaller images, as with --data.resize square --data.scales {PLAIN[config.name].side} "
+            f"--data.eval-size {PLAIN[config.name].side}, or interpolate affinities of that size with "
+            "--backbone.dense interpolate"
+        )
+    return (
+        f"{config.name} takes one size only: all images are padded to {side} x {side} pixels, for which its dense "
+        f"affinities have {numbers / 1e6:.1f} M numbers (backbone.dense=interpolate takes others)"
+    )
+
+
 def size_multiple(experiment: DetectionExperiment) -> int:
     """What the backbone's images are padded to a multiple of, in pixels."""
-    config = experiment.backbone
+    config, longest = experiment.backbone, longest_side(experiment.data)
     if config.name.startswith("timm/"):
-        name, longest = config.name.removeprefix("timm/"), longest_side(experiment.data)
+        name = config.name.removeprefix("timm/")
         return fit(name, config.stage, config.stride, longest).multiple
+    if config.name in PLAIN:
+        # Not built for it: at large sizes that takes long.
+        return PLAIN[config.name].patch if config.dense == "interpolate" else plain_side(config, longest)
     return build_backbone(config, weights=False).size_multiple
 
 

@@ -16,17 +16,17 @@ from torch import Tensor
 from detr_container.config.classification import ClassificationTrainConfig
 from detr_container.engine.ema import Ema
 from detr_container.engine.optimizer import clipped_step, make_optimizer, set_rates
-from detr_container.models.backbones.container import SIZES, ContainerLight, Size
+from detr_container.models.backbones.container import SIZES, Container, Size
 from detr_container.models.classifier import BackboneClassifier
 from detr_container.models.weights.layouts import from_container, to_container
 from detr_container.tasks.classification.mixing import targets
 
-TINY = Size((8, 16, 24, 32), (1, 1, 1, 1), (2, 2, 2, 2), heads=4)
+TINY = Size((8, 16, 24, 32), (1, 1, 1, 1), (2, 2, 2, 2), SIZES["container_light"].affinities, head=8)
 
 
 def filled(size: Size, classes: int) -> BackboneClassifier:
     """In float64 and training mode, with the weights that the reference outputs were made with."""
-    model = BackboneClassifier(ContainerLight(size), classes).double()
+    model = BackboneClassifier(Container(size), classes).double()
     model.load_state_dict(from_container(pattern.fill(to_container(model.state_dict()))))
     return model.train()
 

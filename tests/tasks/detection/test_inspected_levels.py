@@ -11,7 +11,7 @@ from PIL import Image
 from runs import one_thread, tiny
 
 from detr_container.datasets.annotations import read_annotations
-from detr_container.models.backbones.container import SIZES, ContainerLight
+from detr_container.models.backbones.container import SIZES, Container
 from detr_container.tasks.detection.found_objects import Model, found_by, within_box
 from detr_container.tasks.detection.inspection import write_inspection
 from detr_container.tasks.detection.predict import predict, query_maps
@@ -22,7 +22,7 @@ def model_of(label: str, root: Path, *strides: int) -> Model:
     """Untrained; its images of 72 pixels are padded to 80."""
     classes = read_annotations(root / "annotations" / "instances_val2017.json", root / "val2017").categories
     torch.manual_seed(0)
-    network = ManyLevels(ContainerLight(SIZES["container_light_tiny"]).at_strides(*strides), len(classes)).eval()
+    network = ManyLevels(Container(SIZES["container_light_tiny"]).at_strides(*strides), len(classes)).eval()
     experiment = tiny(root, data__eval_size=72, data__max_size=72)
     return Model(label, Trained(network, experiment, classes, Path(label), 0))
 
