@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from .folders import ImageFolder
 from .images import read_image
 from .mixing import Mixing
 from .padding import Padding
-from .views import Block, View
+from .views import Block, View, kept_generators
 
 
 @dataclass
@@ -119,13 +120,24 @@ class LabelledImages(Dataset[LabelledSample]):
 
         Raises ValueError, which names the file, when it is missing, cannot be decoded, or is too small.
         """
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[LabelledSample]:
+        """Those of a batch, which is what a data loader asks for. Raises as for one."""
+        with kept_generators(), warnings.catch_warnings():
+            # Pillow's hint at a very large image is no news to its owner, and would come once per worker.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return [self._sample(key) for key in keys]
+
+    def _sample(self, key: Key) -> LabelledSample:
         index = key[1] % len(self.folder)
+        path = self.folder.path(index)
         try:
-            image, erased = self.view(self._read(index), random_of(self.seed, *key))
+            image, erased = self.view(read_image(path), random_of(self.seed, *key))
         except FileNotFoundError:
-            raise self._refusal(index, "the file does not exist") from None
+            raise _refusal(path, "the file does not exist") from None
         except (OSError, ValueError) as error:
-            raise self._refusal(index, f"the file cannot be used: {error}") from error
+            raise _refusal(path, f"the file cannot be used: {error}") from error
         return LabelledSample(image, int(self.folder.labels[index]), index, erased, key)
 
     def joining(self, padding: Padding) -> JoinLabelled:
@@ -138,14 +150,9 @@ class LabelledImages(Dataset[LabelledSample]):
         del padding
         return batch * (3 * self.view.size**2 + 1024)
 
-    def _read(self, index: int) -> Tensor:
-        with warnings.catch_warnings():
-            # Pillow's hint at a very large image is no news to its owner, and would come once per worker.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return read_image(self.folder.path(index))
 
-    def _refusal(self, index: int, problem: str) -> ValueError:
-        return ValueError(
-            f"{self.folder.path(index)}: {problem}; repair or remove the file. `detr-container data check` lists every "
-            "such image before training starts"
-        )
+def _refusal(path: Path, problem: str) -> ValueError:
+    return ValueError(
+        f"{path}: {problem}; repair or remove the file. `detr-container data check` lists every such image before "
+        "training starts"
+    )

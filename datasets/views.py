@@ -92,19 +92,22 @@ class TrainingView:
         return crop, Compose([*rest, *changing]), erasing
 
     def __call__(self, image: Tensor, generator: random.Random) -> tuple[Tensor, Block]:
-        """See `View`. Raises ValueError for an image that is too small for a crop without resizing."""
+        """See `View`. Raises ValueError for an image that is too small for a crop without resizing.
+
+        It draws from the process's own generators, so call it within `kept_generators`.
+        """
         crop, changes, erasing = self.parts
-        with drawing_from(generator):
-            if self.size <= SMALL:
-                _check_size(image, self.size)
-                view = _pillow(crop(image), self.grey)
-            else:
-                top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
-                cut = _pillow(image[:, top : top + height, left : left + width], self.grey)
-                view = cut.resize((self.size, self.size), Image.Resampling.BICUBIC)
-            view = changes(view)
-            canvas = _Canvas(self.size)
-            erasing(canvas)
+        follow(generator)
+        if self.size <= SMALL:
+            _check_size(image, self.size)
+            view = _pillow(crop(image), self.grey)
+        else:
+            top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
+            cut = _pillow(image[:, top : top + height, left : left + width], self.grey)
+            view = cut.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        view = changes(view)
+        canvas = _Canvas(self.size)
+        erasing(canvas)
         return _pixels(view), canvas.block
 
 
@@ -151,21 +154,28 @@ class _Canvas:
 
 
 @contextmanager
-def drawing_from(generator: random.Random) -> Iterator[None]:
-    """Let the generators that timm's and torchvision's transforms draw from follow from this one, and put them back.
+def kept_generators() -> Iterator[None]:
+    """Put the generators of `random`, numpy and torch back when this ends: training draws from them as well.
 
-    They are this process's own: of `random` (crops, strengths, erasing), numpy (operations) and torch (flips, jitter).
+    It takes an eighth of a millisecond, so that many views are drawn within one.
     """
     mine, numpys, torchs = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    np.random.seed(generator.getrandbits(32))
-    torch.default_generator.manual_seed(generator.getrandbits(63))
-    random.setstate(generator.getstate())
     try:
         yield
     finally:
         random.setstate(mine)
         np.random.set_state(numpys)
         torch.default_generator.set_state(torchs)
+
+
+def follow(generator: random.Random) -> None:
+    """Let what timm's and torchvision's transforms draw from follow from this generator.
+
+    They know the process's own alone: `random`'s (crops, strengths, erasing), numpy's (operations), torch's (flips).
+    """
+    np.random.seed(generator.getrandbits(32))
+    torch.default_generator.manual_seed(generator.getrandbits(63))
+    random.setstate(generator.getstate())
 
 
 def keep_no_bits(transforms: Iterable[Any]) -> None:

@@ -1,7 +1,9 @@
 """Samples and batches of image folders: the same for a key, whoever loads them; errors name the file."""
 
+import random
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +32,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = generator.integers(0, 256, (44 + 5 * number, 60 - number, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{number}.jpg")
     return root
+
+
+def generators() -> tuple[Any, ...]:
+    name, numbers, *rest = np.random.get_state()
+    return random.getstate(), name, numbers.tobytes(), *rest, torch.get_rng_state().numpy().tobytes()
 
 
 def training(root: Path, seed: int = 3) -> LabelledImages:
@@ -85,6 +92,13 @@ def test_processes_and_resuming_change_nothing(root: Path) -> None:
     assert any(batch.erased.any() for batch in alone)
     other = list(batches(training_loader(training(root, seed=4), steps())))
     assert not any(torch.equal(one.images, two.images) for one, two in zip(alone, other, strict=True))
+
+
+def test_loading_in_this_process_leaves_its_generators_alone(root: Path) -> None:
+    data, before = training(root), generators()
+    list(batches(training_loader(data, steps())))
+    data[0, 1]
+    assert generators() == before
 
 
 def test_a_batch_draws_its_mixing_from_its_first_key(root: Path) -> None:

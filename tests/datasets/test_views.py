@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import RandomCrop
 
 from detr_container.datasets.images import read_image
-from detr_container.datasets.views import NOTHING, CentreCrop, TrainingView, View, drawing_from, keep_no_bits
+from detr_container.datasets.views import NOTHING, CentreCrop, TrainingView, View, follow, keep_no_bits, kept_generators
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "deit.json").read_text())
 CROP, FLIP, RANDAUGMENT, _, _, ERASING = GOLDEN["augmentation"]
@@ -145,8 +145,8 @@ def test_a_training_view_has_the_pixels_of_timms(auto_augment: str) -> None:
     for number, size in enumerate(SIZES):
         image = noisy(*size)
         for draw in range(4):
-            with drawing_from(random.Random(f"{number}/{draw}")):
-                wanted = timms(pillow(image))
+            follow(random.Random(f"{number}/{draw}"))
+            wanted = timms(pillow(image))
             assert torch.equal(view(image, random.Random(f"{number}/{draw}"))[0], wanted), (size, draw)
 
 
@@ -176,8 +176,8 @@ def test_small_inputs_are_cut_from_a_padded_image_and_not_resized() -> None:
     image = noisy(32, 32)
     view = TrainingView(32, flip=0.0, auto_augment="")
     for seed in range(20):
-        with drawing_from(random.Random(seed)):
-            wanted = RandomCrop(32, padding=4)(pillow(image))
+        follow(random.Random(seed))
+        wanted = RandomCrop(32, padding=4)(pillow(image))
         assert torch.equal(view(image, random.Random(seed))[0], torch.from_numpy(np.array(wanted)).permute(2, 0, 1))
     assert torch.equal(CentreCrop(32)(image, random.Random())[0], image)
     assert torch.equal(CentreCrop(24)(image, random.Random())[0], image[:, 4:28, 4:28])
@@ -195,26 +195,24 @@ def test_grey_comes_before_anything_else(view: View) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 40])
-def test_the_same_generator_gives_the_same_view_and_the_processs_own_are_left_alone(size: int) -> None:
+def test_the_same_generator_gives_the_same_view(size: int) -> None:
     view, image = TrainingView(size), noisy(60, 50)
-    before = generators()
     first = views_of(view, image, 5)
     random.random(), np.random.random(), torch.rand(3)
     again = views_of(view, image, 5)
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     assert not any(torch.equal(first[0], other) for other in first[1:])
-    random.setstate(before[0])
-    with pytest.raises(ZeroDivisionError), drawing_from(random.Random(0)):
-        1 / (random.random() < 0)
-    state = generators()
-    views_of(view, image, 2)
-    assert generators() == state
-    assert state[0] == before[0]
 
 
-def test_what_is_there_stays_as_it_was_when_a_view_is_made() -> None:
+def test_the_processs_own_generators_are_put_back() -> None:
     before = generators()
-    TrainingView(40)(noisy(60, 50), random.Random(0))
+    with kept_generators():
+        views_of(TrainingView(40, auto_augment="", color_jitter=0.4), noisy(60, 50), 2)
+        views_of(TrainingView(40), noisy(60, 50), 2)
+        assert all(generators()[place] != before[place] for place in (0, 2, -1))
+    assert generators() == before
+    with pytest.raises(ZeroDivisionError), kept_generators():
+        1 / (random.random() < 0)
     assert generators() == before
 
 
