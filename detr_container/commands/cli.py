@@ -23,8 +23,9 @@ from detr_container.jobs.names import place
 
 from .compare import backbones, compare, report
 from .data import data_canvases, data_check, data_make_shapes, data_speed
+from .detectors import detections, inspect
 from .jobs import cancel, logs, resubmit, status, submit, sweep
-from .models import detections, evaluate, export, inspect, predict
+from .models import evaluate, export, predict
 
 TRACEBACK = "DETR_CONTAINER_TRACEBACK"
 

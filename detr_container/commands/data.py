@@ -150,6 +150,11 @@ class CanvasesOptions:
 def data_canvases(arguments: Sequence[str]) -> int:
     """Show how many more pixels few canvases cost: `data canvases EXPERIMENT --data.root ROOT`."""
     experiment, rest = experiment_first(arguments, "data canvases")
+    if not experiment.shows_objects:
+        raise ValueError(
+            f"{experiment.name} is of {experiment.task}, whose images all have one size (data.size), so that no pixels "
+            "are added: `detr-container data check` looks at its data"
+        )
     options = parse(CanvasesOptions, rest, "data canvases", data_canvases.__doc__, CanvasesOptions(experiment))
     mine = detection(options.settings)
     from detr_container.tasks.detection.build import open_data, size_multiple

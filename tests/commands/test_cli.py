@@ -57,7 +57,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
         (["train", "debug", "--data.root", "/nowhere", "--data.make-shapes", "0", "0", "0"], "missing: "),
         (["predict", "nowhere.pt", "nowhere.jpg"], "there is no image nowhere.jpg"),
         (["evaluate", "nowhere.pt"], "nowhere.pt: there is no such checkpoint"),
-        (["data", "check", "/nowhere"], "missing: "),
+        (["data", "check", "/nowhere"], "/nowhere: there is no such data set"),
         (["benchmark", "debgu"], "did you mean debug"),
     ],
 )

@@ -28,11 +28,12 @@ class ClassScore(NamedTuple):
 
 
 class Confused(NamedTuple):
-    """How many images of one class are taken for another."""
+    """How many images of one class are taken for another, and which share of the class's."""
 
     true: str
     predicted: str
     images: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,11 @@ def _confused(found: Predictions, classes: Sequence[str]) -> tuple[Confused, ...
     wrong = ~found.top(1)
     pairs = np.stack([found.labels[wrong], found.classes[wrong, 0]], axis=1)
     each, counts = np.unique(pairs, axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:PAIRS]
-    return tuple(Confused(classes[each[at, 0]], classes[each[at, 1]], int(counts[at])) for at in order)
+    order, images = np.argsort(-counts, kind="stable")[:PAIRS], np.bincount(found.labels)
+    return tuple(
+        Confused(classes[true], classes[predicted], int(count), int(count) / int(images[true]))
+        for (true, predicted), count in zip(each[order], counts[order], strict=True)
+    )
 
 
 def table(scores: Scores) -> RenderableType:
@@ -98,10 +102,10 @@ def table(scores: Scores) -> RenderableType:
         classes.add_row(row.name, _percent(row.top1), _percent(row.top5), str(row.images))
     parts = [overall, classes]
     if scores.confused:
-        pairs = Table("true", "taken for", "images", title="Most frequent mistakes")
+        pairs = Table("true", "taken for", "images", "of the class", title="Most frequent mistakes")
         for pair in scores.confused[:SHOWN]:
-            pairs.add_row(pair.true, pair.predicted, str(pair.images))
-        pairs.columns[2].justify = "right"
+            pairs.add_row(pair.true, pair.predicted, str(pair.images), f"{100 * pair.share:.1f} %")
+        pairs.columns[2].justify = pairs.columns[3].justify = "right"
         parts.append(pairs)
     for part in parts[:2]:
         for column in part.columns[1:]:

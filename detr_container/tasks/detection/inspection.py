@@ -14,11 +14,12 @@ import torch
 from detr_container.base.files import atomic_write, write_json
 from detr_container.datasets.annotations import read_annotations, resolve_split
 from detr_container.datasets.coco_classes import is_unused
+from detr_container.datasets.given import UnreadableError, file_stems, keep_inputs, none_readable
 from detr_container.models.weights.find import Which
 
 from .found_objects import SAME, Model, Object, finder, found_by, ious, match_across
 from .inspection_sheet import Truth, draw_sheet
-from .predict import Prediction, UnreadableError, file_stems, keep_inputs, none_readable, predict
+from .predict import Prediction, predict
 from .trained import open_trained
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ from PIL import Image
 from runs import one_thread, tiny, train_in
 
 from detr_container.commands import cli
+from detr_container.datasets.given import file_stems, find_images
 from detr_container.tasks.detection.coco_results import read_kept, records_of
-from detr_container.tasks.detection.predict import file_stems, find_images, over_image, query_maps
+from detr_container.tasks.detection.predict import over_image, query_maps
 from detr_container.tasks.detection.predict import predict as predict_images
 from detr_container.tasks.detection.trained import open_trained
 

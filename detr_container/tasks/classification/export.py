@@ -1,0 +1,117 @@
+"""A trained classifier as other code wants it: a file of weights under its names, and a note of what they are."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from detr_container.base.files import atomic_write, write_json
+from detr_container.engine.run import Run
+from detr_container.models.backbones.container import SIZES
+from detr_container.models.backbones.resnet import DEPTHS
+from detr_container.models.classifier import TimmClassifier
+from detr_container.models.weights.layouts import to_container
+
+from .trained import Trained
+
+Layout = Literal["auto", "container", "torchvision", "timm"]
+RELEASED = "container_light"
+"""The one network of its family that CONTAINER's published code has."""
+
+
+def write_export(trained: Trained, target: Path, layout: Layout) -> tuple[int, Path]:
+    """Write a classifier's weights in a layout, of safetensors where the file is called so, else of torch.save.
+
+    Returns the number of tensors, and the file of JSON beside it that says what they are.
+    Raises ValueError for a network that the layout cannot hold.
+    """
+    chosen = usual_layout(trained) if layout == "auto" else layout
+    state = {name: value.contiguous() for name, value in exported(trained, chosen).items()}
+    about = note(trained, chosen)
+    if target.suffix == ".safetensors":
+        data = save(state, {"format": "pt"})
+        atomic_write(target, lambda file: file.write(data), len(data), follow=True)
+    else:
+        # As the published checkpoints of DeiT and CONTAINER are, with what it is beside.
+        content = {"model": state, "about": about}
+        atomic_write(target, partial(torch.save, content), follow=True)
+    beside = target.with_name(target.name + ".json")
+    write_json(beside, about)
+    return len(state), beside
+
+
+def usual_layout(trained: Trained) -> Layout:
+    """The network's own: timm's, torchvision's, or that of the published CONTAINER-LIGHT."""
+    name = trained.experiment.backbone.name
+    return "timm" if name.startswith("timm/") else "torchvision" if name in DEPTHS else "container"
+
+
+def exported(trained: Trained, layout: Layout) -> dict[str, Tensor]:
+    """The weights under the names of a layout. Raises ValueError, with what can be done, where it cannot hold them."""
+    name, state = trained.experiment.backbone.name, trained.model.state_dict()
+    if isinstance(trained.model, TimmClassifier):
+        if layout != "timm":
+            raise ValueError(f"{name} is a model of timm, which --layout {layout} cannot hold: use --layout timm")
+        return {key.removeprefix("body."): value for key, value in state.items()}
+    if name in DEPTHS:
+        if layout == "container":
+            raise ValueError(f"{name} is no CONTAINER: use --layout torchvision, or timm, whose names are the same")
+        return _resnet(state)
+    if layout == "torchvision":
+        raise ValueError(f"torchvision has no {name}: use --layout container")
+    if name.split("_")[:2] != RELEASED.split("_"):
+        raise ValueError(
+            f"{name} has no counterpart in published code, which has {RELEASED} alone: its checkpoint holds it, and "
+            "evaluate, predict and train (--init, --backbone.weights) open that"
+        )
+    return to_container(state)
+
+
+def _resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names of torchvision's ResNets, which timm's have as well."""
+    found = {}
+    for key, value in state.items():
+        head = key.startswith("head.")
+        found[key.replace("head.", "fc.", 1) if head else key.removeprefix("backbone.").removeprefix("body.")] = value
+    return found
+
+
+def note(trained: Trained, layout: Layout) -> dict[str, Any]:
+    """What a file of weights is: network, input, classes, and how good it is, where that is known."""
+    experiment, model = trained.experiment, trained.model
+    data, name = experiment.data, experiment.backbone.name
+    size = SIZES.get(name)
+    about = {
+        "architecture": name.removeprefix("timm/"),
+        "library": {"timm": "timm", "torchvision": "torchvision", "container": "CONTAINER"}[layout],
+        "num_classes": trained.rows,
+        "classes": list(trained.names),
+        "input_size": [3, data.evaluated_at, data.evaluated_at],
+        "trained_at": data.size,
+        "crop_ratio": data.crop_ratio,
+        "interpolation": "bicubic",
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "grey": data.grey,
+        "from": trained.source,
+        "step": trained.step,
+        "experiment": experiment.name,
+        **_metrics(trained),
+    }
+    if size is not None and layout != "torchvision":
+        about["network"] = repr(size)
+    return about
+
+
+def _metrics(trained: Trained) -> dict[str, Any]:
+    """Top-1 and top-5 of the run that a checkpoint lies in, when it was evaluated at that step."""
+    folder = Path(trained.source).parent.parent
+    if not Run(folder).exists:
+        return {}
+    rows = [row for row in Run(folder).evaluations() if row["step"] == trained.step]
+    return {key: rows[-1][key] for key in ("top1", "top5", "images", "epoch") if key in rows[-1]} if rows else {}

@@ -1,0 +1,225 @@
+"""A trained classifier from a run's folder, a checkpoint or published file, or timm by name, ready for images."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detr_container.config.backbones import BackboneConfig
+from detr_container.config.classification import ClassificationExperiment, FoldersConfig, classification
+from detr_container.config.experiments import named
+from detr_container.config.settings import from_file
+from detr_container.engine.run import Run
+from detr_container.engine.weight_files import is_weights_folder, load_weights
+from detr_container.models.backbones.resnet import DEPTHS
+from detr_container.models.classifier import ImageClassifier
+from detr_container.models.weights.find import Which, check_sound, find_weights
+from detr_container.models.weights.fit import load_checked
+
+from .build import model_of
+from .class_names import IMAGENET, imagenet_ids, read_names
+
+_log = logging.getLogger(__name__)
+_HEAD = re.compile(r"(?:^|\.)(?:head|fc|classifier|head\.fc|heads\.head)\.weight$")
+"""The linear layer of a published classifier, by the names that the field has for it."""
+_CONTAINER = "patch_embed1.proj.weight"
+_OVERRULES = "--experiment NAME or --backbone timm/NAME overrules"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person says of a model that does not say everything itself.
+
+    experiment: the named experiment, and backbone: the network (`timm/NAME`, `resnet50`, ...), that a published file
+    is of; which: of averaged and raw weights; classes: a file or folder that names the rows.
+    """
+
+    experiment: str = ""
+    backbone: str = ""
+    which: Which = "auto"
+    classes: Path | None = None
+
+
+@dataclass
+class Trained:
+    """A model in evaluation mode with what it was trained for.
+
+    classes: the rows' names, empty where nothing says them; rows: their number; source: the checkpoint's path, or
+    `timm/NAME`; step: 0 when unknown.
+    """
+
+    model: ImageClassifier
+    experiment: ClassificationExperiment
+    classes: tuple[str, ...]
+    rows: int
+    source: str
+    step: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for every row."""
+        return self.classes or tuple(f"class {row}" for row in range(self.rows))
+
+    def at(self, size: int) -> Trained:
+        """The same for images of another input size. Raises ValueError for one that the model does not take."""
+        try:
+            self.model.check_side(size)
+        except ValueError as error:
+            raise ValueError(f"--size {size}: {error}") from error
+        data = replace(self.experiment.data, eval_size=size)
+        return replace(self, experiment=replace(self.experiment, data=data))
+
+
+def open_trained(source: str, device: torch.device, asked: Asked | None = None) -> Trained:
+    """Load the newest good checkpoint of a run, one file, a folder of weights, or timm's own weights of `timm/NAME`.
+
+    Raises ValueError or OSError, saying what would help.
+    """
+    asked = asked or Asked()
+    path = Path(source)
+    if source.startswith("timm/") and not path.exists():
+        trained = _of_timm(source, asked)
+    else:
+        trained = _of_file(_checkpoint(path), asked)
+    trained.model.to(device).eval()
+    return trained
+
+
+def _checkpoint(path: Path) -> Path:
+    """The file that stands for a run; of anything else itself."""
+    if not path.is_dir() or is_weights_folder(path):
+        return path
+    run = Run(path)
+    run.experiment()
+    found = run.checkpoints().newest()
+    if found is None:
+        raise ValueError(f"{path} has no checkpoint yet: train it first, or wait for its first epoch")
+    return found[0]
+
+
+def _of_timm(name: str, asked: Asked) -> Trained:
+    settings, rows = _of_network(name, asked)
+    settings = replace(settings, backbone=replace(settings.backbone, weights="imagenet"))
+    try:
+        model = model_of(settings, rows)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}. A file of them is evaluated by `evaluate FILE --backbone {name}`") from error
+    return Trained(model, settings, _row_names(rows, asked), rows, name)
+
+
+def _of_file(path: Path, asked: Asked) -> Trained:
+    checkpoint = load_weights(path)
+    if "experiment" in checkpoint:
+        return _own(path, checkpoint, asked)
+    try:
+        found = find_weights(checkpoint, asked.which)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for remark in found.remarks(path, "--weights"):
+        _log.warning("%s", remark)
+    heads = [value for name, value in found.state.items() if _HEAD.search(name) and value.dim() in (2, 4)]
+    if not heads:
+        raise ValueError(
+            f"{path} holds no classifier, only a backbone or another network: no tensor is called head.weight or "
+            "fc.weight. Train one from it (train EXPERIMENT --backbone.weights FILE)"
+        )
+    rows = len(heads[-1])
+    if asked.experiment:
+        settings = classification(named(asked.experiment).experiment)
+    else:
+        settings, _ = _of_network(asked.backbone or _guess(path, found.state), asked)
+    backbone = replace(settings.backbone, weights=str(path), file_weights=asked.which)
+    settings = replace(settings, backbone=backbone)
+    model = model_of(settings, rows)
+    return Trained(model, settings, _row_names(rows, asked), rows, str(path))
+
+
+def _own(path: Path, checkpoint: Mapping[str, Any], asked: Asked) -> Trained:
+    """A checkpoint of this program's own."""
+    settings = classification(from_file(checkpoint["experiment"], f"{path}: its experiment"))
+    classes = _classes(path, checkpoint.get("classes"))
+    try:
+        found = find_weights(checkpoint, asked.which)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    check_sound(found.state, path)
+    for remark in found.remarks(path, "--weights"):
+        _log.warning("%s", remark)
+    model = model_of(settings, len(classes), weights=False)
+    own = model.state_dict()
+    # Frozen norms count no batches, though files may have the count.
+    state = {name: v for name, v in found.state.items() if name in own or not name.endswith("num_batches_tracked")}
+    load_checked(model, state, f"{path} does not fit the experiment that it states", "Use another copy")
+    if asked.classes is not None:
+        classes = read_names(asked.classes, len(classes))
+    return Trained(model, settings, classes, len(classes), str(path), _step(path, checkpoint.get("step", 0)))
+
+
+def _classes(path: Path, values: Any) -> tuple[str, ...]:
+    names = tuple(values) if isinstance(values, list | tuple) else ()
+    if len(names) < 2 or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"{path}: its class list must be two names or more, each once. Use another copy")
+    return names
+
+
+def _step(path: Path, step: Any) -> int:
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(f"{path}: its step is {step!r}, not a number of steps. Use another copy")
+    return step
+
+
+def _of_network(name: str, asked: Asked) -> tuple[ClassificationExperiment, int]:
+    """The settings under which a published network is evaluated, and how many classes it was published for.
+
+    Of timm's they are what timm says of those weights. Raises ValueError for a name that there is not.
+    """
+    backbone = BackboneConfig(name=name, weights="none", frozen_stages=0, norm="batch")
+    if not name.startswith("timm/"):
+        return ClassificationExperiment(name=asked.experiment, backbone=backbone), IMAGENET
+    import timm
+
+    from detr_container.models.backbones.timm_fit import check_known
+
+    check_known(name.removeprefix("timm/"))
+    config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    if config is None:
+        raise ValueError(f"{name}: timm has no weights of it and says nothing of its images: train it, or name another")
+    if config.interpolation not in ("bicubic", ""):
+        _log.warning("%s was published with %s resizing; here it is bicubic", name, config.interpolation)
+    side = config.test_input_size or config.input_size
+    data = FoldersConfig(size=side[-1], crop_ratio=config.test_crop_pct or config.crop_pct)
+    return ClassificationExperiment(name=asked.experiment, backbone=backbone, data=data), config.num_classes
+
+
+def _guess(path: Path, state: Mapping[str, Tensor]) -> str:
+    """The network that has these tensors, said; only of those that published files are seen of without a name."""
+    name = ""
+    if any(each.endswith(_CONTAINER) for each in state):
+        name = "container_light"
+    elif "layer1.0.conv1.weight" in state:
+        blocks = len({each.split(".")[1] for each in state if each.startswith("layer3.")})
+        deep = "layer1.0.conv3.weight" in state
+        fitting = (
+            key for key, (block, depths) in DEPTHS.items() if (depths[2], block.expansion == 4) == (blocks, deep)
+        )
+        name = next(fitting, "")
+    if not name:
+        raise ValueError(
+            f"{path} does not state which network it is of: say so with --backbone timm/NAME (as timm spells it), or "
+            "with --experiment NAME"
+        )
+    _log.warning("%s does not state what it is: taken for %s (%s)", path, name, _OVERRULES)
+    return name
+
+
+def _row_names(rows: int, asked: Asked) -> tuple[str, ...]:
+    if asked.classes is not None:
+        return read_names(asked.classes, rows)
+    return imagenet_ids() if rows == IMAGENET else ()
