@@ -14,6 +14,7 @@ from detr_container.models.backbones.container import SIZES, Container
 from detr_container.models.backbones.plain import PLAIN, PlainBackbone
 from detr_container.models.backbones.resnet import DEPTHS, NARROW, ResNetBackbone, strides_of
 from detr_container.models.backbones.timm_backbone import TimmBackbone
+from detr_container.models.layers.sync_norm import several_processes, share_norms
 from detr_container.models.weights.backbones import load_backbone, load_imagenet
 
 from .weight_files import load_weights
@@ -54,6 +55,8 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
                 f"backbone.weights={config.weights}: neither `imagenet` nor `none`, nor a file that is there"
             )
         load_backbone(backbone, load_weights(Path(config.weights)), config.weights, config.file_weights)
+    if config.norm == "sync":
+        share_norms(backbone)
     return backbone.freeze(config.frozen_stages)
 
 
@@ -72,6 +75,13 @@ def _bare(config: BackboneConfig, pretrained: bool, canvas: int) -> Backbone:
         return Container(SIZES[name], outputs, frozen_norm, config.drop_path)
     outputs = maps_up_to(name, strides_of(name, config.dilation), config.stage, config.stride)
     return ResNetBackbone(name, outputs, config.dilation, frozen_norm)
+
+
+def why_eager(config: BackboneConfig) -> str:
+    """Why steps with such a backbone cannot be recorded as CUDA graphs here, in words; empty where they can be."""
+    # Sums over processes within a forward pass.
+    shared = config.norm == "sync" and several_processes()
+    return "backbone.norm=sync shares batch statistics between processes" if shared else ""
 
 
 def lay_out(model: M, layout: torch.memory_format) -> M:

@@ -8,6 +8,7 @@ from detr_container.config.backbones import BackboneConfig
 from detr_container.models.backbones.container import Container
 from detr_container.models.classifier import BackboneClassifier, ImageClassifier, TimmClassifier
 from detr_container.models.layers.frozen_norm import freeze_norms
+from detr_container.models.layers.sync_norm import share_norms
 
 from .backbones import build_backbone
 
@@ -17,15 +18,19 @@ def build_classifier(config: BackboneConfig, classes: int, size: int, weights: b
 
     weights: False leaves it random whatever `config.weights` says.
     """
-    frozen_norm = config.norm == "frozen"
     if config.name.startswith("timm/"):
         pretrained = weights and config.weights == "imagenet"
         name = config.name.removeprefix("timm/")
-        model: ImageClassifier = TimmClassifier(name, classes, config.drop_path, size, pretrained, frozen_norm)
-        return model.freeze(config.frozen_stages)
+        whole = TimmClassifier(name, classes, config.drop_path, size, pretrained, config.norm == "frozen")
+        if config.norm == "sync":
+            share_norms(whole)
+        return whole.freeze(config.frozen_stages)
     # It reads the last map, whatever a detector would read.
     backbone = build_backbone(replace(config, stage=-1, stride=0, dilation=False), weights, canvas=size)
     model = BackboneClassifier(backbone, classes, norm=isinstance(backbone, Container))
-    if frozen_norm:
+    # Those of the backbone are so already.
+    if config.norm == "frozen":
         freeze_norms(model)
+    elif config.norm == "sync":
+        share_norms(model)
     return model

@@ -18,6 +18,7 @@ from detr_container.datasets.batch import Batch
 from detr_container.datasets.canvas import Canvases, Waste
 from detr_container.datasets.loader import Ends, StepBatches, batches, training_loader
 from detr_container.datasets.padding import Padding
+from detr_container.engine.backbones import why_eager
 from detr_container.engine.resume import show
 from detr_container.engine.run import evaluation_of
 from detr_container.engine.session import Session
@@ -133,7 +134,7 @@ class DetectionTask(Task):
     @property
     def why_eager(self) -> str:
         """See `Task`."""
-        return many_sizes(self.experiment.data)
+        return many_sizes(self.experiment.data) or why_eager(self.experiment.backbone)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""

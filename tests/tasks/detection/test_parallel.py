@@ -75,6 +75,7 @@ def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         train(f"{kind}-lonely", **settings, train__micro_batch=1, train__batch=2)
     train("half", **SMCA, train__micro_batch=1, train__precision="bf16")
     train("detr-published", **PUBLISHED)
+    train("shared-norms", **(SMCA | {"backbone__norm": "sync"}), train__micro_batch=2)
     train("whole", **ACCUMULATED)
     train("replayed", **ACCUMULATED, recorded=True)
     train("broken", **ACCUMULATED, train__max_steps=3, data__workers=1)
@@ -133,6 +134,12 @@ def test_accumulation_equals_one_batch(kind: str, root: Path, tmp_path: Path) ->
 def test_two_ranks_with_accumulation_equal_one_process(kind: str, pair: Path, root: Path, tmp_path: Path) -> None:
     assert train_in(tmp_path / "one", tiny(root, **KINDS[kind], train__micro_batch=4)) == 0
     assert_close_run(tmp_path / "one", pair / f"{kind}-pair")
+
+
+def test_two_ranks_that_share_batch_statistics_equal_one_process(pair: Path, root: Path, tmp_path: Path) -> None:
+    alone = SMCA | {"backbone__norm": "batch"}
+    assert train_in(tmp_path / "one", tiny(root, **alone, train__micro_batch=4)) == 0
+    assert_close_run(tmp_path / "one", pair / "shared-norms")
 
 
 def test_two_ranks_that_replay_recorded_steps_add_up_the_same_gradients(pair: Path) -> None:
