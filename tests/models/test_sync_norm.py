@@ -3,18 +3,28 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from runs import REPOSITORY, environment, free_port
 from sync_norm_ranks import CASES, images, network, taken
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 
-from detr_container.models.backbones.container import SIZES, ContainerLight
+from detr_container.config.backbones import BackboneConfig
+from detr_container.config.classification import ClassificationExperiment
+from detr_container.config.detection import DetectionExperiment
+from detr_container.engine.backbones import build_backbone
+from detr_container.engine.classifiers import build_classifier
+from detr_container.models.backbones.container import SIZES, Container
 from detr_container.models.backbones.resnet import ResNetBackbone
 from detr_container.models.layers.sync_norm import SyncNorm, SyncNormAct, share_norms
+from detr_container.tasks.classification.task import ClassificationTask
+from detr_container.tasks.detection.task import DetectionTask
 
 Found = list[dict[str, dict[str, Tensor]]]
 
@@ -62,7 +72,7 @@ def close(ours: Tensor, theirs: Tensor, name: str) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_within_one_process_it_is_batch_norm_bit_for_bit(training: bool) -> None:
     for make in (
-        lambda: ContainerLight(SIZES["container_light_tiny"]),
+        lambda: Container(SIZES["container_light_tiny"]),
         lambda: ResNetBackbone("resnet18", frozen_norm=False),
         lambda: timm.create_model("efficientnet_lite0", features_only=True),
     ):
@@ -89,3 +99,27 @@ def test_what_timm_put_into_a_norm_stays() -> None:
     assert shared.act is norm.act
     x = torch.randn(2, 4, 3, 3)
     assert bool((shared(x) >= 0).all())
+
+
+@pytest.mark.parametrize("name", ["container_light_tiny", "resnet18", "timm/resnet18"])
+@pytest.mark.parametrize("build", [build_backbone, lambda config: build_classifier(config, 3, 64)])
+def test_networks_of_every_kind_share_their_norms(name: str, build: Callable[[BackboneConfig], nn.Module]) -> None:
+    model = build(BackboneConfig(name=name, weights="none", norm="sync", frozen_stages=1))
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(isinstance(norm, SyncNorm) for norm in norms)
+    model.train()
+    assert {norm.training for norm in norms} == {True, False}
+
+
+@pytest.mark.parametrize("settings", [DetectionExperiment(), ClassificationExperiment()])
+def test_norms_that_processes_share_keep_steps_from_being_recorded(
+    settings: DetectionExperiment | ClassificationExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = replace(settings, backbone=replace(settings.backbone, norm="sync"))
+    make = DetectionTask if isinstance(settings, DetectionExperiment) else ClassificationTask
+    assert make(shared, None, 3).why_eager == ""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    assert "backbone.norm=sync shares batch statistics" in make(shared, None, 3).why_eager
+    assert make(settings, None, 3).why_eager == ""

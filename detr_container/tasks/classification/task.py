@@ -14,6 +14,7 @@ from detr_container.config.settings import Experiment, TrainConfig
 from detr_container.datasets.labelled import LabelledBatch
 from detr_container.datasets.loader import Ends, StepBatches, batches, shuffled, steps_per_epoch, training_loader
 from detr_container.datasets.order import repeated, shown
+from detr_container.engine.backbones import why_eager
 from detr_container.engine.resume import show
 from detr_container.engine.run import evaluation_of
 from detr_container.engine.session import Session
@@ -95,6 +96,11 @@ class ClassificationTask(Task):
     def build(self, weights: bool) -> ImageClassifier:
         """See `Task`."""
         return model_of(self.experiment, self.classes, weights)
+
+    @property
+    def why_eager(self) -> str:
+        """See `Task`."""
+        return why_eager(self.experiment.backbone)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""
