@@ -13,6 +13,7 @@ from detr_container.config.traits import traits_of
 from detr_container.models.weights.backbones import origin
 from detr_container.tasks.detection.canvases import name_of
 
+from . import pretraining
 from .arms import Arm
 from .reading import RunRecord, settings_of
 
@@ -71,11 +72,15 @@ def refuse_other_data(records: Sequence[RunRecord]) -> None:
 
 
 def _settings(arms: Sequence[Arm]) -> list[Difference]:
-    found = []
+    found: list[Difference] = []
     settings = {arm.label: _settings_of(arm.experiment) for arm in arms}
+    # Where all backbones come from runs, what these were says more than their paths.
+    records = pretraining.records_of(arms)
+    found += [Difference("pretraining", name, values) for name, values in pretraining.differing(records)]
     for name in settings_of(arms[0].experiment) if arms else ():
         values = {label: _text(mine[name]) for label, mine in settings.items()}
-        if name == "backbone.name" or len(set(values.values())) == 1:
+        named_above = name == "backbone.name" or (name == pretraining.BACKBONE and bool(records))
+        if named_above or len(set(values.values())) == 1:
             continue
         topic = traits_of(type(arms[0].experiment))[name].topic
         by_head: dict[str, set[str]] = {}
