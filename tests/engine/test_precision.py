@@ -21,6 +21,11 @@ EXPERIMENTS = {
     "detr": DetectionExperiment(head=HEAD, backbone=RESNET),
     "smca": DetectionExperiment(head=replace(HEAD, kind="smca"), loss=FOCAL, backbone=TINY),
     "frozen": DetectionExperiment(head=HEAD, backbone=replace(TINY, norm="frozen")),
+    "container": DetectionExperiment(head=HEAD, backbone=replace(TINY, name="container_tiny")),
+    "heads": DetectionExperiment(head=HEAD, backbone=replace(TINY, name="mh_dw_tiny", norm="frozen")),
+    "attention": DetectionExperiment(head=HEAD, backbone=replace(TINY, name="self_attention_tiny")),
+    "dense": DetectionExperiment(head=HEAD, backbone=replace(TINY, name="container_pam_tiny", dense="interpolate")),
+    "mlp": DetectionExperiment(head=HEAD, backbone=replace(TINY, name="mh_mlp_tiny", dense="interpolate")),
     "timm": DetectionExperiment(
         head=HEAD, backbone=BackboneConfig(name="timm/test_convnext", weights="none", frozen_stages=0)
     ),

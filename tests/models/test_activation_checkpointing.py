@@ -28,6 +28,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "resnet, batch statistics and dropout": ("smca", {"name": "resnet18", "norm": "batch"}, {"dropout": 0.1}),
     "container, everything random": ("smca", {"norm": "batch", "drop_path": 0.3}, {"dropout": 0.1}),
     "container, pre-norm": ("detr", {}, {"pre_norm": True}),
+    "container, learned weighing": ("detr", {"name": "container_tiny", "drop_path": 0.3}, {}),
+    "container, dense": ("smca", {"name": "container_pam_tiny", "dense": "interpolate", "drop_path": 0.2}, {}),
     "timm convnext": ("detr", {"name": "timm/convnext_atto", "drop_path": 0.2, "norm": "batch"}, {}),
     "timm efficientnet": ("detr", {"name": "timm/mobilenetv2_035", "norm": "batch"}, {}),
     "timm vit": ("smca", {"name": "timm/vit_pwee_patch16_reg1_gap_256"}, {"dropout": 0.1}),
