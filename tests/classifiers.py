@@ -22,6 +22,7 @@ def debug(root: Path, **changed: Any) -> ClassificationExperiment:
         "train__micro_batch": 2,
         "train__checkpoint_minutes": 0.0,
         "train__ema_decay": 0.9,
+        "train__warmup_epochs": 0,
         "device": "cpu",
         **changed,
     }

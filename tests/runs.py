@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -22,7 +23,7 @@ import torch
 from detr_container.commands.cli import main
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
-from detr_container.config.settings import Experiment
+from detr_container.config.settings import Experiment, to_dict
 from detr_container.datasets.shapes import make_shapes
 from detr_container.engine.checkpoint import load
 from detr_container.engine.run import Run
@@ -215,6 +216,40 @@ def settings_of(experiment: DetectionExperiment) -> list[str]:
         values = value if isinstance(value, list) else [value]
         options += [f"--{name.replace('_', '-')}", *(str(entry) for entry in values)]
     return options
+
+
+def train_job(folder: Path, experiment: Experiment, recorded: bool = False) -> dict[str, Any]:
+    """What `two_ranks` takes to train a run in a folder; recorded: with steps that are recorded and replayed."""
+    return {
+        "do": "train",
+        "folder": str(folder),
+        "experiment": to_dict(experiment),
+        "port": free_port(),
+        "recorded": recorded,
+    }
+
+
+def two_ranks(folder: Path, jobs: Sequence[dict[str, Any]]) -> None:
+    """Do jobs one after the other in one pair of processes; see two_ranks.py. folder: for their logs."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = [sys.executable, str(REPOSITORY / "tests" / "two_ranks.py"), str(folder / "jobs.json")]
+    logs = [(folder / f"rank-{rank}.txt").open("w+") for rank in range(2)]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], cwd=folder, env=environment(), stdout=logs[rank], stderr=logs[rank])
+        for rank in range(2)
+    ]
+    end = time.monotonic() + 300
+    try:
+        # One that has failed leaves the other waiting for it.
+        while any(process.poll() is None for process in ranks) and not any(process.poll() for process in ranks):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        statuses = [process.poll() for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    texts = [log.seek(0) or log.read() for log in logs]
+    assert statuses == [0, 0], "\n--- rank 1 ---\n".join(texts)
 
 
 def free_port() -> int:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch.nn.functional as F
 from packed_criterion import Packed, Pairs, pack, pairs_of
 from runs import (
     HARD,
-    REPOSITORY,
     assert_same_run,
     environment,
     final_state,
@@ -27,6 +25,8 @@ from runs import (
     settings_of,
     tiny,
     train_in,
+    train_job,
+    two_ranks,
     wait_for,
 )
 from torchvision.ops import box_convert, generalized_box_iou
@@ -34,7 +34,6 @@ from torchvision.ops import box_convert, generalized_box_iou
 from detr_container.base.files import read_jsonl
 from detr_container.base.interrupt import StopRequest
 from detr_container.commands import cli
-from detr_container.config import settings as config
 from detr_container.config.detection import DetectionExperiment
 from detr_container.datasets.loader import permutation
 from detr_container.engine.run import Run
@@ -66,9 +65,7 @@ def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs: list[dict[str, Any]] = []
 
     def train(name: str, recorded: bool = False, **changed: Any) -> None:
-        experiment = config.to_dict(tiny(root, **changed))
-        job = {"do": "train", "folder": str(folder / name), "experiment": experiment, "port": free_port()}
-        jobs.append({**job, "recorded": recorded})
+        jobs.append(train_job(folder / name, tiny(root, **changed), recorded))
 
     for kind, settings in KINDS.items():
         train(f"{kind}-pair", **settings, train__micro_batch=1)
@@ -83,25 +80,7 @@ def pair(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train("shrunk", **{**SMCA, "train__log_every": 4}, train__max_steps=3)
     evaluate = ["evaluate", str(folder / "whole"), "--output", str(folder / "evaluated"), "--device", "cpu"]
     jobs.append({"do": "evaluate", "arguments": evaluate, "port": free_port()})
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, str(REPOSITORY / "tests" / "two_ranks.py"), str(folder / "jobs.json")]
-    logs = [(folder / f"rank-{rank}.txt").open("w+") for rank in range(2)]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], cwd=folder, env=environment(), stdout=logs[rank], stderr=logs[rank])
-        for rank in range(2)
-    ]
-    end = time.monotonic() + 300
-    try:
-        # One that has failed leaves the other waiting for it.
-        while any(process.poll() is None for process in ranks) and not any(process.poll() for process in ranks):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        statuses = [process.poll() for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    texts = [log.seek(0) or log.read() for log in logs]
-    assert statuses == [0, 0], "\n--- rank 1 ---\n".join(texts)
+    two_ranks(folder, jobs)
     return folder
 
 
