@@ -98,3 +98,18 @@ def classify_demo() -> ClassificationExperiment:
             log_every=25,
         ),
     )
+
+
+@experiment()
+def classify_small() -> ClassificationExperiment:
+    """A tiny CONTAINER-LIGHT from random weights on some hundred or thousand small images of your own.
+
+    On 743 crops of blood cells it takes a minute on a CPU core; with more images to learn, give a larger backbone.
+    """
+    base = classify_demo()
+    return replace(
+        base,
+        name="classify_small",
+        data=replace(base.data, root=None, make_shapes=(0, 0, 0)),
+        train=replace(base.train, epochs=30, eval_every=5),
+    )

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from classifiers import debug as classify_debug
 from runs import TRAIN, VAL, final_state, tiny, train_in
 
 from detr_container.base.checked import mistakes
 from detr_container.base.files import read_jsonl, sha256, write_json
 from detr_container.config.backbones import BackboneConfig
 from detr_container.config.experiments import named
+from detr_container.datasets.folders import open_folder
+from detr_container.datasets.single_shapes import make_single_shapes
 from detr_container.engine.backbones import build_backbone
 from detr_container.engine.pretraining import check_unchanged, identity, in_words, pretraining
 from detr_container.engine.run import Run
@@ -107,6 +110,36 @@ def test_the_record_outlives_the_file_and_is_passed_on(run: Path, root: Path, tm
     found = noted(third)["init"]
     assert found["step"] == 4
     assert found["pretraining"] == record
+
+
+def test_a_detector_starts_from_a_classifier(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From images of single shapes to a classifier, and from its weights to a detector, all for real."""
+    make_single_shapes(tmp_path / "single", 24, 20, 40)
+    classifier, detector = tmp_path / "classifier", tmp_path / "detector"
+    assert train_in(classifier, classify_debug(tmp_path / "single", train__ema_decay=0.0, seed=3)) == 0
+    caplog.clear()
+    settings = tiny(
+        root, backbone__weights=str(classifier), train__max_steps=1, train__lr=1e-12, train__lr_backbone=1e-12
+    )
+    with caplog.at_level("INFO"):
+        assert train_in(detector, settings) == 0
+    found = noted(detector)["backbone.weights"]
+    rows = Run(classifier).evaluations()
+    assert (found["kind"], found["task"], found["experiment"]) == ("run", "classification", "classify_debug")
+    assert (found["epoch"], found["epochs"], found["step"], found["seed"]) == (2, 2, rows[-1]["step"], 3)
+    assert (found["metric"]["key"], found["metric"]["here"]) == ("top1", rows[-1]["top1"])
+    assert found["settings"]["data.fraction"] == 1
+    listing = open_folder(tmp_path / "single" / "train").version()
+    assert found["data"]["train"] == listing
+    assert listing["images"] == 24
+    line = f"backbone from {classifier}: container_light_tiny, 2 epochs of single, top-1 {100 * rows[-1]['top1']:.1f} %"
+    assert line in caplog.messages
+    # The weights are those: a step at a rate of nearly nothing leaves them as they were.
+    before, after = final_state(classifier)["model"], final_state(detector)["model"]
+    kernels = {name.removeprefix("backbone.") for name in before if name.endswith("conv1.weight")}
+    assert len(kernels) == 3
+    for name in kernels:
+        torch.testing.assert_close(before[f"backbone.{name}"], after[f"backbone.{name}"], rtol=0, atol=1e-6)
 
 
 def test_other_weights_are_what_is_known_of_them(tmp_path: Path, root: Path) -> None:
