@@ -112,7 +112,11 @@ def test_every_make_target_is_there(repository: Path) -> None:
 
 
 def test_every_setting_that_is_named_exists(repository: Path) -> None:
-    settings = {*flatten(named("smca_r50_50e").experiment), *(f"slurm.{field.name}" for field in fields(Resources))}
+    experiments = [named(name).experiment for name in ("smca_r50_50e", "container_light_in1k")]
+    settings = {
+        *(name for each in experiments for name in flatten(each)),
+        *(f"slurm.{field.name}" for field in fields(Resources)),
+    }
     used = {
         match[1].replace("-", "_")
         for page in pages(repository)
