@@ -12,10 +12,11 @@ import synthetic_runs
 
 from detr_container.base.files import write_json
 from detr_container.compare.analysis import Analysis, analyse
+from detr_container.compare.detectors import Detectors
 from detr_container.compare.document import Document
 from detr_container.compare.options import ReportOptions
 from detr_container.compare.page import write
-from detr_container.compare.report import make_document, write_report
+from detr_container.compare.report import commands_of, write_report
 from detr_container.datasets.annotations import Category
 from detr_container.measure.costs import Costs, Gflops, Parameters
 
@@ -80,7 +81,7 @@ def awkward_document(folder: Path) -> Document:
         # As if something had been published on these data, which takes columns more.
         names = [Category(number, name) for number, name in enumerate(analysis.ground.names)]
         patch.setattr("detr_container.compare.published.COCO", names)
-        return make_document(analysis, known, _latencies(labels), options, trouble)
+        return Detectors().document(analysis, known, _latencies(labels), options, commands_of(options), trouble)
 
 
 def _spoil(path: Path) -> None:

@@ -13,7 +13,7 @@ from test_layout import FLOORS
 
 from detr_container.base.files import write_json
 from detr_container.commands import classifiers, cli, compare, data, detectors, jobs
-from detr_container.compare import grid
+from detr_container.compare.contest import contest_of
 from detr_container.compare.options import CompareOptions
 from detr_container.config import arguments
 from detr_container.config.experiments import named
@@ -165,6 +165,6 @@ def parse_only(*given: Any) -> None:
 def check_grid(options: Any) -> None:
     """Raise ValueError where a setting of all runs, or of the grid, does not fit."""
     if isinstance(options, CompareOptions):
-        grid.runs_of(Path(), options.heads, options.backbones, options.seeds, options.base, options.setting)
+        contest_of(options.task).planned(Path(), options)
     elif isinstance(options, jobs.SweepOptions):
         sweep.planned_runs(Path(), options.experiments, options.grid, options.seeds, options.set)

@@ -13,36 +13,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.base.files import sha256
+from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.datasets.annotations import Annotations, read_annotations
 from detr_container.tasks.detection.coco_results import is_kept
 from detr_container.tasks.detection.detections import Columns
 from detr_container.tasks.detection.scoring import Truth, read_truth, usable
 
 from .arms import Arm, arms_of
+from .compared import Compared, Rated, Result, level_of, nothing, read_each
 from .errors import Errors, breakdown
-from .fairness import Difference, differences, refuse_other_data
+from .evaluations import read_evaluation
+from .fairness import differences, refuse_other_data
 from .intervals import Floats, Sample, resamples
 from .matching import Ground, match
-from .measured import Measured, measured
+from .measured import measured
 from .options import RESAMPLES
 from .precision import METRICS, metrics_of, precision_at_recall
 from .quality import Calibration, calibration, image_quality
-from .reading import Evaluation, RunRecord, read_evaluation, read_runs
+from .reading import RunRecord, read_runs
 
 DRIFT = 1e-6
 """By how much the AP that a run logged may differ from that of its detections before something is wrong."""
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """One run, evaluated at one epoch.
+class RunResult(Result):
+    """One run's detections, evaluated.
 
     plain: [6] METRICS, resampled: [B, 6]; by_class: [K] AP, by_class_resampled: [B, K]; precision: for IoU 0.5 and 0.75
     [2, 101], means over classes; quality: [N] AP of each image alone; found: its detections.
     """
 
-    record: RunRecord
-    epoch: int
     plain: Floats
     resampled: Floats
     by_class: Floats
@@ -51,16 +52,20 @@ class RunResult:
     quality: Floats
     errors: Errors
     calibration: Calibration
-    measured: Measured
     found: Columns
+
+    @property
+    def headline(self) -> float:
+        """The AP."""
+        return float(self.plain[0])
 
 
 @dataclass(frozen=True)
-class ArmResult(Arm):
-    """An arm with the results of those of its runs that could be evaluated; images: how many there are."""
+class ArmResult(Rated):
+    """A detector with the results of its runs."""
 
+    experiment: DetectionExperiment
     results: tuple[RunResult, ...]
-    images: int
 
     def sample(self, metric: str) -> Sample:
         """One of METRICS over its seeds."""
@@ -75,27 +80,11 @@ class ArmResult(Arm):
 
 
 @dataclass(frozen=True)
-class Analysis:
-    """Everything that a report contains.
-
-    arms: all of them, also those of which no run could be evaluated; left_out: why a run was left out of means;
-    notes: what is odd about runs that were not.
-    """
+class Analysis(Compared[ArmResult]):
+    """Everything that a report of detectors contains; ground, annotations: what they were evaluated on."""
 
     ground: Ground
     annotations: Path
-    records: tuple[RunRecord, ...]
-    arms: tuple[ArmResult, ...]
-    left_out: dict[Path, str]
-    notes: dict[Path, tuple[str, ...]]
-    differences: tuple[Difference, ...]
-    resamples: int
-    level_epoch: int | None
-
-    @property
-    def evaluated(self) -> list[ArmResult]:
-        """Arms of which at least one run could be evaluated."""
-        return [arm for arm in self.arms if arm.results]
 
     @cached_property
     def images(self) -> Annotations:
@@ -119,8 +108,8 @@ def analyse(
     records = read_runs(folders)
     arms, left_out = arms_of(records)
     refuse_other_data(records)
-    level = epoch or _level(arms)
-    evaluated = _read_evaluations(arms, level, annotations, left_out)
+    level = epoch or level_of(arms, is_kept)
+    evaluated = read_each(arms, level, lambda record, at: read_evaluation(record, at, annotations), left_out)
     path = _one_file([one.annotations for one in evaluated.values()])
     truth = read_truth(path)
     ground = Ground.of(truth)
@@ -141,12 +130,10 @@ def analyse(
         notes[record.folder] = (*record.faults, *remarks, *_oddities(result))
     on_progress(len(evaluated), len(evaluated), "")
     if not results:
-        raise _nothing(left_out)
+        raise nothing(left_out)
     arm_results = [_arm_result(arm, results, len(ground.images)) for arm in arms]
     eval_settings = {folder: evaluated[folder].eval_settings for folder in results}
     return Analysis(
-        ground,
-        path,
         tuple(records),
         tuple(arm_results),
         left_out,
@@ -154,35 +141,9 @@ def analyse(
         tuple(differences([arm for arm in arm_results if arm.results], eval_settings)),
         count,
         level,
+        ground,
+        path,
     )
-
-
-def _read_evaluations(
-    arms: Sequence[Arm], level: int | None, annotations: Path | None, left_out: dict[Path, str]
-) -> dict[Path, Evaluation]:
-    """The evaluations that count for each run; why there is none goes to `left_out`. ValueError when none has any."""
-    evaluated = {}
-    for record in (record for arm in arms for record in arm.runs):
-        reason = _not_yet(record, level)
-        if reason:
-            left_out[record.folder] = reason
-            continue
-        try:
-            evaluated[record.folder] = read_evaluation(record, level or record.last, annotations)
-        except (ValueError, OSError) as error:
-            left_out[record.folder] = str(error)
-    if not evaluated:
-        raise _nothing(left_out)
-    return evaluated
-
-
-def _nothing(left_out: dict[Path, str]) -> ValueError:
-    reasons: dict[str, list[str]] = {}
-    for folder, why in left_out.items():
-        reasons.setdefault(why, []).append(str(folder))
-    # Often all have the same one, which is named once.
-    listed = "; ".join(f"{', '.join(folders)}: {why}" for why, folders in reasons.items())
-    return ValueError(f"none of {len(left_out)} runs can be evaluated: {listed}")
 
 
 def _usable(found: Columns, truth: Truth, path: Path) -> tuple[Columns, list[str]]:
@@ -191,26 +152,6 @@ def _usable(found: Columns, truth: Truth, path: Path) -> tuple[Columns, list[str
         warnings.simplefilter("always")
         kept = usable(found, truth, path)
     return kept, [str(one.message) for one in caught]
-
-
-def _level(arms: Sequence[Arm]) -> int | None:
-    """The latest epoch that all runs have reached and have detections of, when none is finished."""
-    records = [record for arm in arms for record in arm.runs if record.evaluations]
-    if any(record.finished for record in records) or not records:
-        return None
-    common = set.intersection(*({row["epoch"] for row in record.evaluations} for record in records))
-    # Without one of which all have kept the detections, each run is reported as lacking them.
-    kept = [epoch for epoch in common if all(is_kept(record.evaluated(epoch)) for record in records)]
-    return max(kept or common, default=None)
-
-
-def _not_yet(record: RunRecord, level: int | None) -> str:
-    if level is not None and record.ap(level) is None:
-        why = "; ".join(record.faults) or f"its last evaluation was after epoch {record.last}"
-        return f"it was not evaluated after epoch {level}: {why}"
-    if level is None and not record.finished:
-        return "; ".join(record.faults) or "it is not finished"
-    return ""
 
 
 def _one_file(paths: Sequence[Path]) -> Path:
@@ -228,7 +169,7 @@ def _one_file(paths: Sequence[Path]) -> Path:
 
 def _arm_result(arm: Arm, results: Mapping[Path, RunResult], images: int) -> ArmResult:
     used = tuple(results[run.folder] for run in arm.runs if run.folder in results)
-    return ArmResult(arm.label, arm.experiment, arm.runs, used, images)
+    return ArmResult(arm.label, detection(arm.experiment), arm.runs, used, images)
 
 
 def _result(record: RunRecord, epoch: int, ground: Ground, found: Columns, weights: Floats) -> RunResult:
@@ -239,6 +180,7 @@ def _result(record: RunRecord, epoch: int, ground: Ground, found: Columns, weigh
     return RunResult(
         record,
         epoch,
+        measured(record),
         overall[0],
         overall[1:],
         rated.by_class[0, :, 0],
@@ -247,7 +189,6 @@ def _result(record: RunRecord, epoch: int, ground: Ground, found: Columns, weigh
         image_quality(matches, len(ground.images)),
         breakdown(ground, found, matches),
         calibration(matches),
-        measured(record),
         found,
     )
 
@@ -258,7 +199,7 @@ def _mean_curve(curves: Sequence[NDArray[np.float64]]) -> Floats:
 
 def _oddities(result: RunResult) -> list[str]:
     """What a reader should know of a run whose metrics are used nevertheless."""
-    oddities, logged = [], result.record.ap(result.epoch)
+    oddities, logged = [], result.record.logged(result.epoch)
     if not len(result.found.scores):
         oddities.append("it has detected nothing at all")
     elif not result.plain[0] > 0:

@@ -1,4 +1,4 @@
-"""The arms of a comparison: each is a head on a backbone with its settings, and has runs, one per seed."""
+"""The arms of a comparison: each is a model (a head on a backbone) with its settings, and has runs, one per seed."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detr_container.config.detection import DetectionExperiment
+from detr_container.config.settings import Experiment
 
 from .reading import RunRecord, head_of, label_of, settings_of
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One head on one backbone with one set of settings. label: names it within its comparison; runs: one per seed."""
+    """One model with one set of settings. label: names it within its comparison; runs: one per seed."""
 
     label: str
-    experiment: DetectionExperiment
+    experiment: Experiment
     runs: tuple[RunRecord, ...]
 
     @property
     def head(self) -> str:
-        """The head's name."""
+        """The head's name; empty where none is compared."""
         return head_of(self.experiment)
 
     @property
@@ -60,7 +60,7 @@ def arms_of(records: Sequence[RunRecord]) -> tuple[list[Arm], dict[Path, str]]:
     ], left_out
 
 
-def _labels(experiments: Sequence[DetectionExperiment]) -> list[str]:
+def _labels(experiments: Sequence[Experiment]) -> list[str]:
     """Head and backbone, and of those that share both, the settings in which they differ."""
     short = [label_of(experiment) for experiment in experiments]
     labels = []

@@ -6,27 +6,24 @@ import functools
 import logging
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from detr_container.base.clock import clock
 from detr_container.base.files import write_json
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.processes import environment_of_one
-from detr_container.config.detection import DetectionExperiment, detection
+from detr_container.config.settings import Experiment
 from detr_container.jobs import submit as jobs
 from detr_container.jobs.names import place_of_many
 from detr_container.jobs.status import ACTIVE, RunStatus, statuses_of
 from detr_container.jobs.submit import PlannedRun
 from detr_container.measure.costs import costs
-from detr_container.tasks.detection.build import check_backbone, open_data
-from detr_container.tasks.detection.largest import validation_sizes
 
-from .grid import check_arm, on_one_grid, runs_of
+from .contest import Contest, contest_of
 from .measured import measured
 from .one_run import run_and_report
 from .options import PLAN, CompareOptions, ReportOptions
@@ -49,6 +46,7 @@ class Comparison:
     """
 
     options: CompareOptions
+    contest: Contest[Any]
     home: Path
     runs: list[PlannedRun]
     statuses: dict[Path, RunStatus]
@@ -63,36 +61,23 @@ class Comparison:
         Raises ValueError when that is all of them.
         """
         home = place_of_many(options.runs, options.name, "--name")
-        runs = runs_of(home, options.heads, options.backbones, options.seeds, options.base, options.setting)
+        contest = contest_of(options.task)
+        runs = contest.planned(home, options)
         # What would be written over it may be another's.
         plan_of(home)
         folders = [run.folder for run in runs]
         statuses = dict(zip(folders, statuses_of(folders), strict=True))
-        comparison = cls(options, home, runs, statuses, command, {}, {})
+        comparison = cls(options, contest, home, runs, statuses, command, {}, {})
         for label, experiment in comparison._arms().items():
             with _kept(comparison.refused, label, ValueError, OSError):
-                check_arm(experiment)
-                check_backbone(experiment)
-                on_one_grid([experiment])
-        comparison = comparison._on_one_grid()
+                contest.check(experiment)
+        trained = [one for label, one in comparison._arms().items() if label not in comparison.refused]
+        comparison = replace(comparison, runs=contest.together(comparison.runs, trained))
         for run in comparison.todo:
             with _kept(comparison.damaged, run.folder, ValueError, OSError):
                 jobs.check_run(run, world=1)
         comparison._check_some_left()
         return comparison
-
-    def _on_one_grid(self) -> Comparison:
-        """The same with one grid for the canvases of all arms that can be trained."""
-        multiple = on_one_grid([one for label, one in self._arms().items() if label not in self.refused])
-        if not multiple:
-            return self
-        _log.info("data.canvas_multiple=%d, so that all backbones have the same canvases", multiple)
-        runs = []
-        for run in self.runs:
-            experiment = detection(run.experiment)
-            experiment = replace(experiment, data=replace(experiment.data, canvas_multiple=multiple))
-            runs.append(replace(run, experiment=experiment))
-        return replace(self, runs=runs)
 
     @property
     def todo(self) -> list[PlannedRun]:
@@ -102,7 +87,7 @@ class Comparison:
 
     def _why_not(self, run: PlannedRun) -> str:
         """Why a run cannot be trained; empty when it can."""
-        return self.refused.get(label_of(detection(run.experiment)), "") or self.damaged.get(run.folder, "")
+        return self.refused.get(label_of(run.experiment), "") or self.damaged.get(run.folder, "")
 
     def _check_some_left(self) -> None:
         """Raise ValueError when no run can be trained."""
@@ -120,7 +105,7 @@ class Comparison:
         lines, total, known = [], 0.0, True
         for run in self.runs:
             status = self.statuses[run.folder]
-            label = label_of(detection(run.experiment))
+            label = label_of(run.experiment)
             estimate = seconds.get(label)
             left = 1.0 - status.epoch / run.experiment.train.epochs
             if (why := self._why_not(run)) and status.state not in (*ACTIVE, "finished"):
@@ -157,27 +142,23 @@ class Comparison:
 
     def _amount(self) -> list[str]:
         """What training each arm computes, which does not depend on the machine."""
-        data = open_data(detection(self.runs[0].experiment))
+        arms = {label: one for label, one in self._arms().items() if label not in self.refused}
         lines = []
-        for label, experiment in self._arms().items():
-            if label in self.refused:
-                continue
-            size = Counter(validation_sizes(experiment, data.val.annotations)).most_common(1)[0][0]
+        for label, amount in self.contest.amounts(arms).items():
             with _kept(self.refused, label, ValueError, OSError, RuntimeError):
-                cost = costs(experiment, len(data.classes), [size])
+                cost = costs(arms[label], amount.classes, [amount.size])
             if label in self.refused:
                 continue
-            images = len(data.train) * experiment.train.epochs
+            images = amount.images * arms[label].train.epochs
             work = (1 + BACKWARD) * cost.gflops.total * images
             lines.append(
                 f"{label}: {cost.parameters.total / 1e6:.1f} M parameters, {cost.gflops.total:.2f} GFLOPs on "
-                f"{size[0]} x {size[1]} pixels; {images:,} images a seed, about {_amount_of(work)}"
+                f"{amount.size[0]} x {amount.size[1]} pixels; {images:,} {amount.unit} a seed, about {_amount_of(work)}"
             )
         return lines
 
-    def _arms(self) -> dict[str, DetectionExperiment]:
-        experiments = [detection(run.experiment) for run in reversed(self.runs)]
-        return {label_of(experiment): experiment for experiment in experiments}
+    def _arms(self) -> dict[str, Experiment]:
+        return {label_of(run.experiment): run.experiment for run in reversed(self.runs)}
 
     def _seconds(self) -> dict[str, float]:
         """Seconds that training takes, by arm: logged by its runs, or, where they train on this machine, by trial."""
@@ -189,7 +170,7 @@ class Comparison:
                 found[label_of(record.experiment)] = steps * record.experiment.train.batch / logged.images_per_second
         if self.options.submit:
             return found
-        unknown = {label_of(detection(run.experiment)) for run in self.todo} - found.keys()
+        unknown = {label_of(run.experiment) for run in self.todo} - found.keys()
         arms = {label: one for label, one in self._arms().items() if label in unknown}
         tried, failed = training_seconds(arms, environment_of_one(self._at_once))
         self.refused.update({label: f"a first step failed: {why}" for label, why in failed.items()})

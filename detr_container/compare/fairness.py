@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detr_container.config.classification import ClassificationExperiment
 from detr_container.config.detection import DetectionExperiment
+from detr_container.config.settings import Experiment
 from detr_container.config.traits import traits_of
 from detr_container.models.weights.backbones import origin
 from detr_container.tasks.detection.canvases import name_of
@@ -39,9 +41,14 @@ class Difference:
         return f"{self.topic}: {self.name} differs: {values}"
 
 
-def differences(arms: Sequence[Arm], eval_settings: Mapping[Path, Mapping[str, Any]]) -> list[Difference]:
-    """Everything that differs between the arms, warnings first; eval_settings: how each run's evaluation was made."""
-    found = [*_settings(arms), *_facts(arms)]
+def differences(
+    arms: Sequence[Arm], eval_settings: Mapping[Path, Mapping[str, Any]], data: str = "annotations"
+) -> list[Difference]:
+    """Everything that differs between the arms, warnings first.
+
+    eval_settings: how each run's evaluation was made; data: what a split's digest is of.
+    """
+    found = [*_settings(arms), *_facts(arms, data)]
     found += _evaluations(arms, eval_settings, {difference.name for difference in found})
     return sorted(found, key=lambda difference: difference.expected)
 
@@ -55,8 +62,11 @@ def of_strides(strides: Mapping[str, tuple[int, ...] | None]) -> list[Difference
     return [Difference("feature map", "stride", values)] if len(known) > 1 else []
 
 
-def refuse_other_data(records: Sequence[RunRecord]) -> None:
-    """Raise ValueError when runs were trained or evaluated on different data, as far as they noted on which."""
+def refuse_other_data(records: Sequence[RunRecord], data: str = "the annotation file") -> None:
+    """Raise ValueError when runs were trained or evaluated on different data, as far as they noted on which.
+
+    data: what their digests are of.
+    """
     for split, word in (("val", "evaluated"), ("train", "trained")):
         groups: dict[str, list[str]] = {}
         for record in records:
@@ -66,8 +76,8 @@ def refuse_other_data(records: Sequence[RunRecord]) -> None:
         if len(groups) > 1:
             listed = "; ".join(f"{version[:12]}: {', '.join(folders)}" for version, folders in groups.items())
             raise ValueError(
-                f"these runs were {word} on different data (SHA-256 of the annotation file, and the runs: {listed}), "
-                "so their metrics cannot be compared: report each group by itself"
+                f"these runs were {word} on different data (SHA-256 of {data}, and the runs: {listed}), so "
+                "their metrics cannot be compared: report each group by itself"
             )
 
 
@@ -91,13 +101,15 @@ def _settings(arms: Sequence[Arm]) -> list[Difference]:
     return found
 
 
-def _settings_of(experiment: DetectionExperiment) -> dict[str, Any]:
+def _settings_of(experiment: Experiment) -> dict[str, Any]:
     """Settings with what they stand for: one word names other weights for every backbone."""
+    if not isinstance(experiment, DetectionExperiment | ClassificationExperiment):
+        return settings_of(experiment)
     backbone = experiment.backbone
     return {**settings_of(experiment), "backbone.weights": origin(backbone.name, backbone.weights)}
 
 
-def _facts(arms: Sequence[Arm]) -> list[Difference]:
+def _facts(arms: Sequence[Arm], data: str) -> list[Difference]:
     """What provenance says: code, versions, machine."""
     facts: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
         ("code version", "commit", _commit),
@@ -109,8 +121,8 @@ def _facts(arms: Sequence[Arm]) -> list[Difference]:
         ("images per forward pass", "found to fit", lambda line: str(line.get("micro_batch") or "as set")),
         ("padding", "canvases in training", lambda line: _canvases(line, "training")),
         ("padding", "canvases in evaluation", lambda line: _canvases(line, "evaluation")),
-        ("data version", "training annotations", lambda line: _data(line, "train")),
-        ("data version", "validation annotations", lambda line: _data(line, "val")),
+        ("data version", f"training {data}", lambda line: _data(line, "train")),
+        ("data version", f"validation {data}", lambda line: _data(line, "val")),
     )
     found = []
     for topic, name, read in facts:

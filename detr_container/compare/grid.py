@@ -19,6 +19,7 @@ from detr_container.tasks.detection.build import size_multiple
 from detr_container.tasks.detection.canvases import grid_step
 
 Head = Literal["detr", "smca"]
+HEADS: tuple[Head, ...] = ("detr", "smca")
 PUBLISHED = {"detr": "detr_r50_50e", "smca": "smca_r50_50e"}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from detr_container.base.limits import AtOnce, Many, Seed, positive
+from detr_container.base.limits import AtOnce, Many, Seed, between, positive
 from detr_container.launch.resources import Resources
 
 PLAN = "compare.json"
@@ -20,14 +20,17 @@ RESAMPLES = 1000
 class CompareOptions:
     """Options of `compare`."""
 
-    heads: tuple[Literal["detr", "smca"], ...] = ("detr", "smca")
-    """Heads: each gets every backbone."""
+    task: Literal["detection", "classification"] = "detection"
+    """What is learnt: boxes, by heads on backbones, or the classes of whole images, by backbones alone."""
+    heads: tuple[Literal["detr", "smca"], ...] = ()
+    """Heads of detection: each gets every backbone; default: both, detr and smca."""
     backbones: tuple[str, ...] = ("resnet50", "container_light")
     """Backbones, as backbone.name has them; with =FILE where the pretrained weights are a file."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
-    """Seeds: every head on every backbone is trained with each. The same seed shows the same images to all."""
+    """Seeds: every arm is trained with each. The same seed shows the same images to all."""
     base: str = ""
-    """The experiment that all derive from; default: each head's published one on ResNet-50."""
+    """The experiment that all derive from; default: each head's published one, of classification
+    container_light_in1k."""
     setting: tuple[str, ...] = ()
     """Settings of all runs: data.root=/data/coco train.epochs=12."""
     name: str = "comparison"
@@ -59,6 +62,8 @@ class ReportOptions:
     """The annotation file of the evaluations, where it is not where they name it; it must be the same file."""
     epoch: Many = 0
     """Evaluate all runs after this epoch; 0: after their last, and if none is finished after the latest they share."""
+    target: Annotated[float, between(0, 1)] = 0.0
+    """Of classification: the accuracy to which epochs are counted (0.799); 0: what the weakest arm ended at."""
     resamples: Annotated[int, positive(100_000)] = RESAMPLES
     """How often the validation images are drawn again for the intervals."""
     title: str = ""

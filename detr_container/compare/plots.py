@@ -1,4 +1,4 @@
-"""The drawings of a report."""
+"""The drawings of a report of detectors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from detr_container.measure.costs import Costs
-
 from .analysis import Analysis, ArmResult
-from .document import Figure, Range, Table
+from .document import Figure
+from .drawings import draw_interval, second_heads, series
 from .errors import KINDS
-from .intervals import Interval, of_metric
+from .intervals import of_metric
 from .precision import RECALLS
 from .quality import BINS
-from .results import SIZES, Pair, by_head
-from .svg import INK, WIDTH, canvas, colour, empty, finish, hatch, horizontal_intervals, legend, listed, series_style
+from .ranking import by_head
+from .results import SIZES
+from .svg import INK, canvas, colour, empty, finish, hatch, legend, listed, series_style
 
 CURVES = {
     "ap": "AP, %",
@@ -33,19 +33,9 @@ LEAST_SHOWN = 10
 """A point of a calibration stands for at least so many detections."""
 
 
-def series(analysis: Analysis) -> dict[str, int]:
-    """The number of each backbone's series: the same in all drawings, whichever of the backbones they show."""
-    return {name: number for number, name in enumerate(dict.fromkeys(arm.backbone for arm in analysis.arms))}
-
-
-def _second_heads(analysis: Analysis) -> set[str]:
-    """Heads whose marks are open where several heads are in one drawing."""
-    return set(list(by_head(analysis.arms))[1::2])
-
-
 def learning_curves(analysis: Analysis) -> list[Figure]:
     """CURVES over epochs, a drawing of each per head; thin lines are seeds, thick ones their mean."""
-    drawings, place = [], series(analysis)
+    drawings, place = [], series(analysis.arms)
     # Heads innermost: two of them stand side by side.
     for what, title in CURVES.items():
         for number, (head, arms) in enumerate(by_head(analysis.arms).items(), start=1):
@@ -104,79 +94,16 @@ def _term(row: Mapping[str, object], name: str) -> object:
     return terms.get(name) if isinstance(terms, Mapping) else None
 
 
-def against(analysis: Analysis, name: str, costs: Mapping[str, float], label: str, caption: str) -> Figure:
-    """AP with its interval against a cost. costs: by arm's label; label: of its axis."""
-    shown = [arm for arm in analysis.evaluated if arm.label in costs]
-    place, second_heads, values = series(analysis), _second_heads(analysis), []
-    with canvas(f"ap-against-{name}") as (figure, axes):
-        for arm in shown:
-            interval = of_metric(arm.sample("ap"))
-            x, y = costs[arm.label], 100 * interval.value
-            second = arm.head in second_heads
-            _draw_interval(axes, x, interval, place[arm.backbone], second, arm.label)
-            values.append(f"{arm.label} {y:.1f} at {x:.3g}")
-        axes.set(xlabel=label, ylabel="AP, %")
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0.15)
-        axes.set_xlim(left=0)
-        if values:
-            legend(figure, axes)
-        else:
-            empty(axes, "nothing is known of the cost")
-        alt = f"AP against {label}: {listed(values) or 'nothing is known'}."
-        return finish(figure, f"ap-against-{name}", caption, alt)
-
-
-def gflops(costs: Mapping[str, Costs]) -> dict[str, float]:
-    """GFLOPs by label."""
-    return {label: cost.gflops.total for label, cost in costs.items()}
-
-
-def _draw_interval(axes: Axes, x: float, interval: Interval, index: int, second: bool, label: str | None) -> None:
-    """A value and its interval in per cent, upright at x; second: an open mark on a broken line."""
-    if math.isnan(interval.value):
-        return
-    y = 100 * interval.value
-    if not math.isnan(interval.low):
-        reach = [[min(y - 100 * interval.low, y)], [100 * interval.high - y]]
-        bars = axes.errorbar([x], [y], yerr=reach, fmt="none", ecolor=colour(index), elinewidth=1.2, capsize=3)
-        bars[2][0].set_linestyle("--" if second else "-")
-        for cap in bars[1]:
-            cap.set_markerfacecolor(colour(index))
-    style = {**series_style(index, line=False, filled=not second), "markersize": 7, "zorder": 3}
-    # A mark on the frame is shown whole.
-    axes.plot([x], [y], label=label, clip_on=False, **style)
-
-
-def forest(pairs: Sequence[Pair]) -> Figure:
-    """Differences of AP with their intervals; filled marks are real."""
-    rows = [(pair.name, 100 * pair.ap.value, 100 * pair.ap.low, 100 * pair.ap.high, pair.real) for pair in pairs]
-    values = [f"{pair.name} {100 * pair.ap.value:+.1f}, {pair.verdict}" for pair in pairs]
-    caption = "Differences of AP with 95 % intervals. Filled: real also when all are considered. Open: not."
-    if not all(pair.ap.seeds for pair in pairs):
-        caption += " With one seed a side, real of these runs only."
-    return _differences("differences", rows, caption, f"Differences of AP: {'; '.join(values)}.")
-
-
-def _differences(name: str, rows: Sequence[tuple[str, float, float, float, bool]], caption: str, alt: str) -> Figure:
-    with canvas(name) as (figure, axes):
-        height = horizontal_intervals(axes, rows)
-        figure.set_size_inches(WIDTH, height + 0.6)
-        axes.set_xlabel("difference of AP, points")
-        axes.margins(x=0.05)
-        return finish(figure, name, caption, alt)
-
-
 def sizes(analysis: Analysis) -> Figure:
     """AP of small, medium and large objects with intervals."""
-    arms, place, second_heads, texts = analysis.evaluated, series(analysis), _second_heads(analysis), []
+    arms, place, second, texts = analysis.evaluated, series(analysis.arms), second_heads(analysis.arms), []
     with canvas("sizes") as (figure, axes):
         for number, arm in enumerate(arms):
             offset = 0.8 * ((number + 0.5) / len(arms) - 0.5)
             values = [of_metric(arm.sample(name)) for name in SIZES]
             label: str | None = arm.label
             for x, one in enumerate(values):
-                _draw_interval(axes, x + offset, one, place[arm.backbone], arm.head in second_heads, label)
+                draw_interval(axes, x + offset, one, place[arm.backbone], arm.head in second, label)
                 label = None if not math.isnan(one.value) else label
             listed_values = ", ".join("none" if math.isnan(one.value) else f"{100 * one.value:.1f}" for one in values)
             texts.append(f"{arm.label} {listed_values}")
@@ -190,23 +117,9 @@ def sizes(analysis: Analysis) -> Figure:
         return finish(figure, "sizes", caption, f"AP of small, medium and large objects: {'; '.join(texts)}.")
 
 
-def class_differences(table: Table, pair: Pair, name: str) -> Figure:
-    """The classes of a table of `results.by_class`, with their intervals."""
-    rows = []
-    for row in table.rows:
-        apart = row[4]
-        assert isinstance(apart, Range), "results.by_class has the difference there"
-        rows.append((str(row[0]), apart.value, apart.low, apart.high, bool(row[5])))
-    values = "; ".join(f"{one[0]} {one[1]:+.1f}" for one in rows)
-    caption = f"{pair.name}, by class. Filled: real among all classes. Open: not."
-    if not pair.ap.seeds:
-        caption += " With one seed a side, real of these runs only."
-    return _differences(name, rows, caption, f"{pair.name}, difference of AP by class: {values}.")
-
-
 def errors(analysis: Analysis) -> list[Figure]:
     """What each kind of error costs, mean over seeds, a drawing per head on one scale."""
-    drawings, place, values = [], series(analysis), {}
+    drawings, place, values = [], series(analysis.arms), {}
     for arm in analysis.evaluated:
         costs = [[one.errors.cost[kind] for kind in KINDS] for one in arm.results]
         values[arm.label] = 100 * np.mean(costs, axis=0)
@@ -233,7 +146,7 @@ def errors(analysis: Analysis) -> list[Figure]:
 
 def precision_recall(analysis: Analysis) -> list[Figure]:
     """Precision against recall at IoU 0.5 and 0.75, a drawing per head."""
-    drawings, place = [], series(analysis)
+    drawings, place = [], series(analysis.arms)
     for number, (head, arms) in enumerate(by_head(analysis.evaluated).items(), start=1):
         with canvas(f"precision-{number}") as (figure, axes):
             values = []
@@ -261,7 +174,7 @@ def _until_zero(curve: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def reliability(analysis: Analysis) -> list[Figure]:
     """How often detections of a score are right, a drawing per head."""
-    drawings, place = [], series(analysis)
+    drawings, place = [], series(analysis.arms)
     for number, (head, arms) in enumerate(by_head(analysis.evaluated).items(), start=1):
         with canvas(f"calibration-{number}") as (figure, axes):
             axes.plot([0, 1], [0, 1], color=INK, linewidth=1)

@@ -1,6 +1,6 @@
 """Runs as they are found: finished, in progress, crashed, half-written. What is wrong with one is named, never raised.
 
-A run is evaluated by the detections of one of its evaluations, which are on disk, and not by the metrics it logged.
+A run is evaluated by what one of its evaluations left on disk (detections, predictions), not by the metrics it logged.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detr_container.base.checked import Schema, read_json, read_lines
-from detr_container.base.files import sha256
+from detr_container.base.checked import Schema, read_lines
 from detr_container.config import settings as config
-from detr_container.config.detection import DetectionExperiment, detection
+from detr_container.config.classification import ClassificationExperiment
+from detr_container.config.detection import DetectionExperiment
+from detr_container.config.settings import Experiment
 from detr_container.config.traits import NO_MATTER, traits_of
 from detr_container.engine.run import Run, evaluation_of
-from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
+from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine
 from detr_container.jobs.status import ACTIVE, RunStatus, statuses_of
-from detr_container.tasks.detection.coco_results import is_kept, read_kept
-from detr_container.tasks.detection.detections import NAME, Columns
 
 HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
 
@@ -33,7 +32,7 @@ class RunRecord:
     """
 
     folder: Path
-    experiment: DetectionExperiment | None
+    experiment: Experiment | None
     state: str
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -52,13 +51,20 @@ class RunRecord:
 
     @property
     def best(self) -> int:
-        """The evaluated epoch of the highest AP, the first of equals; 0: none."""
-        rated = [row for row in self.evaluations if row.get("ap") is not None]
-        return max(rated, key=lambda row: row["ap"])["epoch"] if rated else 0
+        """The evaluated epoch of the highest headline metric, the first of equals; 0: none."""
+        rated = [row for row in self.evaluations if row.get(self._headline) is not None]
+        return max(rated, key=lambda row: row[self._headline])["epoch"] if rated else 0
 
-    def ap(self, epoch: int) -> float | None:
-        """What the run itself logged for an epoch."""
-        return next((row.get("ap") for row in self.evaluations if row["epoch"] == epoch), None)
+    def logged(self, epoch: int) -> float | None:
+        """The headline metric that the run itself logged for an epoch."""
+        return next((row.get(self._headline) for row in self.evaluations if row["epoch"] == epoch), None)
+
+    @property
+    def _headline(self) -> str:
+        if self.experiment is not None:
+            return self.experiment.metrics[0].key
+        # Settings that cannot be read do not say whose evaluations these are.
+        return "top1" if any("top1" in row for row in self.evaluations) else "ap"
 
     def evaluated(self, epoch: int) -> Path:
         """The folder of an epoch's evaluation."""
@@ -86,7 +92,7 @@ def _read(folder: Path, status: RunStatus) -> RunRecord:
     faults: list[str] = []
     run, experiment = Run(folder), None
     try:
-        experiment = detection(run.experiment())
+        experiment = run.experiment()
     except (ValueError, OSError) as error:
         faults.append(str(error))
     evaluations = _lines(run.evaluations_path, faults, EvaluationLine)
@@ -102,7 +108,7 @@ def _read(folder: Path, status: RunStatus) -> RunRecord:
     return RunRecord(folder, experiment, status.state, evaluations, metrics, provenance, tuple(faults))
 
 
-def _unfinished(record: RunRecord, experiment: DetectionExperiment, status: RunStatus) -> str:
+def _unfinished(record: RunRecord, experiment: Experiment, status: RunStatus) -> str:
     last = f"last evaluated after epoch {record.last}" if record.last else "not evaluated yet"
     verb = "still in progress" if status.state in ACTIVE else status.state
     why = f" ({status.message})" if status.message else ""
@@ -121,62 +127,19 @@ def _lines(path: Path, faults: list[str], schema: type[Schema]) -> list[dict[str
         return []
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of a run; annotations: the file it was made with; eval_settings: how it was made."""
-
-    epoch: int
-    found: Columns
-    annotations: Path
-    eval_settings: dict[str, Any]
-
-
-def read_evaluation(record: RunRecord, epoch: int, annotations: Path | None = None) -> Evaluation:
-    """Read the detections of an epoch.
-
-    annotations: use this file rather than the one that the evaluation names. Raises ValueError when they are
-    missing, cannot be read, or the annotation file is not the one that the run was started with.
-    """
-    folder = record.evaluated(epoch)
-    if not is_kept(folder):
-        raise ValueError(
-            f"{folder / NAME} is missing, so nothing is left of its evaluation after epoch {epoch}: runs keep "
-            "detections of their newest and their best epoch, and with train.keep_detections=all of every one"
-        )
-    eval_settings = _eval_settings(folder / "scores.json")
-    path = annotations or Path(eval_settings.get("annotations", ""))
-    if not path.is_file():
-        raise ValueError(
-            f"the annotation file of its evaluation, {path}, does not exist: name it with --annotations, or run this "
-            "where the training was run"
-        )
-    noted = record.version("val")
-    if noted is not None and sha256(path) != noted:
-        raise ValueError(
-            f"{path} is not the annotation file that it was evaluated with (SHA-256 {sha256(path)[:12]}, then "
-            f"{noted[:12]}): put that one back, or name it with --annotations"
-        )
-    return Evaluation(epoch, read_kept(folder), path, eval_settings)
-
-
-def _eval_settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path, ScoresFile)["evaluated_with"])
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): it holds how the detections were made") from error
-
-
-def settings_of(experiment: DetectionExperiment) -> dict[str, Any]:
+def settings_of(experiment: Experiment) -> dict[str, Any]:
     """The settings that make a run what it is, its seed aside."""
     traits = traits_of(type(experiment))
     return {name: value for name, value in config.flatten(experiment).items() if traits[name].topic != NO_MATTER}
 
 
-def head_of(experiment: DetectionExperiment) -> str:
-    """The head as tables name it."""
-    return HEADS[experiment.head.kind]
+def head_of(experiment: Experiment) -> str:
+    """The head as tables name it; empty where none is compared."""
+    return HEADS[experiment.head.kind] if isinstance(experiment, DetectionExperiment) else ""
 
 
-def label_of(experiment: DetectionExperiment) -> str:
-    """Head and backbone as tables name them."""
-    return f"{head_of(experiment)}, {experiment.backbone.label}"
+def label_of(experiment: Experiment) -> str:
+    """Head and backbone as tables name them, or what there is of them."""
+    if isinstance(experiment, DetectionExperiment | ClassificationExperiment):
+        return ", ".join(filter(None, (head_of(experiment), experiment.backbone.label)))
+    return experiment.model_label

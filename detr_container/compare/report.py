@@ -5,9 +5,8 @@ from __future__ import annotations
 import glob
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from detr_container.base.checked import read_json
 from detr_container.base.files import write_json
 from detr_container.base.terminal import column, console
+from detr_container.engine.run import Run
 from detr_container.engine.run_files import BenchmarkFile, PlanFile
 from detr_container.jobs.status import runs_in
-from detr_container.measure.costs import Costs, costs
-from detr_container.tasks.detection.largest import validation_sizes
+from detr_container.measure.costs import Costs
 
-from . import plots, results, sections
-from .analysis import Analysis, analyse
-from .document import Document, Section
-from .fairness import of_strides
+from .contest import C, Contest, contest_of
 from .options import PLAN, ReportOptions
 from .page import write
-from .precision import METRICS
 
 _log = logging.getLogger(__name__)
 BENCHMARK = "benchmark.json"
@@ -54,16 +49,30 @@ def write_report(
     if options.resamples < 2 or options.epoch < 0:
         raise ValueError(f"resamples={options.resamples}, epoch={options.epoch}: give at least 2, and 0 or more")
     folders = folders_of(options.runs)
-    analysis = analyse(folders, options.annotations, options.epoch or None, options.resamples, on_progress)
-    known, trouble = _costs(analysis)
+    contest = contest_of(_task_of(folders))
+    contest.check_report(options)
+    analysis = contest.analyse(folders, options, on_progress)
+    known, trouble = _costs(contest, analysis)
     path = options.output / BENCHMARK
     if options.measure:
-        write_json(path, measure(analysis))
+        write_json(path, _measured(contest, analysis))
     latencies = _latencies(path, [arm.label for arm in analysis.arms])
     plans = _plans(options.runs, trouble)
     trouble += [f"{label} was left out: {why}" for plan in plans for label, why in (plan.get("refused") or {}).items()]
-    document = make_document(analysis, known, latencies, options, trouble)
-    return write(document, options.output)
+    return write(contest.document(analysis, known, latencies, options, commands_of(options), trouble), options.output)
+
+
+def _task_of(folders: Sequence[Path]) -> str:
+    """The task of all runs that say theirs; detection of none. Raises ValueError for runs of several."""
+    tasks: dict[str, list[str]] = {}
+    for folder in folders:
+        # What is wrong with a run is named by the report.
+        with suppress(ValueError, OSError):
+            tasks.setdefault(Run(folder).experiment().task, []).append(str(folder))
+    if len(tasks) > 1:
+        listed = "; ".join(f"{task}: {', '.join(runs)}" for task, runs in tasks.items())
+        raise ValueError(f"these runs are of different tasks, with no metric in common ({listed}): report each alone")
+    return next(iter(tasks), "detection")
 
 
 def folders_of(names: Sequence[str]) -> list[Path]:
@@ -116,47 +125,7 @@ def _plans(names: Sequence[str], trouble: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def make_document(
-    analysis: Analysis,
-    known: Mapping[str, Costs],
-    latencies: Mapping[str, Any],
-    options: ReportOptions,
-    trouble: Sequence[str] = (),
-) -> Document:
-    """All that the page contains."""
-    strides = {arm.label: known[arm.label].strides if arm.label in known else None for arm in analysis.evaluated}
-    analysis = replace(analysis, differences=(*of_strides(strides), *analysis.differences))
-    pairs = results.pairs_of(analysis)
-    warnings = [*results.warnings(analysis), *trouble]
-    summary = results.findings(analysis, pairs) or [results.NO_PAIR]
-    if _synthetic(analysis):
-        summary.append(
-            "These runs are on synthetic images of coloured shapes: the metrics show that the machinery works, "
-            "and nothing about photographs."
-        )
-    images = len(analysis.ground.images)
-    parts = [
-        results.headline(analysis, known),
-        replace(results.differences(pairs, images, analysis.resamples), figures=[plots.forest(pairs)] if pairs else []),
-        sections.curves(analysis),
-        sections.costs(analysis, known, latencies),
-        Section("sizes", "By object size", tables=results.by_size(analysis, pairs), figures=[plots.sizes(analysis)]),
-        sections.classes(analysis, pairs),
-        sections.error_kinds(analysis),
-        Section("precision", "Precision and recall", figures=plots.precision_recall(analysis)),
-        sections.calibration(analysis),
-        sections.images(analysis),
-        sections.fairness(analysis.differences),
-        results.runs(analysis),
-        sections.again(analysis, _commands(options)),
-    ]
-    count = len(analysis.arms)
-    compared = f"{count} detectors compared" if count > 1 else "One detector"
-    title = options.title or f"{compared} on {images} images"
-    return Document(title, summary, warnings, parts, _data(analysis, known))
-
-
-def _commands(options: ReportOptions) -> str:
+def commands_of(options: ReportOptions) -> str:
     """What made the comparisons that were given as folders, and what makes the same report of them."""
     noted = [plan.get("command") for plan in _plans(options.runs, [])]
     return "\n".join([*(command for command in noted if command), _command(options)])
@@ -165,37 +134,11 @@ def _commands(options: ReportOptions) -> str:
 def _command(options: ReportOptions) -> str:
     """`report` with every option that is not as it is by default."""
     words = ["detr-container", "report", *options.runs, "--output", str(options.output)]
-    for name in ("annotations", "epoch", "resamples", "title"):
+    for name in ("annotations", "epoch", "target", "resamples", "title"):
         value = getattr(options, name)
         if value != getattr(ReportOptions, name):
             words += [f"--{name}", str(value)]
     return shlex.join([*words, *(["--measure"] if options.measure else [])])
-
-
-def measure(analysis: Analysis) -> dict[str, Any]:
-    """Latencies of all arms' models at their evaluation size, interleaved on this machine."""
-    from detr_container.measure.options import MeasureOptions
-    from detr_container.measure.side_by_side import side_by_side
-
-    experiments = {arm.label: arm.experiment for arm in analysis.evaluated}
-    first = next(iter(experiments.values()))
-    sizes = validation_sizes(first, analysis.images)
-    largest = max(sizes, key=lambda size: size[0] * size[1])
-    options = MeasureOptions(sizes=(largest,), classes=len(analysis.ground.names), training=False)
-    return side_by_side(experiments, options, progress=True)
-
-
-def _costs(analysis: Analysis) -> tuple[dict[str, Costs], list[str]]:
-    """What the arms' models cost, and which could not be built."""
-    known, trouble = dict[str, Costs](), []
-    for arm in analysis.arms:
-        experiment = arm.experiment
-        try:
-            sizes = validation_sizes(experiment, analysis.images)
-            known[arm.label] = costs(experiment, len(analysis.ground.names), sizes)
-        except (ValueError, RuntimeError, OSError) as error:
-            trouble.append(f"{arm.label}: parameters and FLOPs are unknown, its model cannot be built ({error})")
-    return known, trouble
 
 
 def _latencies(path: Path, labels: Sequence[str]) -> dict[str, Any]:
@@ -210,20 +153,22 @@ def _latencies(path: Path, labels: Sequence[str]) -> dict[str, Any]:
         return {}
 
 
-def _synthetic(analysis: Analysis) -> bool:
-    return any(any(arm.experiment.data.make_shapes) for arm in analysis.evaluated)
+def _measured(contest: Contest[C], analysis: C) -> dict[str, Any]:
+    """Latencies of all arms' models at their evaluation size, interleaved on this machine."""
+    from detr_container.measure.options import MeasureOptions
+    from detr_container.measure.side_by_side import side_by_side
+
+    experiments = {arm.label: arm.experiment for arm in analysis.evaluated}
+    size, classes = contest.largest(analysis)
+    return side_by_side(experiments, MeasureOptions(sizes=(size,), classes=classes, training=False), progress=True)
 
 
-def _data(analysis: Analysis, known: Mapping[str, Costs]) -> dict[str, Any]:
-    """Metrics as fractions, run by run."""
-    runs = {}
-    for arm in analysis.evaluated:
-        for one in arm.results:
-            runs[str(one.record.folder)] = {
-                "cell": arm.label,
-                "epoch": one.epoch,
-                **dict(zip(METRICS, one.plain.tolist(), strict=True)),
-                "ap_by_class": dict(zip(analysis.ground.names, one.by_class.tolist(), strict=True)),
-                "errors": asdict(one.errors),
-            }
-    return {"runs": runs, "costs": {label: asdict(cost) for label, cost in known.items()}}
+def _costs(contest: Contest[C], analysis: C) -> tuple[dict[str, Costs], list[str]]:
+    """What the arms' models cost, and which could not be built."""
+    known, trouble = dict[str, Costs](), []
+    for arm in analysis.arms:
+        try:
+            known[arm.label] = contest.costs(analysis, arm.experiment)
+        except (ValueError, RuntimeError, OSError) as error:
+            trouble.append(f"{arm.label}: parameters and FLOPs are unknown, its model cannot be built ({error})")
+    return known, trouble

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from detr_container.config import settings as config
-from detr_container.config.detection import DetectionExperiment, detection
+from detr_container.config.settings import Experiment
 from detr_container.measure.one_by_one import answer_each, found_of
 
 STEPS, SECONDS = 3, 10.0
@@ -24,7 +24,7 @@ LIMIT = 3600.0
 
 
 def training_seconds(
-    experiments: Mapping[str, DetectionExperiment], environment: Mapping[str, str]
+    experiments: Mapping[str, Experiment], environment: Mapping[str, str]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds that each experiment trains on this machine, evaluation not counted; why others cannot be trained.
 
@@ -40,7 +40,7 @@ def training_seconds(
     return seconds, failed
 
 
-def _tried(experiment: DetectionExperiment) -> float:
+def _tried(experiment: Experiment) -> float:
     from detr_container.base.shortage import asking
     from detr_container.engine.session import open_session
     from detr_container.engine.trials import trials_of
@@ -65,7 +65,7 @@ def _tried(experiment: DetectionExperiment) -> float:
 def main() -> int:
     """Try every experiment in turn."""
     return answer_each(
-        lambda name, item: _tried(detection(config.from_dict(item))),
+        lambda name, item: _tried(config.from_dict(item)),
         (ValueError, OSError, RuntimeError, FloatingPointError),
     )
 

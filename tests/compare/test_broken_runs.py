@@ -23,7 +23,7 @@ from synthetic_runs import (
 )
 
 from detr_container.base.files import read_jsonl, write_json, write_jsonl
-from detr_container.compare import results
+from detr_container.compare import ranking, results
 from detr_container.compare.analysis import Analysis, analyse
 from detr_container.compare.arms import arms_of
 from detr_container.compare.options import PLAN, ReportOptions
@@ -105,8 +105,8 @@ def test_a_run_that_cannot_be_used_is_named_and_in_no_mean(what: str, home: Path
     damage(run)
     found = analysed(home)
     assert list(found.left_out) == [run]
-    assert any(str(run) in warning for warning in results.warnings(found))
-    rows = {row["run"]: row for row in results.runs(found).tables[0].as_data()}
+    assert any(str(run) in warning for warning in ranking.warnings(found))
+    rows = {row["run"]: row for row in ranking.runs(found, "AP").tables[0].as_data()}
     assert re.search(message, rows[str(run)]["remarks"])
     row_of = {(row["head"], row["backbone"]): row for row in results.headline(found, {}).tables[0].as_data()}
     row = row_of["SMCA-DETR", "resnet18"]
@@ -160,7 +160,7 @@ def test_what_is_odd_about_a_run_is_reported(what: str, home: Path) -> None:
     found = analysed(home)
     assert not found.left_out
     assert any(message in note for note in found.notes[run]), found.notes[run]
-    assert any(str(run) in warning and message in warning for warning in results.warnings(found))
+    assert any(str(run) in warning and message in warning for warning in ranking.warnings(found))
 
 
 @pytest.mark.parametrize("run", ["detr-resnet18-seed0", "smca-resnet18-seed1"])
@@ -194,7 +194,7 @@ def test_when_none_is_finished_all_are_evaluated_after_the_latest_epoch_they_sha
 def test_an_epoch_can_be_asked_for(home: Path) -> None:
     found = analysed(home, epoch=2)
     for result in (result for arm in found.arms for result in arm.results):
-        assert result.plain[0] == pytest.approx(result.record.ap(2))
+        assert result.plain[0] == pytest.approx(result.record.logged(2))
 
 
 def test_why_none_can_be_evaluated_is_reported_once(home: Path) -> None:

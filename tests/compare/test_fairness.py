@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import EPOCHS, experiment_of, make_data, make_run, read_json
 
 from detr_container.base.files import read_jsonl, write_json, write_jsonl
-from detr_container.compare import results
+from detr_container.compare import ranking
 from detr_container.compare.analysis import analyse
 from detr_container.compare.fairness import Difference
 from detr_container.compare.options import PLAN, ReportOptions
@@ -80,7 +80,7 @@ def of(home: Path, backbone: str) -> list[Path]:
 def differences(home: Path) -> tuple[Difference, ...]:
     found = analyse(sorted(home.iterdir()), count=2)
     warned = [str(one) for one in found.differences if not one.expected]
-    assert results.warnings(found)[: len(warned)] == warned
+    assert ranking.warnings(found)[: len(warned)] == warned
     return found.differences
 
 

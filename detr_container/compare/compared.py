@@ -1,0 +1,120 @@
+"""What is known of compared runs, whatever their task: results by run, arms with theirs, and which epoch counts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from .arms import Arm
+from .fairness import Difference
+from .intervals import Sample
+from .measured import Measured
+from .reading import RunRecord
+
+
+@dataclass(frozen=True)
+class Result(ABC):
+    """One run, evaluated at one epoch; measured: what it cost."""
+
+    record: RunRecord
+    epoch: int
+    measured: Measured
+
+    @property
+    @abstractmethod
+    def headline(self) -> float:
+        """The metric that stands for the run, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Rated(Arm, ABC):
+    """An arm with the results of those of its runs that could be evaluated; images: how many there are."""
+
+    results: tuple[Result, ...]
+    images: int
+
+    @abstractmethod
+    def sample(self, metric: str) -> Sample:
+        """A metric over the arm's seeds, and in every resample of the images."""
+
+    @abstractmethod
+    def class_sample(self, label: int) -> Sample:
+        """The same of one class's own metric."""
+
+
+R = TypeVar("R", bound=Rated)
+E = TypeVar("E")
+
+
+@dataclass(frozen=True)
+class Compared(Generic[R]):
+    """All that a report of any task contains.
+
+    arms: all of them, also those of which no run could be evaluated; left_out: why a run was left out of means;
+    notes: what is odd about runs that were not; resamples: how many; level_epoch: after which epoch all were evaluated,
+    None: each after its last.
+    """
+
+    records: tuple[RunRecord, ...]
+    arms: tuple[R, ...]
+    left_out: dict[Path, str]
+    notes: dict[Path, tuple[str, ...]]
+    differences: tuple[Difference, ...]
+    resamples: int
+    level_epoch: int | None
+
+    @property
+    def evaluated(self) -> list[R]:
+        """Arms of which at least one run could be evaluated."""
+        return [arm for arm in self.arms if arm.results]
+
+
+def level_of(arms: Sequence[Arm], is_kept: Callable[[Path], bool]) -> int | None:
+    """The latest epoch that all runs have reached and have kept, when none is finished. is_kept: of an evaluation."""
+    records = [record for arm in arms for record in arm.runs if record.evaluations]
+    if any(record.finished for record in records) or not records:
+        return None
+    common = set.intersection(*({row["epoch"] for row in record.evaluations} for record in records))
+    # Without one that all have kept, each run is reported as lacking it.
+    kept = [epoch for epoch in common if all(is_kept(record.evaluated(epoch)) for record in records)]
+    return max(kept or common, default=None)
+
+
+def read_each(
+    arms: Iterable[Arm], level: int | None, read: Callable[[RunRecord, int], E], left_out: dict[Path, str]
+) -> dict[Path, E]:
+    """The evaluation that counts of each run; why there is none goes to `left_out`. ValueError when none has any."""
+    evaluated = {}
+    for record in (record for arm in arms for record in arm.runs):
+        if reason := _not_yet(record, level):
+            left_out[record.folder] = reason
+            continue
+        try:
+            evaluated[record.folder] = read(record, level or record.last)
+        except (ValueError, OSError) as error:
+            left_out[record.folder] = str(error)
+    if not evaluated:
+        raise nothing(left_out)
+    return evaluated
+
+
+def nothing(left_out: dict[Path, str]) -> ValueError:
+    """The error that no run can be evaluated."""
+    reasons: dict[str, list[str]] = {}
+    for folder, why in left_out.items():
+        reasons.setdefault(why, []).append(str(folder))
+    # Often all have the same one, which is named once.
+    listed = "; ".join(f"{', '.join(folders)}: {why}" for why, folders in reasons.items())
+    return ValueError(f"none of {len(left_out)} runs can be evaluated: {listed}")
+
+
+def _not_yet(record: RunRecord, level: int | None) -> str:
+    if level is not None and record.logged(level) is None:
+        why = "; ".join(record.faults) or f"its last evaluation was after epoch {record.last}"
+        return f"it was not evaluated after epoch {level}: {why}"
+    if level is None and not record.finished:
+        return "; ".join(record.faults) or "it is not finished"
+    return ""
