@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from detr_container.config.settings import Metric
@@ -13,8 +14,12 @@ from detr_container.measure.costs import Costs
 from .compared import Compared, R
 from .document import Figure, Range, Table
 from .intervals import Interval, of_metric
+from .quality import Calibration
 from .ranking import Pair, by_head
-from .svg import WIDTH, canvas, colour, empty, finish, horizontal_intervals, legend, listed, series_style
+from .svg import INK, WIDTH, canvas, colour, empty, finish, horizontal_intervals, legend, listed, series_style
+
+LEAST_SHOWN = 10
+"""A point of a calibration stands for at least so many scores."""
 
 
 def series(arms: Sequence[R]) -> dict[str, int]:
@@ -107,3 +112,27 @@ def class_differences(table: Table, pair: Pair[R], title: str) -> Figure:
     if not pair.main.seeds:
         caption += " With one seed a side, real of these runs only."
     return differences(table.name, rows, title, caption, f"{pair.name}, difference of {title} by class: {values}.")
+
+
+def calibrations(
+    name: str, rows: Mapping[str, Sequence[Calibration]], place: Mapping[str, int], label: str, caption: str, who: str
+) -> Figure:
+    """How often what has a score is right. rows: of each backbone, its seeds'; label: of scores; who: has them all."""
+    with canvas(name) as (figure, axes):
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1)
+        values = []
+        for backbone, each in rows.items():
+            count = np.sum([row.count for row in each], axis=0)
+            shown = count >= LEAST_SHOWN
+            with np.errstate(invalid="ignore"):
+                x, y = (
+                    np.sum([np.nan_to_num(part) * row.count for part, row in zip(parts, each, strict=True)], axis=0)
+                    / count
+                    for parts in ([row.score for row in each], [row.right for row in each])
+                )
+            style = series_style(place[backbone])
+            axes.plot(x[shown], y[shown], label=backbone, clip_on=False, zorder=3, **style)
+            values.append(f"{backbone} {np.mean([row.error for row in each]):.3f}")
+        axes.set(xlabel=label, ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+        legend(figure, axes)
+        return finish(figure, name, caption, f"{who}, calibration error: {listed(values)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from detr_container.tasks.detection.canvases import name_of
 from . import pretraining
 from .arms import Arm
 from .reading import RunRecord, settings_of
+
+_SPLITS = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,17 @@ class Difference:
 
 
 def differences(
-    arms: Sequence[Arm], eval_settings: Mapping[Path, Mapping[str, Any]], data: str = "annotations"
+    arms: Sequence[Arm],
+    eval_settings: Mapping[Path, Mapping[str, Any]],
+    data: str = "annotations",
+    splits: Sequence[str] = ("train", "val"),
 ) -> list[Difference]:
     """Everything that differs between the arms, warnings first.
 
-    eval_settings: how each run's evaluation was made; data: what a split's digest is of.
+    eval_settings: how each run's evaluation was made; data: what a split's digest is of; splits: of which all runs
+    should have the same.
     """
-    found = [*_settings(arms), *_facts(arms, data)]
+    found = [*_settings(arms), *_facts(arms, {split: f"{_SPLITS[split]} {data}" for split in splits})]
     found += _evaluations(arms, eval_settings, {difference.name for difference in found})
     return sorted(found, key=lambda difference: difference.expected)
 
@@ -109,7 +116,7 @@ def _settings_of(experiment: Experiment) -> dict[str, Any]:
     return {**settings_of(experiment), "backbone.weights": origin(backbone.name, backbone.weights)}
 
 
-def _facts(arms: Sequence[Arm], data: str) -> list[Difference]:
+def _facts(arms: Sequence[Arm], splits: Mapping[str, str]) -> list[Difference]:
     """What provenance says: code, versions, machine."""
     facts: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
         ("code version", "commit", _commit),
@@ -121,8 +128,7 @@ def _facts(arms: Sequence[Arm], data: str) -> list[Difference]:
         ("images per forward pass", "found to fit", lambda line: str(line.get("micro_batch") or "as set")),
         ("padding", "canvases in training", lambda line: _canvases(line, "training")),
         ("padding", "canvases in evaluation", lambda line: _canvases(line, "evaluation")),
-        ("data version", f"training {data}", lambda line: _data(line, "train")),
-        ("data version", f"validation {data}", lambda line: _data(line, "val")),
+        *(("data version", name, partial(_data, split)) for split, name in splits.items()),
     )
     found = []
     for topic, name, read in facts:
@@ -172,7 +178,7 @@ def _canvases(line: dict[str, Any], part: str) -> str:
     return name_of(noted) if noted else "none"
 
 
-def _data(line: dict[str, Any], split: str) -> str:
+def _data(split: str, line: dict[str, Any]) -> str:
     try:
         return str(line["data"][split]["sha256"])[:12]
     except (KeyError, TypeError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from detr_container.config.backbones import BackboneConfig
 from detr_container.config.detection import DetectionExperiment, LossConfig, detection
 from detr_container.config.experiments import FOCAL, detection_named
 from detr_container.config.settings import validate
@@ -38,16 +39,8 @@ def runs_of(
     trained, since stages of different backbones are different shares of them, and all detections are kept. Raises
     ValueError for what is not known, does not fit or is named twice.
     """
-    if not heads or not backbones or not seeds:
-        raise ValueError("a comparison needs at least one each of --heads, --backbones and --seeds")
-    for name, values in (("heads", heads), ("backbones", backbones), ("seeds", seeds)):
-        if len(set(values)) < len(values):
-            raise ValueError(f"--{name} {' '.join(map(str, values))}: name each once")
-    limit_runs(len(heads) * len(backbones) * len(seeds), "--backbones or --seeds")
-    pairs = [pair(entry) for entry in settings]
-    for name, _ in pairs:
-        if name.replace("-", "_") in ("backbone.name", "head.kind", "seed"):
-            raise ValueError(f"--setting {name}: the comparison sets it; use --heads, --backbones or --seeds")
+    check_axes({"heads": heads, "backbones": backbones, "seeds": seeds})
+    pairs = common_settings(settings, ("backbone.name", "head.kind", "seed"), "--heads, --backbones or --seeds")
     runs = []
     for seed in seeds:
         for head in heads:
@@ -58,9 +51,33 @@ def runs_of(
                 # the newest of most of them.
                 experiment = replace(experiment, train=replace(experiment.train, keep_detections="all"))
                 experiment = replace(detection(with_settings(experiment, pairs)), seed=seed)
-                folder = home / re.sub(r"[^\w.=+-]", "_", f"{head}-{name}-seed{seed}")
-                runs.append(PlannedRun(folder, experiment))
+                runs.append(PlannedRun(folder_of(home, head, name, f"seed{seed}"), experiment))
     return runs
+
+
+def check_axes(axes: Mapping[str, Sequence[object]]) -> None:
+    """Raise ValueError unless every option has values, each once, and their combinations are not too many."""
+    names = [f"--{name}" for name in axes]
+    if not all(axes.values()):
+        raise ValueError(f"a comparison needs at least one each of {', '.join(names[:-1])} and {names[-1]}")
+    for name, values in axes.items():
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name} {' '.join(map(str, values))}: name each once")
+    limit_runs(math.prod(len(values) for values in axes.values()), "--backbones or --seeds")
+
+
+def common_settings(settings: Sequence[str], own: Sequence[str], options: str) -> list[tuple[str, str]]:
+    """Settings of all runs as pairs. Raises ValueError for those of the comparison's `own`, which `options` give."""
+    pairs = [pair(entry) for entry in settings]
+    for name, _ in pairs:
+        if name.replace("-", "_") in own:
+            raise ValueError(f"--setting {name}: the comparison sets it; use {options}")
+    return pairs
+
+
+def folder_of(home: Path, *words: str) -> Path:
+    """A run's folder, named by what distinguishes it."""
+    return home / re.sub(r"[^\w.=+-]", "_", "-".join(words))
 
 
 def with_head(base: str, head: Head) -> DetectionExperiment:
@@ -95,7 +112,11 @@ def on_one_grid(experiments: Sequence[DetectionExperiment]) -> int:
 def check_arm(experiment: DetectionExperiment) -> None:
     """Raise ValueError for settings that do not go together, and for weights that a person has to fetch."""
     validate(experiment)
-    backbone = experiment.backbone
+    check_weights(experiment.backbone)
+
+
+def check_weights(backbone: BackboneConfig) -> None:
+    """Raise ValueError for weights that a person has to fetch."""
     missing = not_on_a_server(backbone.name) if backbone.weights == "imagenet" else ""
     if missing:
         raise ValueError(

@@ -15,7 +15,7 @@ Shapes: S seeds, B resamples, N images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,11 +77,17 @@ class Interval:
 
 def resamples(images: int, count: int, seed: int = 0) -> Floats:
     """How often each image is drawn [B, N] when N are drawn with replacement."""
-    rng = np.random.default_rng(seed)
     drawn = np.empty((count, images))
-    for row in drawn:
-        row[:] = np.bincount(rng.integers(0, images, images), minlength=images)
+    for row, times in zip(drawn, draws(images, count, seed), strict=True):
+        row[:] = times
     return drawn
+
+
+def draws(images: int, count: int, seed: int = 0) -> Iterator[NDArray[np.int64]]:
+    """The same, one [N] after the other, for who has no room for all."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield np.bincount(rng.integers(0, images, images), minlength=images)
 
 
 def of_metric(sample: Sample) -> Interval:

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from .analysis import Analysis, ArmResult
 from .document import Figure
-from .drawings import draw_interval, second_heads, series
+from .drawings import LEAST_SHOWN, calibrations, draw_interval, second_heads, series
 from .errors import KINDS
 from .intervals import of_metric
 from .precision import RECALLS
 from .quality import BINS
 from .ranking import by_head
 from .results import SIZES
-from .svg import INK, canvas, colour, empty, finish, hatch, legend, listed, series_style
+from .svg import canvas, colour, empty, finish, hatch, legend, listed, series_style
 
 CURVES = {
     "ap": "AP, %",
@@ -29,8 +29,6 @@ CURVES = {
     "giou": "GIoU loss of boxes",
 }
 """What learning curves are of: AP, the loss that is trained on, and its terms, those of the last decoder layer."""
-LEAST_SHOWN = 10
-"""A point of a calibration stands for at least so many detections."""
 
 
 def learning_curves(analysis: Analysis) -> list[Figure]:
@@ -176,29 +174,10 @@ def reliability(analysis: Analysis) -> list[Figure]:
     """How often detections of a score are right, a drawing per head."""
     drawings, place = [], series(analysis.arms)
     for number, (head, arms) in enumerate(by_head(analysis.evaluated).items(), start=1):
-        with canvas(f"calibration-{number}") as (figure, axes):
-            axes.plot([0, 1], [0, 1], color=INK, linewidth=1)
-            values = []
-            for arm in arms:
-                rows = [one.calibration for one in arm.results]
-                count = np.sum([row.count for row in rows], axis=0)
-                shown = count >= LEAST_SHOWN
-                with np.errstate(invalid="ignore"):
-                    x, y = (
-                        np.sum([np.nan_to_num(part) * row.count for part, row in zip(parts, rows, strict=True)], axis=0)
-                        / count
-                        for parts in ([row.score for row in rows], [row.right for row in rows])
-                    )
-                style = series_style(place[arm.backbone])
-                axes.plot(x[shown], y[shown], label=arm.backbone, clip_on=False, zorder=3, **style)
-                values.append(f"{arm.backbone} {np.mean([row.error for row in rows]):.3f}")
-            axes.set(xlabel="mean score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-            legend(figure, axes)
-            caption = (
-                f"{head}: detections in {BINS} bins of score (those with {LEAST_SHOWN} or more), and how many of them "
-                "are right at IoU 0.5. On the line, scores are right as often as they state."
-            )
-            drawings.append(
-                finish(figure, f"calibration-{number}", caption, f"{head}, calibration error: {listed(values)}.")
-            )
+        rows = {arm.backbone: [one.calibration for one in arm.results] for arm in arms}
+        caption = (
+            f"{head}: detections in {BINS} bins of score (those with {LEAST_SHOWN} or more), and how many of them "
+            "are right at IoU 0.5. On the line, scores are right as often as they state."
+        )
+        drawings.append(calibrations(f"calibration-{number}", rows, place, "mean score", caption, head))
     return drawings

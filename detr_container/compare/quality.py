@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """Detections by score, in BINS of equal width: [BINS] mean score, share that is right at IoU 0.5, and how many.
+    """Detections (predictions) by score, in BINS of equal width: [BINS] mean score, share that is right, how many.
 
     error: the mean distance between the two, weighted by how many (expected calibration error); NaN of none.
     """
@@ -27,11 +28,15 @@ class Calibration:
 
 
 def calibration(matches: Sequence[ClassMatches]) -> Calibration:
-    """The calibration of all detections that count."""
+    """The calibration of all detections that count; right are those that are so at IoU 0.5."""
     score = np.concatenate([one.score for one in matches]) if matches else np.zeros(0)
     outcome = np.concatenate([one.outcome[0, 0] for one in matches]) if matches else np.zeros(0)
     kept = outcome != UNCOUNTED
-    score, right = score[kept], outcome[kept] == TRUE
+    return calibration_of(score[kept], outcome[kept] == TRUE)
+
+
+def calibration_of(score: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> Calibration:
+    """The calibration of scores [n], of which some are right [n]."""
     place = np.clip((score * BINS).astype(np.int64), 0, BINS - 1)
     count = np.bincount(place, minlength=BINS)
     with np.errstate(invalid="ignore"):

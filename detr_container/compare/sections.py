@@ -25,16 +25,16 @@ def costs(
 
     model: what is compared (a detector); unit: of the amounts, which are by arm's label, as latencies are.
     """
-    caption = f"{metric.label} against {unit} of a forward pass, with 95 % intervals."
+    caption = f"{_capital(metric.label)} against {unit} of a forward pass, with 95 % intervals."
     figures = [drawings.against(analysis, metric, unit.lower(), amounts, unit, caption)]
     shown = {label: _latency(one) for label, one in latencies.items()}
-    times = {label: 1000 * found[1] for label, found in shown.items() if found is not None}
+    times = milliseconds(latencies)
     text = ["No latency was measured: `report --measure` does, on the machine where it is called."]
     tables = []
     if times:
         device = next(iter({one.get("device", "") for one in latencies.values()}))
         size = next(found[0] for found in shown.values() if found is not None)
-        caption = f"{metric.label} against latency, one image of {size} pixels, {device}."
+        caption = f"{_capital(metric.label)} against latency, one image of {size} pixels, {device}."
         figures.append(drawings.against(analysis, metric, "latency", times, "ms an image", caption))
         after = " with post-processing" if model == "detector" else ""
         text = [
@@ -43,6 +43,16 @@ def costs(
         ]
         tables.append(_latency_table(latencies, shown, model))
     return Section("costs", "What it costs", text, tables=tables, figures=figures)
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def milliseconds(latencies: Mapping[str, Any]) -> dict[str, float]:
+    """Of one image, by label, where it was measured."""
+    shown = {label: _latency(one) for label, one in latencies.items()}
+    return {label: 1000 * found[1] for label, found in shown.items() if found is not None}
 
 
 def _latency(one: Mapping[str, Any]) -> tuple[str, float] | None:

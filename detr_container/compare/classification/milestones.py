@@ -1,0 +1,137 @@
+"""How long a run takes to reach a given accuracy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..document import Column, Section, Spread, Table, Value
+from ..reading import RunRecord
+from .analysis import Analysis, ArmResult
+from .exposure import exposure
+from .results import spread_of
+
+NEVER = "not reached"
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """When a run reached an accuracy: epochs: interpolated; evaluation: the epoch of the first that is as good.
+
+    interpolated: False where that was the run's first, so that nothing is known of before.
+    """
+
+    epochs: float
+    evaluation: int
+    interpolated: bool
+
+
+@dataclass(frozen=True)
+class Target:
+    """The accuracy that is asked for, from 0 to 1, and why this one, in words."""
+
+    accuracy: float
+    reason: str
+
+
+def curve_of(record: RunRecord) -> dict[int, float]:
+    """Top-1 by epoch, as the run logged it, in the order of epochs."""
+    rows = {row["epoch"]: row.get("top1") for row in record.evaluations}
+    return {epoch: float(value) for epoch, value in sorted(rows.items()) if value is not None}
+
+
+def reached(curve: dict[int, float], accuracy: float) -> Milestone | None:
+    """When a run first was as good, on a straight line between its evaluations; None where it never was."""
+    before: tuple[int, float] | None = None
+    for epoch, value in curve.items():
+        if value >= accuracy:
+            if before is None:
+                return Milestone(float(epoch), epoch, interpolated=False)
+            share = (accuracy - before[1]) / (value - before[1])
+            return Milestone(before[0] + share * (epoch - before[0]), epoch, interpolated=True)
+        before = epoch, value
+    return None
+
+
+def target_of(analysis: Analysis, wanted: float) -> Target:
+    """What was asked for (0: nothing), or the last accuracy of the weakest arm, of its run that ended lowest."""
+    if wanted:
+        return Target(wanted, "as asked for")
+    weakest = min(analysis.evaluated, key=lambda arm: arm.sample("top1").mean)
+    lowest = min(weakest.results, key=lambda result: result.headline)
+    reason = (
+        f"what {weakest.label}, the weakest, ended at in its run of the lowest end, so that each of its runs gets there"
+    )
+    # As the run logged it, so that its own curve reaches it.
+    logged = lowest.record.logged(lowest.epoch)
+    return Target(lowest.headline if logged is None else logged, reason)
+
+
+def section(analysis: Analysis, target: Target) -> Section:
+    """How many epochs, images and device-hours each arm needed."""
+    text = [
+        f"How long it took to reach {100 * target.accuracy:.1f} % top-1 ({target.reason}), mean ± sample standard "
+        "deviation over those seeds that got there. Epochs are interpolated on a straight line between the evaluation "
+        "that first was as good and the one before it; the epoch of that evaluation stands beside. A run whose first "
+        "evaluation was as good already may have been so earlier: its epochs are at most that.",
+        "A schedule whose learning rate falls along a cosine gains most at its end, whatever the epoch: epochs within "
+        "runs of one length compare backbones, but say nothing of a run of another length, and a run that reaches the "
+        "same after fewer epochs of a longer schedule is not thereby the faster one.",
+    ]
+    columns = [
+        Column("backbone"),
+        Column("reached by"),
+        Column("epochs"),
+        Column("first evaluation", ".1f"),
+        Column("images, thousands"),
+        Column("views, thousands"),
+        Column("device-hours", ".3f"),
+    ]
+    rows = [_row(arm, target.accuracy) for arm in analysis.evaluated]
+    caption = f"Until {100 * target.accuracy:.1f} % top-1"
+    each = [row for arm in analysis.evaluated for row in _each(arm, target.accuracy)]
+    runs = [Column("run"), Column("last top-1", ".2f"), Column("epochs"), Column("of", "d"), Column("how")]
+    tables = [Table("milestones", caption, columns, rows), Table("milestone-runs", f"{caption}, by run", runs, each)]
+    return Section("milestones", "Epochs to an accuracy", text, tables=tables)
+
+
+def _row(arm: ArmResult, accuracy: float) -> list[Value]:
+    found = [(result, reached(curve_of(result.record), accuracy)) for result in arm.results]
+    there = [(result, one) for result, one in found if one is not None]
+    row: list[Value] = [arm.label, f"{len(there)} of {len(found)}" if there else NEVER]
+    row.append(spread_of([one.epochs for _, one in there]))
+    row.append(spread_of([float(one.evaluation) for _, one in there]))
+    shown = [(exposure(result.record, arm.experiment), one.epochs) for result, one in there]
+    row.append(spread_of([each.distinct * epochs / 1000 for each, epochs in shown if each]))
+    row.append(spread_of([each.views * epochs / 1000 for each, epochs in shown if each]))
+    hours = [
+        None if result.measured.hours is None else result.measured.hours * one.epochs / result.epoch
+        for result, one in there
+    ]
+    row.append(spread_of(hours))
+    return row
+
+
+def _each(arm: ArmResult, accuracy: float) -> list[list[Value]]:
+    rows: list[list[Value]] = []
+    for result in arm.results:
+        one = reached(curve_of(result.record), accuracy)
+        how = NEVER if one is None else "interpolated" if one.interpolated else "its first evaluation: at most"
+        last = 100 * result.headline
+        row = [str(result.record.folder), last, None if one is None else one.epochs, arm.experiment.train.epochs, how]
+        rows.append(row)
+    return rows
+
+
+def findings(analysis: Analysis, target: Target) -> str:
+    """In a sentence: epochs until the target, the fastest first."""
+    means, never = dict[str, float](), []
+    for arm in analysis.evaluated:
+        epochs = _row(arm, target.accuracy)[2]
+        if isinstance(epochs, Spread) and epochs.seeds == len(arm.results):
+            means[arm.label] = epochs.mean
+        else:
+            never.append(arm.label)
+    parts = [f"{label} after {means[label]:.1f} epochs" for label in sorted(means, key=lambda label: means[label])]
+    if never:
+        parts.append(f"not in every run: {', '.join(never)}")
+    return f"{100 * target.accuracy:.1f} % top-1 is reached by {'; '.join(parts)}."
