@@ -100,16 +100,22 @@ def provenance_line(experiment: DetectionExperiment, **changed: Any) -> dict[str
     """What a start of a run notes."""
     assert experiment.data.root is not None
     paths = {split: experiment.data.root / "annotations" / f"instances_{split}2017.json" for split in ("train", "val")}
+    data = {split: {"annotations": str(path), "sha256": sha256(path)} for split, path in paths.items()}
+    return provenance_of("debug", data, **changed)
+
+
+def provenance_of(experiment: str, data: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """The same of a named experiment; data: by split, as a run notes its version."""
     return {
         "time": "2026-01-01T00:00:00+00:00",
-        "command": "detr-container train debug",
+        "command": f"detr-container train {experiment}",
         "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
         "packages": {"torch": "2.14.1", "torchvision": "0.29.1", "timm": "1.0.31"},
         "cpu": "a processor",
         "gpus": [],
         "world_size": 1,
         "step": 0,
-        "data": {split: {"annotations": str(path), "sha256": sha256(path)} for split, path in paths.items()},
+        "data": data,
         **changed,
     }
 

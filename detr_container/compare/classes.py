@@ -29,8 +29,8 @@ def classes(
         drawings.class_differences(table, pair, title) for table, pair in zip(tables, within, strict=True) if table.rows
     ]
     text = [
-        f"{title[:1].upper()}{title[1:]} by class with 95 % intervals of the difference. Among many classes some differ "
-        "by chance alone; the last column names those that do not, considering all classes of the pair (Holm)."
+        f"{title[:1].upper()}{title[1:]} by class with 95 % intervals of the difference. Among many classes some "
+        "differ by chance alone; the last column names those that do not, considering all classes of the pair (Holm)."
     ]
     return Section("classes", "By class", text if tables else [NO_PAIR], tables=tables, figures=figures)
 

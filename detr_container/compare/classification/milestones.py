@@ -117,8 +117,8 @@ def _each(arm: ArmResult, accuracy: float) -> list[list[Value]]:
         one = reached(curve_of(result.record), accuracy)
         how = NEVER if one is None else "interpolated" if one.interpolated else "its first evaluation: at most"
         last = 100 * result.headline
-        row = [str(result.record.folder), last, None if one is None else one.epochs, arm.experiment.train.epochs, how]
-        rows.append(row)
+        epochs = None if one is None else one.epochs
+        rows.append([str(result.record.folder), last, epochs, arm.experiment.train.epochs, how])
     return rows
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from ..document import Figure
@@ -28,13 +28,13 @@ def over_epochs(analysis: Analysis, target: Target) -> Figure:
     caption = "Top-1 over epochs of the schedule: the mean over seeds, in a band from the lowest seed to the highest."
     caption += f" The line across is at {100 * target.accuracy:.1f} %."
     with canvas("top1-epochs") as (figure, axes):
-        _lines(axes, analysis, _accuracy, lambda arm, epoch: epoch)
+        ends = _lines(axes, analysis, _accuracy, lambda arm, epoch: epoch)
         axes.axhline(100 * target.accuracy, color=INK, linewidth=1)
         axes.set(xlabel="epoch", ylabel="top-1, %")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        return _finished(figure, axes, analysis, "top1-epochs", caption, "Top-1 over epochs")
+        return _finished(figure, axes, ends, "top1-epochs", caption, "Top-1 over epochs")
 
 
 def over_images(analysis: Analysis) -> Figure:
@@ -49,14 +49,15 @@ def over_images(analysis: Analysis) -> Figure:
     repeats = {one.repeats for one in known.values()}
     caption = "Top-1 over images seen, summed over epochs: those of an epoch are different ones."
     with canvas("top1-images") as (figure, axes):
-        _lines(axes, analysis, _accuracy, lambda arm, epoch: known[arm.label].distinct * epoch / unit)
+        ends = _lines(axes, analysis, _accuracy, lambda arm, epoch: known[arm.label].distinct * epoch / unit)
         axes.set(xlabel=f"different images seen{word}", ylabel="top-1, %")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         if len(repeats) == 1 and repeats != {1.0}:
             (times,) = repeats
-            above = axes.secondary_xaxis("top", functions=(lambda x: x * times, lambda x: x / times))
+            both = (lambda x: np.asarray(x, dtype=float) * times, lambda x: np.asarray(x, dtype=float) / times)
+            above = axes.secondary_xaxis("top", functions=both)
             above.set_xlabel(f"views{word}")
             above.xaxis.set_major_locator(MaxNLocator(6))
             caption += (
@@ -66,7 +67,7 @@ def over_images(analysis: Analysis) -> Figure:
             caption += " How often each is seen in its epoch differs between the backbones: the table says how often."
         else:
             caption += " Each is seen once in its epoch: as many views."
-        return _finished(figure, axes, analysis, "top1-images", caption, "Top-1 over images seen")
+        return _finished(figure, axes, ends, "top1-images", caption, "Top-1 over images seen")
 
 
 def losses(analysis: Analysis) -> Figure:
@@ -76,11 +77,11 @@ def losses(analysis: Analysis) -> Figure:
         "labels where the recipe has them, and so stays far from zero."
     )
     with canvas("loss-epochs") as (figure, axes):
-        _lines(axes, analysis, _loss, lambda arm, epoch: epoch)
+        ends = _lines(axes, analysis, _loss, lambda arm, epoch: epoch)
         axes.set(xlabel="epoch", ylabel="training loss")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlim(left=0)
-        return _finished(figure, axes, analysis, "loss-epochs", caption, "Training loss over epochs")
+        return _finished(figure, axes, ends, "loss-epochs", caption, "Training loss over epochs")
 
 
 def _accuracy(record: RunRecord) -> Curve:
@@ -98,9 +99,9 @@ def _loss(record: RunRecord) -> Curve:
 
 def _lines(
     axes: Axes, analysis: Analysis, curve: Callable[[RunRecord], Curve], at: Callable[[ArmResult, float], float]
-) -> None:
-    """A line for each arm in its band; at: where an epoch of an arm lies."""
-    place = series(analysis.arms)
+) -> list[str]:
+    """A line for each arm in its band; at: where an epoch of an arm lies. Returns names with their last values."""
+    place, ends = series(analysis.arms), []
     for arm in analysis.evaluated:
         curves = [curve(result.record) for result in arm.results]
         common = sorted(set.intersection(*(set(each) for each in curves)))
@@ -113,20 +114,18 @@ def _lines(
             axes.fill_between(x, low, high, color=colour(index), alpha=_BAND, linewidth=0)
         every = max(1, len(common) // 12)
         style = {**series_style(index), "markevery": every}
-        axes.plot(x, values.mean(axis=0), label=arm.label, **style)
+        mean = values.mean(axis=0)
+        axes.plot(x, mean, label=arm.label, **style)
+        ends.append(f"{arm.label} {mean[-1]:.3g}")
+    return ends
 
 
-def _finished(figure: Any, axes: Axes, analysis: Analysis, name: str, caption: str, what: str) -> Figure:
-    ends = [f"{line.get_label()} {line.get_ydata()[-1]:.3g}" for line in axes.get_lines() if _is_series(line, analysis)]
+def _finished(figure: Canvas, axes: Axes, ends: Sequence[str], name: str, caption: str, what: str) -> Figure:
     if ends:
         legend(figure, axes)
     else:
         empty(axes, "nothing was recorded")
     return finish(figure, name, caption, f"{what}. At the end: {listed(ends) or 'nothing'}.")
-
-
-def _is_series(line: Any, analysis: Analysis) -> bool:
-    return line.get_label() in {arm.label for arm in analysis.arms}
 
 
 def reliability(analysis: Analysis) -> Figure:
