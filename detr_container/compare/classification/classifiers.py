@@ -119,7 +119,7 @@ def _differences(analysis: Analysis, pairs: Sequence[Pair[ArmResult]]) -> Sectio
 
 def _classes(analysis: Analysis, pairs: Sequence[Pair[ArmResult]]) -> Section:
     """Top-1 by class, and which classes differ."""
-    found = classes(pairs, analysis.truth.names, analysis.truth.counts(), "images", "top-1")
+    found = classes(pairs, analysis.truth.told, analysis.truth.counts(), "images", "top-1")
     return replace(found, tables=[mistakes.by_class(analysis), *found.tables])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.base.checked import Schema, read_json
+from detr_container.base.terminal import shown
 from detr_container.engine.run_files import ScoresFile
+from detr_container.tasks.classification.class_names import spoken
 from detr_container.tasks.classification.predictions import NAME, Predictions
 
 from ..reading import RunRecord
@@ -43,6 +47,11 @@ class Truth:
     folder: Path
     version: str
 
+    @cached_property
+    def told(self) -> tuple[str, ...]:
+        """The names to be read, of ImageNet's ids a word."""
+        return told(self.names)
+
     def counts(self) -> NDArray[np.int64]:
         """Images of each class."""
         return np.bincount(self.labels, minlength=len(self.names)).astype(np.int64)
@@ -62,6 +71,13 @@ class Evaluation:
     found: Predictions
     truth: Truth
     eval_settings: dict[str, Any]
+
+
+def told(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes to be read: of ImageNet's ids the first of each one's words, with the id where two share it."""
+    words = [shown(word) for word in spoken(names)]
+    count = Counter(words)
+    return tuple(f"{word} ({name})" if count[word] > 1 else word for word, name in zip(words, names, strict=True))
 
 
 def is_kept(folder: Path) -> bool:

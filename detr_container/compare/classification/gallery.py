@@ -74,7 +74,7 @@ def _image(analysis: Analysis, folder: ImageFolder, index: int) -> Image.Image:
 
 
 def _title(analysis: Analysis, index: int) -> str:
-    names = analysis.truth.names
+    names = analysis.truth.told
     lines = [f"true: {_name(names[analysis.truth.labels[index]])}"]
     return "\n".join([*lines, *(_taken(arm, names, index) for arm in analysis.evaluated)])
 

@@ -30,7 +30,7 @@ def confusions(analysis: Analysis) -> Section:
     for code in order:
         true, taken = divmod(code, len(truth.names))
         shares: list[Value] = [100 * each.get(code, 0.0) / images[true] for each in counts]
-        rows.append([truth.names[true], truth.names[taken], int(images[true]), *shares])
+        rows.append([truth.told[true], truth.told[taken], int(images[true]), *shares])
     text = [
         "Per cent of the images of a class that are taken for one other class, mean over seeds. These are the pairs "
         "with most such images, over all backbones."
@@ -61,7 +61,7 @@ def by_class(analysis: Analysis) -> Table:
     shown = sorted(present, key=lambda k: means[k])[:MOST_CLASSES] if len(present) > MOST_CLASSES else present
     columns = [Column("class"), Column("images", ",d"), *(Column(arm.label) for arm in arms)]
     rows: list[list[Value]] = [
-        [truth.names[k], int(images[k]), *(span(of_metric(arm.class_sample(k))) for arm in arms)] for k in shown
+        [truth.told[k], int(images[k]), *(span(of_metric(arm.class_sample(k))) for arm in arms)] for k in shown
     ]
     which = f"the hardest {len(shown)} of {len(present)} classes" if len(shown) < len(present) else "every class"
     return Table("class-accuracy", f"Top-1 of {which}, with 95 % intervals", columns, rows)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-
-from timm.data.imagenet_info import ImageNetInfo
 
 from detr_container.config.classification import ClassificationExperiment
 from detr_container.config.experiments import named, names
 from detr_container.config.published import PublishedTop1
+from detr_container.tasks.classification.class_names import imagenet_ids
+
+from .evaluations import told
 
 
 def published(experiment: ClassificationExperiment, classes: Sequence[str]) -> PublishedTop1 | None:
@@ -29,9 +29,5 @@ def published(experiment: ClassificationExperiment, classes: Sequence[str]) -> P
 @cache
 def _imagenet() -> list[set[str]]:
     """ImageNet-1k's classes by their folders, and as torchvision's archive names them: each the first synonym."""
-    info = ImageNetInfo()
-    folders = info.label_names()
-    first = [description.split(", ")[0] for description in info.label_descriptions()]
-    count = Counter(first)
-    told = [f"{name} ({folder})" if count[name] > 1 else name for name, folder in zip(first, folders, strict=True)]
-    return [set(folders), set(told)]
+    folders = imagenet_ids()
+    return [set(folders), set(told(folders))]

@@ -31,12 +31,12 @@ def headline(analysis: Analysis, costs: Mapping[str, Costs], milliseconds: Mappi
         *(Column(title) for title in analysis.metrics.values()),
         Column("spread of top-1", ".2f"),
         Column("best-epoch top-1"),
-        Column("parameters, M"),
-        Column("GMACs", ".2f"),
+        Column("parameters, M", ".3g"),
+        Column("GMACs", ".3g"),
         Column("images/s"),
         *([Column("latency, ms")] if milliseconds else []),
         Column("memory, GiB", ".2f"),
-        Column("device-hours", ".2f"),
+        Column("device-hours", ".3g"),
         *([Column(name, published=True) for name in ("top-1", "top-5", "source")] if theirs else []),
     ]
     rows: list[list[Value]] = []
