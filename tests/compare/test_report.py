@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import optimize, stats
+from naive_intervals import interval_of, real_of
 from synthetic_runs import EPOCHS, comparison, experiment_of, make_data, make_run, read_json, records
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -155,26 +154,7 @@ def resampled(reported: Reported) -> dict[Path, list[dict[str, Any]]]:
 
 
 def expected(reported: Reported, a: list[np.ndarray], b: list[np.ndarray] | None = None) -> dict[str, float]:
-    """An interval by its definition: of each seed the plain metric first, then those of the resamples."""
-    sides = [np.stack(side) for side in (a, b) if side is not None]
-    value = sides[0][:, 0].mean() - (sides[1][:, 0].mean() if len(sides) > 1 else 0)
-    together = sides[0][:, 1:].mean(axis=0) - (sides[1][:, 1:].mean(axis=0) if len(sides) > 1 else 0)
-    images = len(read_json(reported.truth)["images"])
-    parts = [(statistics.variance(together) * images / (images - 1), images - 1)]
-    if reported.seeds > 1:
-        # Both sides have the same seeds, in the same order.
-        spread = sides[0][:, 0] - (sides[1][:, 0] if len(sides) > 1 else 0)
-        parts.append((statistics.variance(spread) / reported.seeds, reported.seeds - 1))
-
-    def half(p: float) -> float:
-        return math.sqrt(sum(part * stats.t.isf(p / 2, count) ** 2 for part, count in parts))
-
-    reach = half(0.05)
-    p = math.exp(optimize.brentq(lambda x: half(math.exp(x)) - abs(value), -100, 0, xtol=1e-14)) if value else 1.0
-    low, high = value - reach, value + reach
-    if b is None:
-        low, high = max(low, 0.0), min(high, 1.0)
-    return {"value": 100 * value, "low": 100 * low, "high": 100 * high, "p": p}
+    return interval_of(len(read_json(reported.truth)["images"]), a, b)
 
 
 def metrics_of(reported: Reported, drawn: dict[Path, list[dict[str, Any]]], label: str, key: str) -> list[np.ndarray]:
@@ -233,13 +213,6 @@ def test_differences_and_their_intervals(reported: Reported) -> None:
                 reported.row("sizes", label), column, expected(reported, metrics_of(reported, drawn, label, key))
             )
     check_classes(reported, drawn)
-
-
-def real_of(p_values: dict[Any, float]) -> set[Any]:
-    """Holm: the smallest of n p is compared with 5 % / n, the next with 5 % / (n - 1), until one is larger."""
-    order = sorted(p_values, key=lambda one: p_values[one])
-    kept = itertools.takewhile(lambda at: p_values[order[at]] <= 0.05 / (len(order) - at), range(len(order)))
-    return {order[at] for at in kept}
 
 
 def check_classes(reported: Reported, drawn: dict[Path, list[dict[str, Any]]]) -> None:

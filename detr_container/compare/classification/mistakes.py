@@ -23,8 +23,8 @@ def confusions(analysis: Analysis) -> Section:
     for each in counts:
         for code, count in each.items():
             total[code] = total.get(code, 0.0) + count / len(arms)
-    # Of equal ones, the first class first.
-    order = sorted(total, key=lambda code: (-total[code], code))[:MOST_PAIRS]
+    # Of equal ones, whose sums may be rounded differently, the first class first.
+    order = sorted(total, key=lambda code: (-round(total[code], 9), code))[:MOST_PAIRS]
     columns = [Column("true class"), Column("taken for"), Column("images", ",d"), *(Column(arm.label) for arm in arms)]
     rows: list[list[Value]] = []
     for code in order:
