@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import experiment_of, make_data, make_run, provenance_line
 
 from detr_container.base.files import write_jsonl
-from detr_container.compare import results
+from detr_container.compare import ranking
 from detr_container.compare.analysis import analyse
 from detr_container.compare.fairness import Difference
 from detr_container.config.experiments import named
@@ -64,7 +64,7 @@ def runs(tmp_path: Path) -> Runs:
 
 def differences(home: Path) -> tuple[Difference, ...]:
     found = analyse(sorted(home.iterdir()), count=2)
-    assert results.warnings(found) == [str(one) for one in found.differences]
+    assert ranking.warnings(found) == [str(one) for one in found.differences]
     assert {one.topic for one in found.differences} <= {"pretraining"}
     return found.differences
 
