@@ -19,6 +19,11 @@ from PIL import Image
 
 OUTPUTS = {"runs", "data", "predictions", "inspection", "report", "out", "evaluation"}
 """What commands may make in the folder in which they are called."""
+ODD = (
+    *("[/sw] bolt", "bolt [m8]", ":smile:", "a|b", "<b>x</b>", "$x$", "\\frac", "_under", "名前", "x\ny"),
+    *("\x1b[31mred", "a\udcffb", "é" * 100, "-dash", "a b", "'\"", "%s {0}", "*?", "~"),
+)
+"""Names that mean something to somebody."""
 FEW = ("--data.workers", "0", "--train.max-steps", "1", "--train.eval-every", "0", "--device", "cpu")
 """Settings with which `train` ends soon."""
 
@@ -209,6 +214,28 @@ def _spoil_image(path: Path, rng: random.Random) -> str:
     return what
 
 
+def folders(maker: Maker, folder: Path, rng: random.Random) -> Case:
+    """Image folders of two classes: an image is damaged, or a file or a class has an odd name."""
+    root = folder / "work" / "folders"
+    for split in ("train", "val"):
+        for number, path in enumerate(sorted((maker.base.data / f"{split}2017").iterdir())):
+            (root / split / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, root / split / "ab"[number % 2])
+    victim = rng.choice(sorted(root.rglob("*.*")))
+    if rng.random() < 0.6:
+        what = _spoil_image(victim, rng)
+    else:
+        named = rng.choice((victim, victim.parent))
+        what = f"{rng.choice(ODD)}{'' if named.is_dir() else rng.choice(('', '.jpg', '.PNG'))}".replace("/", "_")
+        named.rename(named.with_name(what))
+    calls = [
+        ["data", "check", "folders", "--workers", "1", "--size", "32"],
+        ["data", "check", "folders", "--workers", "1", "--duplicates", "--sample", "1"],
+        ["train", "classify_debug", "--data.root", "folders", "--data.make-shapes", "0", "0", "0", *FEW],
+    ]
+    return Case(folder, f"{victim.relative_to(root)}: {what!r}", rng.choice(calls))
+
+
 def annotations(maker: Maker, folder: Path, rng: random.Random) -> Case:
     """An annotation file with one thing wrong."""
     root = maker.data_copy(folder)
@@ -293,7 +320,7 @@ def _options(command: str) -> list[str]:
         "report": [f"--{name}" for name in ReportOptions.__dataclass_fields__ if name != "measure"],
         "logs": ["--rank"],
         "data check": ["--train-images", "--train-annotations", "--val-images", "--val-annotations", "--workers",
-                       "--examples"],
+                       "--examples", "--sample", "--duplicates", "--size"],
         "data make-shapes": ["--train", "--val", "--size", "--seed"],
     }  # fmt: skip
     return own.get(command, ["--help", "--no-such-option"])
@@ -320,10 +347,7 @@ def environments(maker: Maker, folder: Path, rng: random.Random) -> Case:
 
 def names(maker: Maker, folder: Path, rng: random.Random) -> Case:
     """Class names, files and runs whose names mean something to a terminal, a page, a shell or a file system."""
-    odd = rng.choice(
-        ("[/sw] bolt", "bolt [m8]", ":smile:", "a|b", "<b>x</b>", "$x$", "\\frac", "_under", "名前", "x\ny",
-         "\x1b[31mred", "a\udcffb", "é" * 100, "-dash", "a b", "'\"", "%s {0}", "*?", "~")
-    )  # fmt: skip
+    odd = rng.choice(ODD)
     if rng.random() < 0.6:
         root = maker.data_copy(folder)
         for split in ("train", "val"):
@@ -350,7 +374,8 @@ def names(maker: Maker, folder: Path, rng: random.Random) -> Case:
 
 
 KINDS: dict[str, Callable[[Maker, Path, random.Random], Case]] = {
-    kind.__name__: kind for kind in (run_files, checkpoints, images, annotations, command_lines, environments, names)
+    kind.__name__: kind
+    for kind in (run_files, checkpoints, images, folders, annotations, command_lines, environments, names)
 }
 
 

@@ -19,6 +19,7 @@ COUNTS = {
     "run_files": 160,
     "checkpoints": 90,
     "images": 80,
+    "folders": 60,
     "annotations": 80,
     "command_lines": 100,
     "environments": 20,
