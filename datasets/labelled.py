@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -127,18 +127,31 @@ class LabelledImages(Dataset[LabelledSample]):
         with kept_generators(), warnings.catch_warnings():
             # Pillow's hint at a very large image is no news to its owner, and would come once per worker.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return [self._sample(key) for key in keys]
+            samples, index, image = list[LabelledSample](), -1, torch.empty(0)
+            for key in keys:
+                before, index = index, key[1] % len(self.folder)
+                with self._blaming(index):
+                    # Views of one image stand side by side in a batch: it is read once.
+                    image = image if index == before else read_image(self.folder.path(index))
+                    view, erased = self.view(image, random_of(self.seed, *key))
+                samples.append(LabelledSample(view, int(self.folder.labels[index]), index, erased, key))
+            return samples
 
-    def _sample(self, key: Key) -> LabelledSample:
-        index = key[1] % len(self.folder)
-        path = self.folder.path(index)
+    @contextmanager
+    def _blaming(self, index: int) -> Iterator[None]:
+        """Name the file in what is wrong with it."""
         try:
-            image, erased = self.view(read_image(path), random_of(self.seed, *key))
+            yield
         except FileNotFoundError:
-            raise _refusal(path, "the file does not exist") from None
+            raise self._refusal(index, "the file does not exist") from None
         except (OSError, ValueError) as error:
-            raise _refusal(path, f"the file cannot be used: {error}") from error
-        return LabelledSample(image, int(self.folder.labels[index]), index, erased, key)
+            raise self._refusal(index, f"the file cannot be used: {error}") from error
+
+    def _refusal(self, index: int, problem: str) -> ValueError:
+        return ValueError(
+            f"{self.folder.path(index)}: {problem}; repair or remove the file. `detr-container data check` lists every "
+            "such image before training starts"
+        )
 
     def joining(self, padding: Padding) -> JoinLabelled:
         """How samples become a batch; all have one size, whatever the padding."""
@@ -149,10 +162,3 @@ class LabelledImages(Dataset[LabelledSample]):
         """Of a batch of so many images."""
         del padding
         return batch * (3 * self.view.size**2 + 1024)
-
-
-def _refusal(path: Path, problem: str) -> ValueError:
-    return ValueError(
-        f"{path}: {problem}; repair or remove the file. `detr-container data check` lists every such image before "
-        "training starts"
-    )

@@ -102,9 +102,8 @@ class TrainingView:
             _check_size(image, self.size)
             view = _pillow(crop(image), self.grey)
         else:
-            top, left, height, width = crop.get_params(image, crop.scale, crop.ratio)
-            cut = _pillow(image[:, top : top + height, left : left + width], self.grey)
-            view = cut.resize((self.size, self.size), Image.Resampling.BICUBIC)
+            place = crop.get_params(image, crop.scale, crop.ratio)
+            view = _pillow(image, self.grey, place).resize((self.size, self.size), Image.Resampling.BICUBIC)
         view = changes(view)
         canvas = _Canvas(self.size)
         erasing(canvas)
@@ -200,9 +199,14 @@ def _check_size(image: Tensor, size: int) -> None:
         raise ValueError(f"{width} x {height} pixels are too few for an input of {size}, which is not resized")
 
 
-def _pillow(image: Tensor, grey: bool) -> Image.Image:
-    """Pillow's image of pixels [3, h, w]; grey: of three equal channels."""
-    pillow = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+def _pillow(image: Tensor, grey: bool, place: Block | None = None) -> Image.Image:
+    """Pillow's image of pixels [3, h, w], or of a place in them; grey: of three equal channels."""
+    # Images are decoded to channels last, which are not copied here.
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    full = pixels.shape[1]
+    top, left, height, width = place or (0, 0, *pixels.shape[:2])
+    rows = pixels.reshape(-1)[3 * (full * top + left) :]
+    pillow = Image.frombytes("RGB", (width, height), rows, "raw", "RGB", 3 * full)
     return pillow.convert("L").convert("RGB") if grey else pillow
 
 

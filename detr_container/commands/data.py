@@ -132,8 +132,8 @@ def data_speed(arguments: Sequence[str]) -> int:
     experiment, rest = experiment_first(arguments, "data speed")
     from detr_container.measure.loading import SpeedOptions, run
 
-    options = parse(SpeedOptions, rest, "data speed", data_speed.__doc__, SpeedOptions(detection(experiment)))
-    return run(detection(options.settings), options.measure, options.output)
+    options = parse(SpeedOptions, rest, "data speed", data_speed.__doc__, SpeedOptions(experiment))
+    return run(options.settings, options.measure, options.output)
 
 
 @dataclass(frozen=True)

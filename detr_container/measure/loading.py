@@ -11,7 +11,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import psutil
@@ -26,6 +26,7 @@ from detr_container.base.host_memory import keep_freed_memory
 from detr_container.base.limits import Images, Workers, positive
 from detr_container.base.processes import cores
 from detr_container.base.terminal import console
+from detr_container.config.classification import ClassificationExperiment, classification
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.settings import Experiment, validate
 from detr_container.datasets.batch import Batch
@@ -39,6 +40,7 @@ from detr_container.engine.trials import trials_of
 SIZES = ((480, 640), (480, 640), (427, 640), (427, 640), (640, 480), (640, 427), (375, 500), (640, 640), (360, 640))
 """(height, width) in pixels, about as frequent as in COCO."""
 _ELSEWHERE: dict[str, Any] = dict.fromkeys(("train_images", "train_annotations", "val_images", "val_annotations"))
+OURS, TIMMS = "ours", "timm's"
 NOISE, QUALITY = 12.0, 95
 """Standard deviation, and that of JPEG, with which an image has COCO's 4.6 bits per pixel."""
 
@@ -53,6 +55,10 @@ class LoadingOptions:
     """How long to load with each."""
     images: Images = 0
     """Make so many images of COCO's sizes in a temporary folder, and load those; 0: load the data set's."""
+    against: Literal["nothing", "timm"] = "nothing"
+    """Classification only: load the same images with timm's own loader in turn with ours."""
+    rounds: Annotated[int, positive(1000)] = 5
+    """With `against`: how often both are measured, for `seconds` each."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ class Speed:
     """Of the loader with so many processes.
 
     first: seconds to the first batch; rate: images/s; worker, here: milliseconds of CPU time per image, of all loader
-    processes and of this one, with all of its threads.
+    processes and of this one, with all of its threads. name: whose loader, where there are several; rates: images/s of
+    each round, of which `rate` is the median.
     """
 
     workers: int
@@ -79,20 +86,25 @@ class Speed:
     rate: float
     worker: float
     here: float
+    name: str = ""
+    rates: tuple[float, ...] = ()
 
     def most(self, count: int) -> float:
         """Images/s that so many cores could load at most, if they did nothing else."""
         return min(1000 * count / (self.worker + self.here), 1000 / self.here if self.worker else float("inf"))
 
 
-def run(experiment: DetectionExperiment, options: LoadingOptions, output: Path | None = None) -> int:
+def run(experiment: Experiment, options: LoadingOptions, output: Path | None = None) -> int:
     """Measure the training loader of an experiment, and print a table."""
+    if options.against != "nothing":
+        experiment = classification(experiment)
+        # timm's loader shows every image once an epoch.
+        experiment = replace(experiment, data=replace(experiment.data, repeats=1))
     if any(options.workers):
         worker_context()
     with tempfile.TemporaryDirectory() if options.images else nullcontext() as folder:
         if folder is not None:
-            make_photographs(Path(folder), options.images, experiment.seed)
-            experiment = replace(experiment, data=replace(experiment.data, root=Path(folder), **_ELSEWHERE))
+            experiment = _on_photographs(experiment, Path(folder), options.images)
         validate(experiment)
         if not experiment.train.micro_batch:
             raise ValueError("train.micro_batch=0: what fits is found when training starts; give a number here")
@@ -100,10 +112,28 @@ def run(experiment: DetectionExperiment, options: LoadingOptions, output: Path |
     if output:
         write_json(output, {"cores": cores(), "speeds": [asdict(each) for each in speeds]}, follow=True)
     console().print(_table(speeds))
+    for ours, timms in itertools.pairwise(speeds):
+        if timms.name == TIMMS:
+            console().print(_ratio(ours, timms), soft_wrap=True)
     return 0
 
 
-def measured(experiment: DetectionExperiment, options: LoadingOptions) -> Iterator[Speed]:
+def _on_photographs(experiment: Experiment, root: Path, images: int) -> Experiment:
+    """The experiment on made images."""
+    if isinstance(experiment, DetectionExperiment):
+        make_photographs(root, images, experiment.seed)
+        return replace(experiment, data=replace(experiment.data, root=root, **_ELSEWHERE))
+    experiment = classification(experiment)
+    make_photographs(root / "made", images, experiment.seed)
+    for split in ("train", "val"):
+        for number, file in enumerate(sorted((root / "made" / f"{split}2017").iterdir())):
+            for name in ("even", "odd"):
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+            file.rename(root / split / ("odd" if number % 2 else "even") / file.name)
+    return replace(experiment, data=replace(experiment.data, root=root, train_images=None, val_images=None))
+
+
+def measured(experiment: Experiment, options: LoadingOptions) -> Iterator[Speed]:
     """The speed with each number of processes, on the batches that training would load."""
     device = choose_device(experiment.device)
     pin_memory = device.type == "cuda"
@@ -114,7 +144,7 @@ def measured(experiment: DetectionExperiment, options: LoadingOptions) -> Iterat
     # Batches are padded as the model wants them on its device.
     model = trials.opened().build(weights=False).to(device)
     for workers in options.workers:
-        task = trials.like(replace(experiment, data=replace(experiment.data, workers=workers))).opened()
+        task = trials.like(_with_workers(experiment, workers)).opened()
         steps = task.sampler(
             experiment.seed,
             batch=experiment.train.batch,
@@ -125,18 +155,52 @@ def measured(experiment: DetectionExperiment, options: LoadingOptions) -> Iterat
         with closing(_supply(task, model, steps, pin_memory)) as supply:
             next(supply)
             first = time.perf_counter() - began
-            # What was made ahead while nobody took it is used up before the clock runs.
-            for _ in range(2 * AHEAD * workers):
-                next(supply)
-            yield Speed(workers, first, *_costs(supply, options.seconds))
+            if options.against == "timm":
+                yield from _against_timm(classification(experiment), supply, workers, first, options)
+            else:
+                yield Speed(workers, first, *_costs(supply, workers, options.seconds))
+
+
+def _with_workers(experiment: Experiment, workers: int) -> Experiment:
+    if isinstance(experiment, DetectionExperiment):
+        return replace(experiment, data=replace(experiment.data, workers=workers))
+    experiment = classification(experiment)
+    return replace(experiment, data=replace(experiment.data, workers=workers))
+
+
+def _against_timm(
+    experiment: ClassificationExperiment, supply: Iterator[Batch], workers: int, first: float, options: LoadingOptions
+) -> Iterator[Speed]:
+    """Ours and timm's in turn, so that what slows the machine meanwhile slows both."""
+    from detr_container.datasets.folders import resolve
+
+    from .timm_loading import timm_batches
+
+    data = experiment.data
+    folder, _ = resolve(data.root, data.train_images, data.val_images)
+    began = time.perf_counter()
+    with closing(timm_batches(folder, data, experiment.train.micro_batch, workers)) as timms:
+        next(timms)
+        firsts = {OURS: first, TIMMS: time.perf_counter() - began}
+        costs: dict[str, list[tuple[float, float, float]]] = {OURS: [], TIMMS: []}
+        for number in range(options.rounds):
+            # Who begins alternates: a rise and a fall of the load cancel.
+            for name in (OURS, TIMMS) if number % 2 else (TIMMS, OURS):
+                costs[name].append(_costs(supply if name == OURS else timms, workers, options.seconds))
+    for name, measured in costs.items():
+        rate, worker, here = (float(np.median(values)) for values in zip(*measured, strict=True))
+        yield Speed(workers, firsts[name], rate, worker, here, name, tuple(each[0] for each in measured))
 
 
 def _supply(task: Task, model: nn.Module, steps: StepBatches, pin_memory: bool) -> Generator[Batch, None, None]:
     yield from task.batches(model, steps, pin_memory, lambda short: False)
 
 
-def _costs(supply: Iterator[Batch], seconds: float) -> tuple[float, float, float]:
+def _costs(supply: Iterator[Any], workers: int, seconds: float) -> tuple[float, float, float]:
     """Images/s, and the milliseconds of CPU time per image of the loader's processes and of this one."""
+    # What was made ahead while nobody took it is used up before the clock runs.
+    for _ in range(2 * AHEAD * workers):
+        next(supply)
     images, began = 0, time.perf_counter()
     theirs, mine = _cpu_of_workers(), time.process_time()
     while time.perf_counter() - began < seconds or not images:
@@ -160,8 +224,18 @@ def _table(speeds: Sequence[Speed]) -> Table:
         table.add_column(name, justify="right")
     for speed in speeds:
         figures = (f"{speed.first:.2f}", f"{speed.rate:.0f}", f"{speed.worker:.2f}", f"{speed.here:.2f}")
-        table.add_row(str(speed.workers), *figures, f"{speed.most(count):.0f}")
+        table.add_row(" ".join([speed.name, str(speed.workers)]).strip(), *figures, f"{speed.most(count):.0f}")
     return table
+
+
+def _ratio(ours: Speed, timms: Speed) -> str:
+    """Of the rates of the same rounds, and of what an image costs all processes."""
+    ratios = sorted(mine / other for mine, other in zip(ours.rates, timms.rates, strict=True))
+    cost = (timms.worker + timms.here) / (ours.worker + ours.here)
+    return (
+        f"with {ours.workers} processes, images/s to those of timm's loader: {np.median(ratios):.2f}, "
+        f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds; images per second of CPU time: {cost:.2f}"
+    )
 
 
 def make_photographs(root: Path, count: int, seed: int = 0) -> None:
