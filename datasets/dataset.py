@@ -20,6 +20,7 @@ from .handover import Join
 from .images import read_image
 from .padding import Padding
 from .transforms import Augmentation, Plan, apply, clamp_boxes, has_area
+from .workers import PRELOADED
 
 Key = tuple[int, int]
 """(epoch, index): which image, and which of its random appearances."""
@@ -41,6 +42,8 @@ class DetectionDataset(Dataset[Sample]):
     An item's randomness is a function of `seed` and its key alone, so any process, worker or resumed run gets the
     same image for the same key.
     """
+
+    preloaded = PRELOADED
 
     def __init__(
         self, annotations: Annotations, augmentation: Augmentation, seed: int = 0, apply_orientation: bool = False

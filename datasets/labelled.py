@@ -106,6 +106,8 @@ class LabelledImages(Dataset[LabelledSample]):
     so any process, worker or resumed run gets the same for the same key.
     """
 
+    preloaded = "detr_container.datasets.preloaded_views"
+
     def __init__(self, folder: ImageFolder, view: View, mixing: Mixing | None = None, seed: int = 0) -> None:
         self.folder = folder
         self.view = view

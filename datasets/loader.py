@@ -31,7 +31,9 @@ Ends = Callable[[bool], bool]
 
 
 class Loadable(Protocol):
-    """A data set whose samples become batches."""
+    """A data set whose samples become batches. preloaded: the module with what a process that loads it needs."""
+
+    preloaded: str
 
     def __len__(self) -> int: ...
 
@@ -316,7 +318,7 @@ def _loader(
 ) -> DataLoader[Any]:
     if workers < 0:
         raise ValueError(f"data.workers={workers}: give the number of loader processes, 0 or more")
-    context = worker_context() if workers else None
+    context = worker_context(dataset.preloaded) if workers else None
     size = _largest_bytes(dataset, batch, padding)
     ahead, slots = plan_memory(workers, size) if workers else (None, 0)
     source: Any = Sent.of(dataset) if workers else dataset

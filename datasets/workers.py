@@ -21,19 +21,22 @@ from detr_container.base.host_memory import keep_freed_memory
 
 JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 """What a terminal or a scheduler sends to every process of a job, though only the training process should react."""
+PRELOADED = "detr_container.datasets.preloaded"
+"""What a loader process of detection needs."""
 _ALIGNMENT = 64
 """Where values of any type may begin."""
 
 
-def worker_context() -> ForkServerContext:
+def worker_context(module: str = PRELOADED) -> ForkServerContext:
     """How loader processes are made: by a server that was started clean, which this starts where it is not yet there.
 
     A fork of the training process would copy locks that threads of CUDA, NCCL, OpenMP or TensorBoard may hold at that
     moment, and hang now and then; spawning would import torch anew for every worker. A fork server imports it once,
     which takes seconds: whoever trains starts it before the data are read and the model is built.
+    module: what a loader process needs, which a server that is there already does not import any more.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["detr_container.datasets.preloaded"])
+    context.set_forkserver_preload([module])
     # The server would die of a signal to the whole job, and its workers with it. It inherits what is blocked here;
     # signals that arrive meanwhile wait. Starting the tracker unblocks them, hence the order.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)

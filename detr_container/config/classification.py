@@ -154,6 +154,7 @@ class ClassificationExperiment(Experiment):
     module: ClassVar[str] = "detr_container.tasks.classification.task"
     trials: ClassVar[str] = "detr_container.tasks.classification.trials:ClassificationTrials"
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1", "top-1"), Metric("top5", "top-5"))
+    preloaded: ClassVar[str] = "detr_container.datasets.preloaded_views"
     metrics_title: ClassVar[str] = "Accuracy, %"
     usual_classes: ClassVar[int] = 1000
 

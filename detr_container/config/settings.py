@@ -115,6 +115,8 @@ class Experiment:
     metrics_title: ClassVar[str]
     usual_classes: ClassVar[int] = 80
     """How many classes a model is measured with when nothing says."""
+    preloaded: ClassVar[str] = "detr_container.datasets.preloaded"
+    """The module with what its loader processes need, which is imported before they are made."""
     shows_objects: ClassVar[bool] = False
     """Whether an image of this task has any number of objects, which a measurement must then make up."""
 

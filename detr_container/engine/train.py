@@ -49,7 +49,7 @@ def task_of(experiment: Experiment, session: Session) -> Task:
     session.agree({f"the setting {name}": repr(value) for name, value in config.flatten(experiment).items()})
     if experiment.loader_workers:
         # The server of loader processes imports what they need while the data are read and the model is built.
-        worker_context()
+        worker_context(experiment.preloaded)
     with session.together():
         module = importlib.import_module(experiment.module)
     task: Task = module.open_task(experiment, session)

@@ -101,7 +101,7 @@ def run(experiment: Experiment, options: LoadingOptions, output: Path | None = N
         # timm's loader shows every image once an epoch.
         experiment = replace(experiment, data=replace(experiment.data, repeats=1))
     if any(options.workers):
-        worker_context()
+        worker_context(experiment.preloaded)
     with tempfile.TemporaryDirectory() if options.images else nullcontext() as folder:
         if folder is not None:
             experiment = _on_photographs(experiment, Path(folder), options.images)
