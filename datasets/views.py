@@ -115,11 +115,13 @@ class CentreCrop:
     """What evaluation sees: the shorter side at size / crop_ratio, and of that the centre; nothing is random.
 
     timm's create_transform(is_training=False), pixel for pixel. Inputs of 32 pixels or less are cut without resizing.
+    interpolation: bicubic or bilinear.
     """
 
     size: int = 224
     crop_ratio: float = 0.875
     grey: bool = False
+    interpolation: str = "bicubic"
 
     def __call__(self, image: Tensor, generator: random.Random) -> tuple[Tensor, Block]:
         """See `View`. Raises ValueError for an image that is too small for a crop without resizing."""
@@ -131,7 +133,7 @@ class CentreCrop:
             _check_size(image, self.size)
         else:
             shorter = int(self.size / self.crop_ratio)
-            view = F.resize(view, shorter, F.InterpolationMode.BICUBIC)
+            view = F.resize(view, shorter, F.InterpolationMode(self.interpolation))
         return _pixels(F.center_crop(view, [self.size, self.size])), NOTHING
 
 

@@ -57,6 +57,8 @@ class FoldersConfig:
     """The same at evaluation and prediction; 0: as in training."""
     crop_ratio: Annotated[float, positive(1), _INPUT_SIZE] = 0.875
     """Evaluation resizes the shorter side to the input size divided by this, and cuts the centre out."""
+    interpolation: Annotated[Literal["bicubic", "bilinear"], _INPUT_SIZE] = "bicubic"
+    """How evaluation resizes; training is bicubic. Published ResNets are evaluated with bilinear."""
     area: tuple[Annotated[float, positive(1)], Annotated[float, positive(1)]] = (0.08, 1.0)
     """Least and largest share of the image that a random crop covers."""
     aspect: tuple[Annotated[float, positive(100)], Annotated[float, positive(100)]] = (3 / 4, 4 / 3)
@@ -230,7 +232,7 @@ def _idle(experiment: ClassificationExperiment) -> Iterator[tuple[str, bool, str
     data, schedule, name = experiment.data, experiment.train.schedule, experiment.backbone.name
     yield "data.color_jitter", bool(data.auto_augment), f"beside data.auto_augment={data.auto_augment}"
     yield "data.area data.aspect", data.size <= SMALL, f"on inputs of {SMALL} pixels or fewer, cut from a padded image"
-    yield "data.crop_ratio", data.evaluated_at <= SMALL, f"on inputs of {SMALL} pixels or fewer"
+    yield "data.crop_ratio data.interpolation", data.evaluated_at <= SMALL, f"on inputs of {SMALL} pixels or fewer"
     yield "train.warmup_epochs train.warmup_lr train.min_lr", schedule != "deit", f"with train.schedule={schedule}"
     yield "train.warmup_steps train.lr_drop", schedule == "deit", "with train.schedule=deit: use train.warmup_epochs"
     yield "backbone.dense", not has_dense(name), f"on {name}, which has no dense affinities"

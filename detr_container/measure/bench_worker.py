@@ -92,6 +92,9 @@ class Bench:
         if training and options.source != "data":
             names, laps = names[1:], [row[1:] for row in laps]
         parts = {name: statistics.median(column) for name, column in zip(names, zip(*laps, strict=True), strict=True)}
+        if not self.experiment.shows_objects:
+            # Nothing is matched where there is nothing to find.
+            parts.pop("matching", None)
         each = [sum(row) for row in laps]
         whole = statistics.median(each)
         if training:

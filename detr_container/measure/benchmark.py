@@ -92,6 +92,8 @@ def _check_task(experiments: Sequence[Experiment], measure: MeasureOptions) -> N
             f"{first.name} is of {first.task}, {others[0].name} of {others[0].task}: what they do with an image is "
             "not the same work, so measure each task by itself"
         )
+    if not first.shows_objects and measure.source == "coco":
+        raise ValueError(f"source=coco: images of {first.task} all have one size: use --source synthetic or data")
     if not first.shows_objects and measure.objects != MeasureOptions.objects:
         _log.warning("objects=%d has no effect: images of %s have none to find", measure.objects, first.task)
 

@@ -150,12 +150,14 @@ def test_a_training_view_has_the_pixels_of_timms(auto_augment: str) -> None:
             assert torch.equal(view(image, random.Random(f"{number}/{draw}"))[0], wanted), (size, draw)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("size", "crop_ratio"), [(64, 0.875), (97, 0.9), (48, 1.0), (224, 0.875), (33, 0.71)])
-def test_an_evaluation_has_the_pixels_of_timms(size: int, crop_ratio: float) -> None:
-    timms = create_transform(size, interpolation="bicubic", crop_pct=crop_ratio, normalize=False)
+def test_an_evaluation_has_the_pixels_of_timms(size: int, crop_ratio: float, interpolation: str) -> None:
+    timms = create_transform(size, interpolation=interpolation, crop_pct=crop_ratio, normalize=False)
+    view = CentreCrop(size, crop_ratio, interpolation=interpolation)
     for height, width in SIZES:
         image = noisy(height, width)
-        assert torch.equal(CentreCrop(size, crop_ratio)(image, random.Random())[0], timms(pillow(image)))
+        assert torch.equal(view(image, random.Random())[0], timms(pillow(image)))
 
 
 @pytest.mark.shared

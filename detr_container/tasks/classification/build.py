@@ -58,10 +58,14 @@ def training_images(folder: ImageFolder, experiment: ClassificationExperiment) -
     return LabelledImages(folder, view, Mixing(data.mixup, data.cutmix), experiment.seed)
 
 
+def evaluation_view(data: FoldersConfig) -> CentreCrop:
+    """What evaluation and prediction see of an image."""
+    return CentreCrop(data.evaluated_at, data.crop_ratio, data.grey, data.interpolation)
+
+
 def evaluation_images(folder: ImageFolder, experiment: ClassificationExperiment) -> LabelledImages:
     """A split as evaluation sees it."""
-    data = experiment.data
-    return LabelledImages(folder, CentreCrop(data.evaluated_at, data.crop_ratio, data.grey), seed=experiment.seed)
+    return LabelledImages(folder, evaluation_view(experiment.data), seed=experiment.seed)
 
 
 def open_data(experiment: ClassificationExperiment) -> Data:

@@ -163,6 +163,7 @@ def evaluated_with(
         **dataset.folder.version(),
         "size": data.evaluated_at,
         "crop_ratio": data.crop_ratio,
+        "interpolation": data.interpolation,
         "grey": data.grey,
         "eval_batch": data.eval_batch,
         "precision": precision,

@@ -62,8 +62,8 @@ def exported(trained: Trained, layout: Layout) -> dict[str, Tensor]:
         if layout == "container":
             raise ValueError(f"{name} is no CONTAINER: use --layout torchvision, or timm, whose names are the same")
         return _resnet(state)
-    if layout == "torchvision":
-        raise ValueError(f"torchvision has no {name}: use --layout container")
+    if layout != "container":
+        raise ValueError(f"{layout} has no {name}: use --layout container")
     if name.split("_")[:2] != RELEASED.split("_"):
         raise ValueError(
             f"{name} has no counterpart in published code, which has {RELEASED} alone: its checkpoint holds it, and "
@@ -94,7 +94,7 @@ def note(trained: Trained, layout: Layout) -> dict[str, Any]:
         "input_size": [3, data.evaluated_at, data.evaluated_at],
         "trained_at": data.size,
         "crop_ratio": data.crop_ratio,
-        "interpolation": "bicubic",
+        "interpolation": data.interpolation,
         "mean": list(model.mean),
         "std": list(model.std),
         "grey": data.grey,

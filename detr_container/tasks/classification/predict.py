@@ -18,11 +18,11 @@ from detr_container.base.files import atomic_write, write_json
 from detr_container.base.shortage import asking
 from detr_container.datasets.given import UnreadableError, keep_inputs, none_readable
 from detr_container.datasets.images import read_image
-from detr_container.datasets.views import CentreCrop
 from detr_container.drawing.fonts import legible_names
 from detr_container.drawing.images import contact_sheet, row, to_image
 from detr_container.engine.precision import InPrecision
 
+from .build import evaluation_view
 from .class_names import spoken
 from .mixing import Normalisation
 from .predictions import MOST
@@ -55,7 +55,7 @@ class Record(TypedDict):
 def predict(trained: Trained, paths: Sequence[Path]) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [3, h, w] uint8 as on disk, one by one, and [K] probabilities of each. Raises UnreadableError."""
     data, model = trained.experiment.data, trained.model
-    view = CentreCrop(data.evaluated_at, data.crop_ratio, data.grey)
+    view = evaluation_view(data)
     device = next(model.parameters()).device
     compute = InPrecision(model, trained.experiment.train.precision, device)
     normalise = Normalisation(model.mean, model.std, model.memory_format)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -182,7 +182,9 @@ def _of_network(name: str, asked: Asked) -> tuple[ClassificationExperiment, int]
     """
     backbone = BackboneConfig(name=name, weights="none", frozen_stages=0, norm="batch")
     if not name.startswith("timm/"):
-        return ClassificationExperiment(name=asked.experiment, backbone=backbone), IMAGENET
+        # torchvision's are evaluated with bilinear resizing.
+        data = FoldersConfig(interpolation="bilinear" if name in DEPTHS else "bicubic")
+        return ClassificationExperiment(name=asked.experiment, backbone=backbone, data=data), IMAGENET
     import timm
 
     from detr_container.models.backbones.timm_fit import check_known
@@ -191,10 +193,9 @@ def _of_network(name: str, asked: Asked) -> tuple[ClassificationExperiment, int]
     config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
     if config is None:
         raise ValueError(f"{name}: timm has no weights of it and says nothing of its images: train it, or name another")
-    if config.interpolation not in ("bicubic", ""):
-        _log.warning("%s was published with %s resizing; here it is bicubic", name, config.interpolation)
     side = config.test_input_size or config.input_size
-    data = FoldersConfig(size=side[-1], crop_ratio=config.test_crop_pct or config.crop_pct)
+    resize: Literal["bicubic", "bilinear"] = "bilinear" if config.interpolation == "bilinear" else "bicubic"
+    data = FoldersConfig(size=side[-1], crop_ratio=config.test_crop_pct or config.crop_pct, interpolation=resize)
     return ClassificationExperiment(name=asked.experiment, backbone=backbone, data=data), config.num_classes
 
 

@@ -1,0 +1,186 @@
+"""The commands on classifiers: evaluate, predict and export, as a person types them, and what they refuse."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from classifiers import debug
+from PIL import Image
+from runs import one_thread, train_in
+
+from detr_container.commands import cli
+from detr_container.engine.run import Run
+from detr_container.tasks.classification.predictions import NAME, Predictions
+
+
+@pytest.fixture(scope="module")
+def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch, without averages, so that there is one set of weights."""
+    folder = tmp_path_factory.mktemp("commands") / "run"
+    assert train_in(folder, debug(shapes, train__epochs=1, train__warmup_epochs=0, train__ema_decay=0.0)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as torchvision writes it, of ten classes."""
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), path)
+    return path
+
+
+def run(*arguments: object) -> int:
+    """The command's status, however it ends."""
+    with one_thread():
+        try:
+            return cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            return int(end.code or 0)
+
+
+def test_evaluate_a_run_as_training_did(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same figures as the run's own last evaluation; others at another size, each in a folder of its own."""
+    assert run("evaluate", trained, "--size", 32, 40, "--device", "cpu") == 0
+    shown = capsys.readouterr().out
+    assert "By input size" in shown
+    assert "all 10 classes by name" in shown
+    row = Run(trained).evaluations()[-1]
+    scores = json.loads((trained / "evaluation" / "scores.json").read_text())
+    assert {key: scores[key] for key in ("top1", "top5", "loss", "images")} == {
+        key: row[key] for key in ("top1", "top5", "loss", "images")
+    }
+    larger = json.loads((trained / "evaluation" / "size-40" / "scores.json").read_text())
+    assert (scores["evaluated_with"]["size"], larger["evaluated_with"]["size"]) == (32, 40)
+    assert larger["loss"] != scores["loss"]
+    found = Predictions.read(trained / "evaluation" / NAME)
+    assert found.top(1).mean() == pytest.approx(scores["top1"])
+    for pair in scores["confused"]:
+        names = [row["name"] for row in scores["per_class"]]
+        true, predicted = (names.index(pair[key]) for key in ("true", "predicted"))
+        count = int(((found.labels == true) & (found.classes[:, 0] == predicted)).sum())
+        assert (pair["images"], pair["share"]) == (count, pytest.approx(count / (found.labels == true).sum()))
+
+
+def test_evaluate_on_other_folders(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    """A part of the classes, in a folder of any order, is found by name."""
+    for name in ("star-filled", "cross-outline"):
+        shutil.copytree(shapes / "val" / name, tmp_path / "some" / name)
+    assert run("evaluate", trained, "--images", tmp_path / "some", "--output", tmp_path / "out", "--device", "cpu") == 0
+    whole = Predictions.read(trained / "evaluation" / NAME) if (trained / "evaluation").exists() else None
+    part = Predictions.read(tmp_path / "out" / NAME)
+    names = sorted(each.name for each in (shapes / "val").iterdir())
+    assert sorted(set(part.labels.tolist())) == [names.index("cross-outline"), names.index("star-filled")]
+    if whole is not None:
+        rows = np.isin(whole.labels, part.labels)
+        np.testing.assert_allclose(whole.true_probability[rows], part.true_probability, rtol=1e-5)
+    assert run("evaluate", trained, "--data-root", shapes, "--output", tmp_path / "all", "--device", "cpu") == 0
+    assert len(Predictions.read(tmp_path / "all" / NAME).labels) == 20
+
+
+def test_predict(trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is no image is named, and the others are done."""
+    images = sorted((shapes / "val" / "star-filled").iterdir())
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    out = tmp_path / "out"
+    assert run("predict", trained, text, *images, "--output", out, "--device", "cpu") == 1
+    shown, said = capsys.readouterr()
+    assert "text.png cannot be read as an image" in said
+    records = json.loads((out / "predictions.json").read_text())
+    assert [record["file"] for record in records] == [str(image) for image in images]
+    for record, line in zip(records, shown.splitlines(), strict=False):
+        assert len(record["classes"]) == 5
+        probabilities = [guess["probability"] for guess in record["classes"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        best = record["classes"][0]
+        assert line.startswith(f"{record['file']}: {best['category']} {100 * best['probability']:.1f} %, ")
+    with Image.open(out / "predictions.jpg") as sheet:
+        assert sheet.width > 240
+    # The same numbers as an evaluation's, one image at a time.
+    assert run("evaluate", trained, "--output", tmp_path / "whole", "--device", "cpu") == 0
+    found = Predictions.read(tmp_path / "whole" / NAME)
+    label = sorted(each.name for each in (shapes / "val").iterdir()).index("star-filled")
+    expected = found.probabilities[found.labels == label]
+    got = [[guess["probability"] for guess in record["classes"]] for record in records]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_predict_as_a_table(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    folder = shapes / "val" / "star-filled"
+    options = ["--output", out, "--format", "csv", "--no-sheet", "--device", "cpu", "--size", 48]
+    assert run("predict", trained, folder, *options) == 0
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"] * len(list(folder.iterdir()))
+    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+
+
+def test_export_of_a_run_says_how_good_it_is(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    target = tmp_path / "container.pth"
+    assert run("export", trained, target) == 0
+    content = torch.load(target, weights_only=True)
+    about = json.loads((tmp_path / "container.pth.json").read_text())
+    assert content["about"] == about
+    assert about["top1"] == Run(trained).evaluations()[-1]["top1"]
+    assert about["from"].startswith(str(trained))
+    assert {"patch_embed1.proj.weight", "norm.weight", "head.bias"} <= content["model"].keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("evaluate RUN --images nowhere", "nowhere does not exist: give a folder"),
+        ("evaluate RUN --images OTHER", "2 classes, of which 1 are none of the classifier's 10 "),
+        ("evaluate RUN --crop-ratio 1.5", "crop_ratio=1.5: it must be"),
+        ("evaluate RUN --size 0", "size=0: it must be greater than 0"),
+        ("evaluate RUN --coco-json x", "Unrecognized options: --coco-json"),
+        ("evaluate RESNET --images OTHER", "has 2 classes, the classifier 10 without names"),
+        ("evaluate RESNET", "states no data: name a folder"),
+        ("evaluate RESNET --images VAL --backbone timm/resnet18 --experiment deit_s_in1k", "give one of them"),
+        ("evaluate RESNET --images VAL --experiment smca_r50_50e", "this is for classification alone"),
+        ("evaluate RESNET --images VAL --backbone resnet34", "does not fit"),
+        ("evaluate BROKEN --images VAL --task classification", "broken.pth is damaged"),
+        ("evaluate timm/resnet1888 --images VAL", "timm has no model 'resnet1888'. Near: resnet18"),
+        ("evaluate nowhere.pth --task classification", "nowhere.pth: there is no such checkpoint"),
+        ("evaluate RUN --task detection", "not a detector's weights"),
+        ("predict RUN", "no image is given"),
+        ("predict RUN nowhere.jpg", "there is no image nowhere.jpg"),
+        ("predict RUN BROKEN", "cannot be read as an image"),
+        ("export RUN x.pth --layout torchvision", "torchvision has no container_light_tiny: use --layout container"),
+        ("export RUN x.pth --layout timm", "timm has no container_light_tiny"),
+        ("export RESNET x.pth --layout container", "resnet18 is no CONTAINER: use --layout torchvision"),
+        ("inspect RUN RUN --image VAL", "is of classification, and `inspect` is about objects and boxes: `predict"),
+        ("detections RUN x.json", "is of classification, and `detections` is about objects and boxes: `evaluate`"),
+        ("data canvases classify_debug", "images all have one size (data.size)"),
+        ("benchmark classify_debug debug", "measure each task by itself"),
+        ("benchmark classify_debug --source coco", "source=coco: images of classification all have one size"),
+    ],
+)
+def test_mistakes_are_named_on_one_line(
+    arguments: str,
+    message: str,
+    trained: Path,
+    resnet: Path,
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.pth").write_bytes(b"PK\x03\x04 and no more")
+    for name in ("star-filled", "unicorn"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "other" / name / "0.png")
+    places = {"RUN": trained, "RESNET": resnet, "VAL": shapes / "val", "OTHER": "other", "BROKEN": "broken.pth"}
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert run(*(places.get(word, word) for word in arguments.split())) == 2
+    said = capsys.readouterr().err
+    assert str(places.get(message, message)) in " ".join(said.split())
+    assert "Traceback" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
