@@ -59,6 +59,9 @@ class BackbonesOptions:
     """Also take training steps (forward and backward, at two sizes, on the CPU): `few` where at most 12 names fit."""
     processes: Annotated[int, natural(512)] = 0
     """How many are checked together, each in a process of about 0.5 GB; 0: one for each core, 8 at most."""
+    costs: Annotated[int, natural(16_384)] = 0
+    """Instead, what classifiers of 1000 classes cost on images of so many pixels to a side, beside what was published:
+    parameters and multiply-adds; without a pattern of the CONTAINER family and what it is compared with."""
     output: Path | None = None
     """Also write the table to this JSON file."""
 
@@ -66,6 +69,8 @@ class BackbonesOptions:
 def backbones(arguments: Sequence[str]) -> int:
     """Which backbones work: parameters, image sizes, strides, channels, or why not: `backbones [PATTERN]`."""
     options = parse(BackbonesOptions, arguments, "backbones", backbones.__doc__)
+    if options.costs:
+        return _costs(options)
     from detr_container.base.processes import cores
     from detr_container.datasets.progress_bar import track
     from detr_container.measure.backbones import entries, names_of, table_row
@@ -83,4 +88,22 @@ def backbones(arguments: Sequence[str]) -> int:
     console().print(f"{working} of {len(names)} work{hint}", soft_wrap=True)
     if options.output is not None:
         write_json(options.output, {"tried": tried, "backbones": [asdict(entry) for entry in found]}, follow=True)
+    return 0
+
+
+def _costs(options: BackbonesOptions) -> int:
+    from detr_container.measure.backbones import names_of
+    from detr_container.measure.classifier_costs import FAMILY, classifier_costs, markdown_rows
+
+    found = []
+    for line in markdown_rows(options.costs, None):
+        console().print(line, soft_wrap=True, markup=False)
+    for name in names_of(options.pattern) if options.pattern else FAMILY:
+        found.append(classifier_costs(name, options.costs))
+        for line in markdown_rows(options.costs, found[-1]):
+            console().print(line, soft_wrap=True, markup=False)
+    if options.output is not None:
+        write_json(
+            options.output, {"pixels": options.costs, "classifiers": [asdict(each) for each in found]}, follow=True
+        )
     return 0

@@ -98,6 +98,16 @@ def backbone_of(model: nn.Module) -> str:
 def count_flops(model: nn.Module, size: Size, inputs: Inputs) -> Gflops:
     """FLOPs of a forward pass in evaluation mode on one image of `size`, padded already; inputs: see `Trials.inputs`.
 
+    See `operations`.
+    """
+    counter = operations(model, size, inputs)
+    backbone, total = _of_module(model, backbone_of(model), counter.get_flop_counts()), counter.get_total_flops()
+    return Gflops(total / 1e9, backbone / 1e9, (total - backbone) / 1e9)
+
+
+def operations(model: nn.Module, size: Size, inputs: Inputs) -> FlopCounterMode:
+    """What a forward pass in evaluation mode computes, by module and operation.
+
     Nothing is computed, but shapes are followed through the very operations that would be; only a model that reads
     values on its way is really run.
     """
@@ -117,7 +127,7 @@ def padded_size(size: Size, multiple: int) -> Size:
     return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
 
 
-def _forward(model: nn.Module, inputs: Inputs, size: Size, pretend: bool) -> Gflops:
+def _forward(model: nn.Module, inputs: Inputs, size: Size, pretend: bool) -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
     with ExitStack() as stack:
         if pretend:
@@ -126,6 +136,13 @@ def _forward(model: nn.Module, inputs: Inputs, size: Size, pretend: bool) -> Gfl
         for mode in (torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH)):
             stack.enter_context(mode)
         model(*inputs(model, size))
-    name = ".".join(filter(None, (type(model).__name__, backbone_of(model))))
-    backbone, total = sum(counter.get_flop_counts()[name].values()), counter.get_total_flops()
-    return Gflops(total / 1e9, backbone / 1e9, (total - backbone) / 1e9)
+    return counter
+
+
+def _of_module(model: nn.Module, path: str, counts: dict[str, dict[Any, int]]) -> int:
+    """FLOPs of a submodule; of one that is not called itself, those of its parts."""
+    found = counts.get(".".join(filter(None, (type(model).__name__, path))))
+    if found is not None:
+        return sum(found.values())
+    parts = (name for name, _ in model.get_submodule(path).named_children())
+    return sum(_of_module(model, ".".join(filter(None, (path, part))), counts) for part in parts)
