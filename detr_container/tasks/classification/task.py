@@ -23,6 +23,7 @@ from detr_container.models.classifier import ImageClassifier
 
 from .build import Data, data_on_all, model_of
 from .evaluate import evaluate_to
+from .fine_tune import start_from
 from .groups import parameter_counts, parameter_groups
 from .mixing import Normalisation, erase, mix, mixed_labels, soft_target_loss, targets
 from .predicted_images import draw_predictions
@@ -101,6 +102,10 @@ class ClassificationTask(Task):
     def why_eager(self) -> str:
         """See `Task`."""
         return why_eager(self.experiment.backbone)
+
+    def start_from(self, model: nn.Module, path: Path) -> str:
+        """See `Task`."""
+        return start_from(_classifier(model), self.experiment, self.data.classes, path)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from classifiers import debug
 from PIL import Image
-from runs import final_state, train_in
+from runs import final_state, train_in, with_settings
 
 from detr_container.base.files import read_jsonl
 from detr_container.engine.run import Run, evaluation_of
+from detr_container.engine.session import open_session
+from detr_container.tasks.classification.build import model_of
+from detr_container.tasks.classification.fine_tune import start_from
 from detr_container.tasks.classification.predictions import NAME, Predictions
+from detr_container.tasks.classification.task import class_faults, open_task
 
 
 def colours(root: Path, counts: Sequence[tuple[str, int]] = (("train", 24), ("val", 12))) -> Path:
@@ -42,6 +47,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train__batch=12,
         train__micro_batch=6,
         train__lr=4e-3,
+        train__warmup_epochs=1,
         train__ema_decay=0.0,
     )
     assert train_in(folder, experiment, images=True) == 0
@@ -92,3 +98,83 @@ def test_a_run_keeps_what_it_is_of_and_shows_it(learnt: Path) -> None:
     rates = [1e-6, 1e-6, *(1e-5 + 0.5 * (4e-3 - 1e-5) * (1 + math.cos(math.pi * at / 4)) for at in (1, 2))]
     for row in rows:
         assert row["lr_decayed"] == row["lr_undecayed"] == pytest.approx(rates[math.ceil(row["epoch"]) - 1])
+
+
+def test_another_run_starts_from_it_with_the_rows_of_the_classes_that_both_know(
+    learnt: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        for name in ("Red", "violet", "amber", "green"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40), name.lower() if name != "amber" else "orange").save(
+                tmp_path / split / name / "1.png"
+            )
+    source = Run(learnt).checkpoints().paths()[0]
+    experiment = debug(tmp_path, init=str(source), train__ema_decay=0.0)
+    caplog.set_level("INFO")
+    with open_session("cpu") as session:
+        task = open_task(experiment, session)
+    model = task.build(weights=False)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    words = task.start_from(model, source)
+    assert "class rows kept for 2 (Red, green), started anew for 2 (amber, violet)" in words
+    theirs, ours = final_state(learnt)["model"], model.state_dict()
+    for name, value in ours.items():
+        if name.startswith("head."):
+            # Red, amber, green, violet; and blue, green, red.
+            assert torch.equal(value[[0, 2]], theirs[name][[2, 1]])
+            assert torch.equal(value[[1, 3]], fresh[name][[1, 3]])
+        else:
+            assert torch.equal(value, theirs[name]), name
+    other = with_settings(experiment, backbone__name="resnet18", backbone__drop_path=0.0)
+    with pytest.raises(ValueError, match=r"(?s)init=.* does not fit this model: .*Make backbone"):
+        start_from(model_of(other, 4), other, task.data.classes, source)
+    torch.save({"model": theirs}, tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="no checkpoint of a classification run"):
+        task.start_from(model, tmp_path / "bare.pt")
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (["blue", "green"], "of other classes than the data set's: 'red'"),
+        (["red", "green", "blue"], "they stand in another order"),
+    ],
+)
+def test_a_checkpoint_of_other_classes_is_refused(found: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        class_faults(found, ["blue", "green", "red"])
+
+
+def test_the_class_list_of_a_checkpoint_is_checked() -> None:
+    assert class_faults(["blue", "green"], ["blue", "green"]) == []
+    for wrong in (None, "blue", [0, 1], ["blue", 1]):
+        assert "not a list of names" in class_faults(wrong, ["blue", "green"])[0]
+
+
+def test_a_prediction_that_is_not_finite_ends_the_evaluation(learnt: Path, tmp_path: Path) -> None:
+    experiment = debug(learnt.parents[1])
+    with open_session("cpu") as session:
+        task = open_task(experiment, session)
+        model = task.build(weights=False)
+        with torch.no_grad():
+            next(iter(model.parameters())).fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match=r"NaN or Inf in what the model predicts for .*val.*0\.png"):
+            task.evaluate(model, tmp_path, 1, session, lambda done, total: None, lambda short: False)
+    assert not (evaluation_of(tmp_path, 1) / NAME).exists()
+
+
+def test_settings_that_follow_are_said_in_words(shapes: Path) -> None:
+    experiment = debug(shapes, train__lr_batch=4)
+    with open_session("cpu") as session:
+        task = open_task(experiment, session)
+    facts, words = task.settled(task.build(weights=False))
+    assert words == [
+        "an epoch shows 24 views of 8 images, each 3 times (data.repeats)",
+        "learning rate 0.001: train.lr=0.0005 x 8 / 4 (train.batch, train.lr_batch)",
+    ]
+    assert facts == {"epoch": {"views": 24, "images": 8}, "learning_rate": 1e-3}
+    assert task.describe() == "24 training and 20 validation images of 10 classes"
+    groups = task.parameter_groups(task.build(weights=False))
+    assert [group["base_lr"] for group in groups] == [1e-3, 1e-3]
+    assert [group.get("weight_decay") for group in groups] == [None, 0.0]
