@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -127,9 +128,10 @@ def _on_photographs(experiment: Experiment, root: Path, images: int) -> Experime
     make_photographs(root / "made", images, experiment.seed)
     for split in ("train", "val"):
         for number, file in enumerate(sorted((root / "made" / f"{split}2017").iterdir())):
-            for name in ("even", "odd"):
+            # The only image of validation is of both classes: a class without any would be refused.
+            for name in ("even", "odd") if split == "val" else (("even", "odd")[number % 2],):
                 (root / split / name).mkdir(parents=True, exist_ok=True)
-            file.rename(root / split / ("odd" if number % 2 else "even") / file.name)
+                shutil.copy(file, root / split / name / file.name)
     return replace(experiment, data=replace(experiment.data, root=root, train_images=None, val_images=None))
 
 
