@@ -135,6 +135,9 @@ def test_every_command_is_understood(
     monkeypatch.setenv(cli.TRACEBACK, "1")
     # `resubmit` begins with the run that it is to resume.
     write_json(tmp_path / "runs" / "smca_r50_50e" / "config.json", to_dict(named("smca_r50_50e").experiment))
+    # Of which task a run is, its folder says.
+    for name, experiment in (("light", "container_light_in1k"), ("deit", "deit_s_in1k")):
+        write_json(tmp_path / "runs" / name / "config.json", to_dict(named(experiment).experiment))
     for module in COMMANDS:
         if hasattr(module, "parse"):
             monkeypatch.setattr(module, "parse", parse_only)
