@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from .backbones.plain import PlainBackbone
 from .backbones.staged import Staged, stages_of
 from .backbones.timm_fit import making, normalisation
 from .backbones.timm_whole import create_whole, ends, fault, whole
@@ -97,6 +98,19 @@ class BackboneClassifier(ImageClassifier):
         self.head = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+
+    def check_side(self, side: int) -> None:
+        """See `ImageClassifier`."""
+        if isinstance(self.backbone, PlainBackbone):
+            self.backbone.check_size(side, side)
+        super().check_side(side)
+
+    def interpolated(self) -> Self:
+        """Take images of any size from now on. Raises ValueError where nothing belongs to one size."""
+        if not isinstance(self.backbone, PlainBackbone):
+            raise ValueError("this network has no dense affinities to interpolate: leave out --interpolate")
+        self.side = self.backbone.interpolated().side
+        return self
 
     def own_precision(self) -> list[nn.Module]:
         """The linear layer, which computes in float32 whatever the precision."""

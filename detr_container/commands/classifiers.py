@@ -34,6 +34,8 @@ class ModelOptions:
     """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
     classes: Path | None = None
     """Names of the rows, where the file has none: a file of one a line or of JSON, or a folder with one per class."""
+    interpolate: bool = False
+    """container_pam and mh_mlp: interpolate their affinities for other input sizes (`backbone.dense`)."""
 
     def opened(self, source: str, device: torch.device) -> Trained:
         """The classifier of a run's folder, of a file, or timm's."""
@@ -41,7 +43,9 @@ class ModelOptions:
 
         if self.experiment and self.backbone:
             raise ValueError("--experiment with --backbone: an experiment names its network, so give one of them")
-        return open_trained(source, device, Asked(self.experiment, self.backbone, self.weights, self.classes))
+        return open_trained(
+            source, device, Asked(self.experiment, self.backbone, self.weights, self.classes, self.interpolate)
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -107,13 +108,13 @@ class PlainBackbone(Backbone):
         tokens, _ = self._tokens(images)
         return tokens[:, 0] if self.leading else tokens.mean(dim=1)
 
-    def _tokens(self, images: Tensor) -> tuple[Tensor, Grid]:
-        """[B, leading + N, C], and the rows and columns of the N."""
-        height, width = images.shape[-2:]
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ValueError, with the remedy, for images of a size in pixels that it does not take."""
         if self.side and (height, width) != (self.side, self.side):
             raise ValueError(
                 f"{self.name} has dense affinities, built for images of {self.side} x {self.side} pixels, not of "
-                f"{height} x {width}: use images of that size, or backbone.dense=interpolate"
+                f"{height} x {width}: use images of that size, or interpolate them by backbone.dense=interpolate (of a "
+                "trained classifier: --interpolate)"
             )
         patch = self.size.patch
         if height % patch or width % patch:
@@ -121,6 +122,17 @@ class PlainBackbone(Backbone):
                 f"{self.name} takes images whose sides are multiples of {patch} pixels, not {height} x {width}: "
                 "pad or resize them"
             )
+
+    def interpolated(self) -> Self:
+        """From now on take images of any size, as if it had been built so."""
+        self.interpolate, self.side, self.size_multiple = True, 0, self.size.patch
+        return self
+
+    def _tokens(self, images: Tensor) -> tuple[Tensor, Grid]:
+        """[B, leading + N, C], and the rows and columns of the N."""
+        height, width = images.shape[-2:]
+        self.check_size(height, width)
+        patch = self.size.patch
         grid = (height // patch, width // patch)
         body = self.body
         x = body.pos_drop(body._pos_embed(body.patch_embed(images)))

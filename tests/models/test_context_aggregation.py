@@ -82,30 +82,37 @@ def window_affinity(window: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def naive(module: ContextAggregation, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """[B, N, expansion * C] to [B, N, C], channel by channel."""
-    kind = module.affinities
+    kind, each = module.affinities, CHANNELS // HEADS
     kernel = (module.static if kind.both else module).kernel if kind.static != "none" else None
-    query, *_ = parts = tokens.chunk(module.expansion, dim=2)
-    key, value, each = parts[-2 if kind.dynamic else -1], parts[-1], CHANNELS // HEADS
+    *attending, value = tokens.chunk(module.expansion, dim=2)
+    places = range(CHANNELS if kind.static == "channel" else HEADS)
+    statics = [static_affinity(module, kernel, place, grid) for place in places] if kernel is not None else []
     images = []
     for image in range(len(tokens)):
+        parts = [part[image].unflatten(1, (HEADS, each)).unbind(1) for part in attending]
+        dynamics = [dynamic_affinity(*of_head) for of_head in zip(*parts, strict=True)]
         columns = []
         for channel in range(CHANNELS):
             head = channel // each
             alpha, beta = weighing(module, head)
-            bias = torch.zeros((), dtype=torch.float64)
-            affinity = torch.zeros(tokens.shape[1], tokens.shape[1], dtype=torch.float64)
-            if kind.dynamic:
-                of_head = slice(head * each, (head + 1) * each)
-                affinity = affinity + alpha * dynamic_affinity(query[image, :, of_head], key[image, :, of_head])
-            if kind.static == "dense":
-                affinity = affinity + beta * kernel.affinity[0, head]
-            elif kernel is not None:
-                place = channel if kind.static == "channel" else head
-                affinity = affinity + beta * window_affinity(kernel.weight[place, 0], grid)
-                bias = beta * kernel.bias[place]
+            affinity, bias = torch.zeros(tokens.shape[1], tokens.shape[1], dtype=torch.float64), torch.zeros(1)
+            if dynamics:
+                affinity = affinity + alpha * dynamics[head]
+            if statics:
+                static, own_bias = statics[channel if kind.static == "channel" else head]
+                affinity, bias = affinity + beta * static, beta * own_bias
             columns.append(affinity @ value[image, :, channel] + bias)
         images.append(torch.stack(columns, dim=1))
     return torch.stack(images)
+
+
+def static_affinity(
+    module: ContextAggregation, kernel: nn.Module, place: int, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """[N, N] of a channel or a head, and its bias."""
+    if module.affinities.static == "dense":
+        return kernel.affinity[0, place], torch.zeros(1, dtype=torch.float64)
+    return window_affinity(kernel.weight[place, 0], grid), kernel.bias[place]
 
 
 def same(ours: Tensor, theirs: Tensor, module: ContextAggregation, x: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detr_container.base.files import write_json
 from detr_container.base.shortage import asking
+from detr_container.config.backbones import has_dense
 from detr_container.config.classification import ClassificationExperiment
 from detr_container.datasets.labelled import LabelledBatch, LabelledImages
 from detr_container.datasets.loader import Ends, batches, evaluation_loader
@@ -165,6 +166,7 @@ def evaluated_with(
         "crop_ratio": data.crop_ratio,
         "interpolation": data.interpolation,
         "grey": data.grey,
+        **({"dense": experiment.backbone.dense} if has_dense(experiment.backbone.name) else {}),
         "eval_batch": data.eval_batch,
         "precision": precision,
         "arithmetic": described(precision, device),

@@ -19,7 +19,7 @@ from detr_container.config.settings import from_file
 from detr_container.engine.run import Run
 from detr_container.engine.weight_files import is_weights_folder, load_weights
 from detr_container.models.backbones.resnet import DEPTHS
-from detr_container.models.classifier import ImageClassifier
+from detr_container.models.classifier import BackboneClassifier, ImageClassifier
 from detr_container.models.weights.find import Which, check_sound, find_weights
 from detr_container.models.weights.fit import load_checked
 
@@ -38,13 +38,15 @@ class Asked:
     """What a person says of a model that does not say everything itself.
 
     experiment: the named experiment, and backbone: the network (`timm/NAME`, `resnet50`, ...), that a published file
-    is of; which: of averaged and raw weights; classes: a file or folder that names the rows.
+    is of; which: of averaged and raw weights; classes: a file or folder that names the rows; interpolate:
+    affinities of one input size for others.
     """
 
     experiment: str = ""
     backbone: str = ""
     which: Which = "auto"
     classes: Path | None = None
+    interpolate: bool = False
 
 
 @dataclass
@@ -88,8 +90,20 @@ def open_trained(source: str, device: torch.device, asked: Asked | None = None) 
         trained = _of_timm(source, asked)
     else:
         trained = _of_file(_checkpoint(path), asked)
+    if asked.interpolate:
+        trained = _interpolated(trained)
     trained.model.to(device).eval()
     return trained
+
+
+def _interpolated(trained: Trained) -> Trained:
+    """The same, taking images of any size."""
+    name = trained.experiment.backbone.name
+    if not isinstance(trained.model, BackboneClassifier):
+        raise ValueError(f"--interpolate: {name} has no dense affinities to interpolate: leave it out")
+    backbone = replace(trained.experiment.backbone, dense="interpolate")
+    experiment = replace(trained.experiment, backbone=backbone)
+    return replace(trained, model=trained.model.interpolated(), experiment=experiment)
 
 
 def _checkpoint(path: Path) -> Path:

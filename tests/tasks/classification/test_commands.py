@@ -83,6 +83,22 @@ def test_evaluate_on_other_folders(trained: Path, shapes: Path, tmp_path: Path) 
     assert len(Predictions.read(tmp_path / "all" / NAME).labels) == 20
 
 
+def test_dense_affinities_of_one_size_are_interpolated_where_it_is_asked_for(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, settings = tmp_path / "run", {"train__epochs": 1, "train__warmup_epochs": 0, "train__ema_decay": 0.0}
+    assert train_in(folder, debug(shapes, backbone__name="container_pam_tiny", **settings)) == 0
+    capsys.readouterr()
+    assert run("evaluate", folder, "--size", 32, 40, "--device", "cpu") == 2
+    assert "built for images of 32 x 32 pixels, not of 40 x 40" in capsys.readouterr().err
+    assert run("evaluate", folder, "--size", 32, 40, "--interpolate", "--device", "cpu") == 0
+    own, larger = (json.loads((folder / "evaluation" / place / "scores.json").read_text()) for place in ("", "size-40"))
+    assert own["loss"] == Run(folder).evaluations()[-1]["loss"] != larger["loss"]
+    assert {each["evaluated_with"]["dense"] for each in (own, larger)} == {"interpolate"}
+    assert run("evaluate", folder, "--size", 44, "--interpolate", "--device", "cpu") == 2
+    assert "multiples of 8 pixels, not 44 x 44" in capsys.readouterr().err
+
+
 def test_predict(trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is no image is named, and the others are done."""
     images = sorted((shapes / "val" / "star-filled").iterdir())
@@ -159,6 +175,7 @@ def test_export_of_a_run_says_how_good_it_is(trained: Path, shapes: Path, tmp_pa
         ("detections RUN x.json", "is of classification, and `detections` is about objects and boxes: `evaluate`"),
         ("data canvases classify_debug", "images all have one size (data.size)"),
         ("benchmark classify_debug debug", "measure each task by itself"),
+        ("evaluate RUN --interpolate", "no dense affinities to interpolate: leave out --interpolate"),
         ("benchmark classify_debug --source coco", "source=coco: images of classification all have one size"),
     ],
 )
