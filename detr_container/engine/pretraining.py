@@ -79,8 +79,10 @@ def _of_checkpoint(file: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 def check_unchanged(found: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ValueError when a run's folder has another newest checkpoint than before its weights were read."""
     for setting, each in found.items():
-        run = Run(Path(each.get("path", "")))
-        if run.exists and run.checkpoints().paths()[:1] != [Path(each["file"])]:
+        folder = Path(each.get("path", ""))
+        named = each["kind"] == "run" and folder.is_dir()
+        # As it was read: a damaged checkpoint is passed over again.
+        if named and read_weights(folder)[0] != [Path(each["file"])]:
             raise ValueError(
                 f"{setting}={each['path']}: that run has written a checkpoint meanwhile, so it is not certain which "
                 f"was read: wait for its end, or name one of its checkpoints ({each['file']})"

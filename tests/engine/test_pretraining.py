@@ -8,6 +8,7 @@ import pytest
 import torch
 from classifiers import debug as classify_debug
 from runs import TRAIN, VAL, final_state, tiny, train_in
+from safetensors.torch import save_file
 
 from detr_container.base.checked import mistakes
 from detr_container.base.files import read_jsonl, sha256, write_json
@@ -188,11 +189,25 @@ def test_a_run_does_not_resume_from_a_record_that_was_changed(run: Path, root: P
 
 def test_a_run_that_writes_meanwhile_is_noticed(run: Path) -> None:
     found = {"backbone.weights": identity(run)}
-    check_unchanged(found)
     path = Path(found["backbone.weights"]["file"])
-    shutil.copy(path, path.with_name("checkpoint-00000009.pt"))
+    newer = path.with_name("checkpoint-00000009.pt")
+    newer.write_bytes(path.read_bytes()[:-400])
+    check_unchanged(found)
+    shutil.copy(path, newer)
     with pytest.raises(ValueError, match="has written a checkpoint meanwhile"):
         check_unchanged(found)
+
+
+def test_a_folder_of_hugging_face_is_a_file_of_weights(tmp_path: Path, root: Path) -> None:
+    folder = tmp_path / "exported"
+    write_json(folder / "config.json", {"model_type": "detr"})
+    save_file({"weight": torch.ones(2)}, folder / "model.safetensors")
+    found = identity(folder)
+    digest = sha256(folder / "model.safetensors")
+    assert found == {
+        "kind": "file", "path": str(folder), "file": str(folder / "model.safetensors"), "sha256": digest
+    }  # fmt: skip
+    check_unchanged({"init": found})
 
 
 def test_a_run_without_checkpoints_has_no_weights(tmp_path: Path, root: Path, run: Path) -> None:
