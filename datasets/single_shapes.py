@@ -16,7 +16,7 @@ from PIL import Image
 
 from detr_container.base.checked import read_plain
 
-from .drawn_shapes import ground, paint, random_shape
+from .drawn_shapes import Points, Shape, ground, paint, random_shape
 from .made import make_once, write_text
 
 SHAPES = ("circle", "cross", "rectangle", "star", "triangle")
@@ -25,6 +25,8 @@ CLASSES = tuple(f"{shape}-{kind}" for shape in SHAPES for kind in ("filled", "ou
 MANIFEST = "single-shapes.json"
 """The file in the data set's folder that records how it was made."""
 LEAST_SIZE = 32
+DARK = 0.45
+"""Brightness of a ground, of what it is drawn with."""
 HOLE = 0.6
 """Size of what is cut out of an outline, of the shape's."""
 
@@ -96,14 +98,20 @@ def draw_single(train: bool, index: int, size: int, seed: int) -> tuple[NDArray[
     shape, _, kind = name.partition("-")
     rng = np.random.default_rng([seed, size, 0 if train else 1, index])
     canvas, base = ground(rng, size)
-    for _ in range(int(rng.integers(2, 7))):
+    # Light shapes on dark grounds: in the same 500 steps a tiny network learns 94 % of them, and 39 % in any colours.
+    canvas, base = canvas * DARK, base * DARK
+    for _ in range(int(rng.integers(1, 5))):
         scrap = SHAPES[int(rng.integers(len(SHAPES)))]
-        paint(canvas, random_shape(rng, scrap, rng.uniform(0.1, 0.9, 2) * size, rng.uniform(0.03, 0.07) * size, base))
-    radius = size * rng.uniform(0.22, 0.4)
+        paint(canvas, _light(rng, scrap, rng.uniform(0.1, 0.9, 2) * size, rng.uniform(0.03, 0.06) * size, base))
+    radius = size * rng.uniform(0.26, 0.42)
     centre = rng.uniform(radius + 1, size - radius - 1, 2)
-    drawn = random_shape(rng, shape, centre, radius, base)
+    drawn = _light(rng, shape, centre, radius, base)
     if kind == "outline":
         drawn = replace(drawn, hole=centre + HOLE * (drawn.outline - centre))
     paint(canvas, drawn)
-    canvas += rng.normal(0.0, rng.uniform(2.0, 12.0), canvas.shape)
+    canvas += rng.normal(0.0, rng.uniform(2.0, 8.0), canvas.shape)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), name
+
+
+def _light(rng: np.random.Generator, name: str, centre: Points, radius: float, base: Points) -> Shape:
+    return replace(random_shape(rng, name, centre, radius, base), colour=rng.uniform(110, 250, 3))

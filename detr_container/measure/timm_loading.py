@@ -47,7 +47,7 @@ def timm_batches(folder: Path, data: FoldersConfig, batch: int, workers: int) ->
     transforms = dataset.transform.transforms
     if data.size <= SMALL:
         transforms[0] = RandomCrop(data.size, padding=MARGIN)
-    # Without this it ends at one image in a thousand, where Pillow is new.
+    # Without this it ends at one image in six hundred, where Pillow is new.
     keep_no_bits(transforms)
     while True:
         for images, _ in fetching.loader:

@@ -171,3 +171,12 @@ def test_a_batch_fits_its_slot(root: Path) -> None:
     assert sum(each.nbytes + 64 for each in batch.tensors) < data.largest_bytes(8, TO_LARGEST)
     one = data.joining(TO_LARGEST)([data[0, 0]])
     assert sum(each.nbytes + 64 for each in one.tensors) < data.largest_bytes(1, TO_LARGEST)
+
+
+@pytest.mark.gpu
+def test_batches_for_a_gpu_arrive_page_locked(root: Path) -> None:
+    data = training(root)
+    alone = list(batches(training_loader(data, steps())))
+    pinned = list(batches(training_loader(data, steps(), workers=2, pin_memory=True)))
+    assert_same(pinned, alone)
+    assert all(each.is_pinned() for batch in pinned for each in batch.tensors)
