@@ -6,6 +6,7 @@ Shapes: B images of H x W pixels, C features, K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -15,10 +16,10 @@ from .backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from .backbones.plain import PlainBackbone
 from .backbones.staged import Staged, stages_of
 from .backbones.timm_fit import making, normalisation
+from .backbones.timm_positions import fitted_positions
 from .backbones.timm_whole import create_whole, ends, fault, whole
 from .layers.cpu.safe_convolution import subsample_first
 from .layers.depthwise import use_depthwise
-from .layers.frozen_norm import freeze_norms
 
 
 class ImageClassifier(nn.Module, ABC):
@@ -157,7 +158,6 @@ class TimmClassifier(Staged, ImageClassifier):
         drop_path: float = 0.0,
         size: int = 224,
         pretrained: bool = False,
-        frozen_norm: bool = False,
     ) -> None:
         """Build it for square images of `size` pixels; what is refused: see `whole`.
 
@@ -172,10 +172,14 @@ class TimmClassifier(Staged, ImageClassifier):
             )
         self.name, self.side = name, 0 if found.any_side else size
         self.mean, self.std = normalisation(name)
-        self.body: Any = freeze_norms(body) if frozen_norm else body
-        use_depthwise(subsample_first(self.body))
+        self.body: Any = use_depthwise(subsample_first(body))
         self._built_with = found.options
         self._last = _last_layer(self.body, size)
+
+    @property
+    def published_classes(self) -> int:
+        """How many classes timm's weights of it were made for."""
+        return int(self.body.default_cfg.get("num_classes") or 0)
 
     def own_precision(self) -> list[nn.Module]:
         """The linear layer, which computes in float32 whatever the precision, where it can be told from the rest."""
@@ -192,6 +196,16 @@ class TimmClassifier(Staged, ImageClassifier):
     def train(self, mode: bool = True) -> Self:
         """See `Staged`."""
         return super().train(mode) if self.frozen_stages else nn.Module.train(self, mode)
+
+    def fitted(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """Weights from a file, under this model's names, with positions interpolated for its images' size."""
+        return fitted_positions(self.body, "body.pos_embed", state, source)
+
+    def last_names(self) -> list[str]:
+        """The names of the weights that depend on the number of classes."""
+        named = self.body.default_cfg.get("classifier") or ()
+        layers = [named] if isinstance(named, str) else list(named)
+        return [name for name in self.state_dict() if name.startswith(tuple(f"body.{layer}." for layer in layers))]
 
     def features(self, images: Tensor) -> Tensor:
         """See `ImageClassifier`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -50,14 +50,19 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
     if pretrained and not config.name.startswith("timm/"):
         load_imagenet(backbone, config.name)
     elif weights and config.weights not in ("imagenet", "none"):
-        if not Path(config.weights).exists():
-            raise FileNotFoundError(
-                f"backbone.weights={config.weights}: neither `imagenet` nor `none`, nor a file that is there"
-            )
-        load_backbone(backbone, load_weights(Path(config.weights)), config.weights, config.file_weights)
+        load_backbone(backbone, weights_of(config), config.weights, config.file_weights)
     if config.norm == "sync":
         share_norms(backbone)
     return backbone.freeze(config.frozen_stages)
+
+
+def weights_of(config: BackboneConfig) -> dict[str, Any]:
+    """What is in the file, or the newest checkpoint of the run, that the settings name. Raises OSError, ValueError."""
+    if not Path(config.weights).exists():
+        raise FileNotFoundError(
+            f"backbone.weights={config.weights}: neither `imagenet` nor `none`, nor a file that is there"
+        )
+    return load_weights(Path(config.weights))
 
 
 def _bare(config: BackboneConfig, pretrained: bool, canvas: int) -> Backbone:

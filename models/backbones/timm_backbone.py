@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..layers.frozen_norm import freeze_norms
 from .backbone import Backbone
 from .staged import stages_of
 from .timm_fit import channels_first, create, fit, making, normalisation
+from .timm_positions import fitted_positions
 
 
 class TimmBackbone(Backbone):
@@ -48,6 +50,12 @@ class TimmBackbone(Backbone):
         # Plain transformers are wrapped once more.
         root = children["model"] if list(children) == ["model"] else self.body
         return stages_of(root, self._ends)
+
+    def fitted(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+        """See `Backbone`; positions are interpolated."""
+        wrapped = [*dict(self.body.named_children())] == ["model"]
+        root, name = (self.body.model, "body.model.pos_embed") if wrapped else (self.body, "body.pos_embed")
+        return fitted_positions(root, name, state, source)
 
     def every_map(self, images: Tensor) -> list[Tensor]:
         """As `Backbone.every_map`. Raises ValueError for images of another size than the only one."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..backbones.backbone import Backbone
 from ..backbones.resnet import DEPTHS
-from .find import Which, check_sound, find_weights
+from .find import Which, check_sound
 from .fit import listed, state_faults
-from .layouts import from_container, from_published
+from .match import Match, match
 
 CONTAINER_SOURCE = "https://github.com/allenai/container (container_light, ImageNet-1k)"
 TORCHVISION = "IMAGENET1K_V1"
 """Which of torchvision's weights a ResNet starts from."""
-
-_log = logging.getLogger(__name__)
 
 
 def origin(name: str, weights: str) -> str:
@@ -46,10 +42,16 @@ def not_on_a_server(name: str) -> str:
 
 
 def load_imagenet(backbone: Backbone, name: str) -> None:
-    """Load the published ImageNet weights of a ResNet (torchvision's V1, downloaded once).
+    """Load the published ImageNet weights of a ResNet; raises as `imagenet`."""
+    state, source = imagenet(name)
+    load_backbone(backbone, state, source)
 
-    Raises ValueError, saying where the file is, when it cannot be downloaded; those of the
-    CONTAINER family never can, and only CONTAINER-LIGHT's were released.
+
+def imagenet(name: str) -> tuple[Mapping[str, Any], str]:
+    """The published ImageNet weights of a ResNet (torchvision's V1, downloaded once), its classifier with them.
+
+    Returns them and their address. Raises ValueError, saying where the file is, when it cannot be downloaded; those of
+    the CONTAINER family never can, and only CONTAINER-LIGHT's were released.
     """
     if name not in DEPTHS:
         raise ValueError(
@@ -60,13 +62,12 @@ def load_imagenet(backbone: Backbone, name: str) -> None:
 
     weights = get_weight(f"{name.replace('resnet', 'ResNet')}_Weights.{TORCHVISION}")
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        return weights.get_state_dict(progress=False, check_hash=True), weights.url
     except OSError as error:
         raise ValueError(
             f"the ImageNet weights of {name} could not be downloaded ({error}): fetch {weights.url} elsewhere and pass "
             "its path as backbone.weights, or start from random weights with backbone.weights=none"
         ) from error
-    load_backbone(backbone, state, weights.url)
 
 
 def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str, which: Which = "auto") -> list[str]:
@@ -75,35 +76,15 @@ def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str
     which: of averaged and raw weights. Returns the names that the file has and the backbone does not (its classifier).
     Raises ValueError, before anything is loaded, when a tensor of the backbone is missing or is another's.
     """
-    try:
-        kept = find_weights(checkpoint, which)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    for remark in kept.remarks(source, "backbone.file_weights"):
-        _log.warning("%s", remark)
-    state = kept.state
-    first = next((name for name in state if f".{name}".split(".patch_embed1.")[0] != f".{name}"), None)
-    if first is not None:
-        start = f".{first}".split(".patch_embed1.")[0].removeprefix(".")
-        start = f"{start}." if start else ""
-        if not start.endswith("backbone.0.body."):
-            state = from_container({name.removeprefix(start): value for name, value in state.items()})
-        else:
-            state = from_published(state)
+    matched = match(backbone.state_dict(), checkpoint, source, which)
+    take(backbone, matched, source)
+    return list(matched.rest)
+
+
+def take(backbone: Backbone, matched: Match, source: str) -> None:
+    """Load what of a file is the backbone's; raises as `load_backbone`."""
     own = backbone.state_dict()
-    # Files of a body alone leave out `body.`, and anything may stand before the names.
-    ends = {name.removeprefix("body."): name for name in own}
-    starts = Counter(
-        name[: len(name) - len(end)]
-        for name in state
-        for end in _endings(name)
-        if end in ends and f"{name[: len(name) - len(end)]}" != "body"
-    )
-    best = max(starts, key=lambda start: (starts[start], -len(start)), default="")
-    places = {
-        ends.get(name.removeprefix(best), f"!{name}") if name.startswith(best) else f"!{name}": name for name in state
-    }
-    found = backbone.fitted({place: state[name] for place, name in places.items() if place in own}, source)
+    found = backbone.fitted(matched.found, source)
     faults = state_faults(own, found, optional=("num_batches_tracked",))
     if faults:
         raise ValueError(
@@ -112,10 +93,3 @@ def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str
         )
     check_sound(found, source)
     backbone.load_state_dict(found, strict=False)
-    return [name for place, name in places.items() if place not in own]
-
-
-def _endings(name: str) -> Iterator[str]:
-    """The name, and whatever is left of it after one dot or more."""
-    parts = name.split(".")
-    return (".".join(parts[start:]) for start in range(len(parts)))
