@@ -186,16 +186,9 @@ class TimmClassifier(Staged, ImageClassifier):
         return [] if self._last is None else [self.body.get_submodule(self._last)]
 
     def stages(self) -> list[tuple[str, list[nn.Module]]]:
-        """See `Staged`. Raises ValueError for a model that cannot be a backbone."""
-        return stages_of(self.body, ends(self.name))
-
-    def freeze(self, stages: int) -> Self:
-        """See `Staged`; a model without stages may be left as it is."""
-        return super().freeze(stages) if stages else self
-
-    def train(self, mode: bool = True) -> Self:
-        """See `Staged`."""
-        return super().train(mode) if self.frozen_stages else nn.Module.train(self, mode)
+        """See `Staged`; a model that cannot be a backbone is one stage."""
+        cuts = ends(self.name)
+        return stages_of(self.body, cuts) if cuts else [("whole", [self.body])]
 
     def fitted(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """Weights from a file, under this model's names, with positions interpolated for its images' size."""

@@ -28,7 +28,7 @@ class Staged(nn.Module, ABC):
 
     def freeze(self, stages: int) -> Self:
         """Keep the weights and statistics of the first `stages` stages as they are."""
-        names = [name for name, _ in self.stages()]
+        names = [name for name, _ in self.stages()] if stages else []
         if not 0 <= stages <= len(names):
             raise ValueError(
                 f"frozen_stages={stages}, but this backbone has {len(names)} stages ({', '.join(names)}): "
@@ -47,7 +47,8 @@ class Staged(nn.Module, ABC):
         return self
 
     def _frozen(self) -> Iterator[nn.Module]:
-        for _, modules in self.stages()[: self.frozen_stages]:
+        # Some networks must be examined for their stages.
+        for _, modules in self.stages()[: self.frozen_stages] if self.frozen_stages else []:
             yield from modules
 
     def checkpointed(self) -> list[nn.Module]:

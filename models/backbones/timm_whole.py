@@ -72,8 +72,13 @@ def create_whole(name: str, classes: int, options: dict[str, Any], pretrained: b
     return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
 
 
+@lru_cache(maxsize=64)
 def ends(name: str) -> tuple[str, ...]:
-    """The modules after which the model, as a backbone, gives a feature map. Raises ValueError where it is none."""
+    """The modules after which the model, as a backbone, gives a feature map; none where it cannot be one."""
+    try:
+        found = fit(name)
+    except ValueError:
+        return ()
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        body = create(name, dict(fit(name).options))
+        body = create(name, dict(found.options))
     return tuple(module.replace(".", "_") for module in body.feature_info.module_name())

@@ -10,6 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from detr_container.config.backbones import BackboneConfig
 from detr_container.engine.classifiers import build_classifier
+from detr_container.models import classifier
 from detr_container.models.classifier import BackboneClassifier, ImageClassifier, TimmClassifier
 from detr_container.models.weights.layouts import to_container
 
@@ -114,6 +115,14 @@ def test_frozen_stages_keep_weights_and_statistics() -> None:
         assert rows[0][1] == 0
         assert rows[0][2] == sum(parameter.numel() for key, parameter in model.named_parameters() if key in frozen)
         assert sum(trained + kept for _, trained, kept in rows) == sum(each.numel() for each in model.parameters())
+
+
+def test_a_model_that_cannot_be_a_backbone_is_one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("timm/mixer_s32_224")
+    monkeypatch.setattr(classifier, "ends", lambda name: ())
+    assert model.count_parameters() == [("whole", sum(each.numel() for each in model.parameters()), 0)]
+    model.train()
+    assert all(module.training for module in model.modules())
 
 
 def test_frozen_norms() -> None:

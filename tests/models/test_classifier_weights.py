@@ -24,8 +24,10 @@ TIMM = (
 )
 NAMES = (
     *("container_light_tiny", "container_tiny", "container_pam_tiny", "resnet18"),
-    *(f"timm/{name}" for name in TIMM),
+    *(f"timm/{name}" for name in TIMM[:-1]),
 )
+# A transformer's positions, interpolated for another size and back, would not be the same.
+SIZES = {"timm/deit_tiny_patch16_224": 224}
 
 
 def config(name: str, weights: object = "none", **changed: Any) -> BackboneConfig:
@@ -71,16 +73,17 @@ def save(folder: Path, state: Any) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_of_ours_starts_a_detector_and_a_classifier(name: str, tmp_path: Path) -> None:
-    model = filled(classifier(name))
+    size = SIZES.get(name, 64)
+    model = filled(classifier(name, size=size))
     path = save(tmp_path, {"model": model.state_dict(), "step": 3})
-    again = classifier(name, weights=path)
-    assert torch.equal(logits(again), logits(model))
-    backbone = build_backbone(config(name, path), canvas=64).eval()
+    again = classifier(name, weights=path, size=size)
+    assert torch.equal(logits(again, size), logits(model, size))
+    backbone = build_backbone(config(name, path), canvas=size).eval()
     with torch.no_grad():
-        torch.testing.assert_close(backbone(image())[-1], last_map(model), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(backbone(image(size))[-1], last_map(model, size), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["container_light_tiny", "container_pam_tiny", "resnet18", "timm/convnext_atto"])
 def test_another_number_of_classes_starts_the_classifier_anew(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,7 +15,7 @@ from detr_container.engine.run import Run
 from detr_container.models.backbones.container import SIZES
 from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.models.classifier import TimmClassifier
-from detr_container.models.weights.layouts import to_container
+from detr_container.models.weights.classifiers import as_published
 
 from .trained import Trained
 
@@ -53,32 +53,21 @@ def usual_layout(trained: Trained) -> Layout:
 
 def exported(trained: Trained, layout: Layout) -> dict[str, Tensor]:
     """The weights under the names of a layout. Raises ValueError, with what can be done, where it cannot hold them."""
-    name, state = trained.experiment.backbone.name, trained.model.state_dict()
+    name = trained.experiment.backbone.name
     if isinstance(trained.model, TimmClassifier):
         if layout != "timm":
             raise ValueError(f"{name} is a model of timm, which --layout {layout} cannot hold: use --layout timm")
-        return {key.removeprefix("body."): value for key, value in state.items()}
-    if name in DEPTHS:
+    elif name in DEPTHS:
         if layout == "container":
             raise ValueError(f"{name} is no CONTAINER: use --layout torchvision, or timm, whose names are the same")
-        return _resnet(state)
-    if layout != "container":
+    elif layout != "container":
         raise ValueError(f"{layout} has no {name}: use --layout container")
-    if name.split("_")[:2] != RELEASED.split("_"):
+    elif name.split("_")[:2] != RELEASED.split("_"):
         raise ValueError(
             f"{name} has no counterpart in published code, which has {RELEASED} alone: its checkpoint holds it, and "
             "evaluate, predict and train (--init, --backbone.weights) open that"
         )
-    return to_container(state)
-
-
-def _resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Under the names of torchvision's ResNets, which timm's have as well."""
-    found = {}
-    for key, value in state.items():
-        head = key.startswith("head.")
-        found[key.replace("head.", "fc.", 1) if head else key.removeprefix("backbone.").removeprefix("body.")] = value
-    return found
+    return as_published(trained.model)
 
 
 def note(trained: Trained, layout: Layout) -> dict[str, Any]:
