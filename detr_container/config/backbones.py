@@ -23,7 +23,7 @@ class BackboneConfig:
     model>; all of ours but the first four also with _tiny, and resnet18, container_light, container, mh_dw and
     self_attention with _small, for small images and CPUs."""
     weights: Annotated[str, MAY_CHANGE, Topic("pretraining")] = "imagenet"
-    """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file."""
+    """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file or a run."""
     file_weights: Annotated[Literal["auto", "ema", "model"], MAY_CHANGE] = "auto"
     """Of a checkpoint file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
     dense: Literal["refuse", "interpolate"] = "refuse"
