@@ -20,6 +20,7 @@ from detr_container.engine.run import Run
 from detr_container.engine.weight_files import is_weights_folder, load_weights
 from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.models.classifier import BackboneClassifier, ImageClassifier
+from detr_container.models.weights.classifiers import load_classifier
 from detr_container.models.weights.find import Which, check_sound, find_weights
 from detr_container.models.weights.fit import load_checked
 
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 _HEAD = re.compile(r"(?:^|\.)(?:head|fc|classifier|head\.fc|heads\.head)\.weight$")
 """The linear layer of a published classifier, by the names that the field has for it."""
 _CONTAINER = "patch_embed1.proj.weight"
+_OTHER_NETWORK = "Name its network with --backbone timm/NAME, or its experiment with --experiment NAME"
 _OVERRULES = "--experiment NAME or --backbone timm/NAME overrules"
 
 
@@ -136,8 +138,6 @@ def _of_file(path: Path, asked: Asked) -> Trained:
         found = find_weights(checkpoint, asked.which)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    for remark in found.remarks(path, "--weights"):
-        _log.warning("%s", remark)
     heads = [value for name, value in found.state.items() if _HEAD.search(name) and value.dim() in (2, 4)]
     if not heads:
         raise ValueError(
@@ -151,7 +151,10 @@ def _of_file(path: Path, asked: Asked) -> Trained:
         settings, _ = _of_network(asked.backbone or _guess(path, found.state), asked)
     backbone = replace(settings.backbone, weights=str(path), file_weights=asked.which)
     settings = replace(settings, backbone=backbone)
-    model = model_of(settings, rows)
+    model = model_of(settings, rows, weights=False)
+    became = load_classifier(model, checkpoint, str(path), asked.which)
+    if not became.endswith("is the file's"):
+        raise ValueError(f"{path}: {became}, so that it would not be what was trained. {_OTHER_NETWORK}")
     return Trained(model, settings, _row_names(rows, asked), rows, str(path))
 
 

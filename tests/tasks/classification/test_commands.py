@@ -12,6 +12,7 @@ import torchvision
 from classifiers import debug
 from PIL import Image
 from runs import one_thread, train_in
+from safetensors.torch import load_file
 
 from detr_container.commands import cli
 from detr_container.engine.run import Run
@@ -135,6 +136,21 @@ def test_predict_as_a_table(trained: Path, shapes: Path, tmp_path: Path) -> None
     rows = list(csv.DictReader((out / "predictions.csv").open()))
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"] * len(list(folder.iterdir()))
     assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+
+
+def test_export_to_torchvision_and_back(resnet: Path, shapes: Path, tmp_path: Path) -> None:
+    """Names that torchvision and timm load strictly; a note beside says what it is."""
+    target = tmp_path / "mine.safetensors"
+    assert run("export", resnet, target, "--classes", shapes / "val") == 0
+    torchvision.models.resnet18(num_classes=10).load_state_dict(load_file(target), strict=True)
+    about = json.loads((tmp_path / "mine.safetensors.json").read_text())
+    assert (about["architecture"], about["library"], about["num_classes"]) == ("resnet18", "torchvision", 10)
+    assert about["classes"] == sorted(each.name for each in (shapes / "val").iterdir())
+    assert (about["input_size"], about["crop_ratio"]) == ([3, 224, 224], 0.875)
+    original = torch.load(resnet, weights_only=True)
+    exported = load_file(target)
+    assert exported.keys() == original.keys()
+    assert all(torch.equal(exported[name], value) for name, value in original.items())
 
 
 def test_export_of_a_run_says_how_good_it_is(trained: Path, shapes: Path, tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""timm's weights from a file give here what they give on timm's own validation path: the same logits and top-1."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from runs import one_thread
+from safetensors.torch import save_file
+from timm.data import ImageDataset, create_transform, resolve_data_config
+from torch import Tensor
+
+from detr_container.commands import cli
+from detr_container.datasets.folders import open_folder
+from detr_container.tasks.classification.build import evaluation_images
+from detr_container.tasks.classification.mixing import Normalisation
+from detr_container.tasks.classification.predictions import NAME, Predictions
+from detr_container.tasks.classification.trained import Asked, open_trained
+
+NAMES = ("test_resnet", "test_vit")
+CLASSES = ("Platelets", "RBC", "WBC")
+
+
+@pytest.fixture(params=NAMES)
+def weights(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, torch.nn.Module, Path]:
+    """A timm model of random weights and statistics, and where a file of them is to be."""
+    torch.manual_seed(1)
+    model = timm.create_model(request.param, num_classes=len(CLASSES)).eval()
+    for name, value in model.state_dict().items():
+        if name.endswith("running_mean"):
+            value.normal_(std=0.2)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    # Far apart, so that no rounding decides which class is the most probable.
+    model.get_classifier().weight.data.normal_(std=1.0)
+    return request.param, model, tmp_path / "model.safetensors"
+
+
+def drawn(root: Path) -> Path:
+    """Images of many shapes and of both usual formats, larger and smaller than the input, in colour and grey."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for number, (height, width) in enumerate(((61, 90), (180, 161), (300, 120), (24, 200), (160, 160))):
+            pixels = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+            image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+            image = image.convert("L") if number == label else image
+            image.save(root / name / f"{number}{'.png' if number % 2 else '.jpg'}", quality=95)
+    return root
+
+
+@torch.inference_mode()
+def of_timm(model: torch.nn.Module, folder: Path) -> tuple[Tensor, Tensor]:
+    """Logits and labels of every image, as timm validates."""
+    config = resolve_data_config({}, model=model, use_test_size=True)
+    images = ImageDataset(str(folder), transform=create_transform(**config, is_training=False))
+    rows = [images[index] for index in range(len(images))]
+    return model(torch.stack([image for image, _ in rows])), torch.tensor([label for _, label in rows])
+
+
+@torch.inference_mode()
+def ours(name: str, path: Path, folder: Path) -> tuple[Tensor, Tensor]:
+    trained = open_trained(str(path), torch.device("cpu"), Asked(backbone=f"timm/{name}"))
+    images = evaluation_images(open_folder(folder), trained.experiment)
+    batch = images.joining(None)([images[0, index] for index in range(len(images))])
+    model = trained.model
+    return model(Normalisation(model.mean, model.std, model.memory_format)(batch.images)), batch.labels
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def compared(weights: tuple[str, torch.nn.Module, Path], folder: Path, out: Path) -> None:
+    """The same logits, and by `evaluate` the same top-1, image by image."""
+    name, model, path = weights
+    # So that each class is the most probable one of some images.
+    model.get_classifier().bias.data -= of_timm(model, folder)[0].mean(dim=0)
+    save_file(model.state_dict(), path)
+    expected, labels = of_timm(model, folder)
+    found, own = ours(name, path, folder)
+    assert torch.equal(own, labels)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    line = ["evaluate", path, "--backbone", f"timm/{name}", "--images", folder, "--output", out, "--device", "cpu"]
+    assert cli.main([str(word) for word in (*line, "--workers", 0)]) == 0
+    predicted = Predictions.read(out / NAME)
+    np.testing.assert_array_equal(predicted.classes[:, 0], expected.argmax(dim=1).numpy())
+    np.testing.assert_array_equal(predicted.top(1), (expected.argmax(dim=1) == labels).numpy())
+    probabilities = expected.softmax(dim=1).sort(dim=1, descending=True).values.numpy()
+    np.testing.assert_allclose(predicted.probabilities, probabilities, atol=1e-5)
+    assert len(set(predicted.classes[:, 0].tolist())) > 1
+
+
+def test_on_images_of_many_shapes(weights: tuple[str, torch.nn.Module, Path], tmp_path: Path) -> None:
+    compared(weights, drawn(tmp_path / "images"), tmp_path / "out")
+
+
+@pytest.mark.shared
+def test_on_blood_cells(weights: tuple[str, torch.nn.Module, Path], shared_data: Path, tmp_path: Path) -> None:
+    compared(weights, shared_data / "cells_imagefolder" / "val", tmp_path / "out")
