@@ -217,7 +217,7 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
         yield f"{whose}{device}, {precision}. Memory: {memory}; all but the last row is what comes on top of that one."
     yield (
         "Forward pass: images on the device to detections or probabilities; normalisation counts as backbone, what "
-        "follows as head (of a whole model of timm, all is backbone). Medians of "
+        "follows as head (of a whole model of timm, CONTAINER-PAM and MH-MLP, all is backbone). Medians of "
         f"{rounds} rounds." + (f" Ratios: to {result['first']}, within each round (least..most)." * (len(found) > 1))
     )
     if any("hours" in key for each in found.values() for key in each["figures"]):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
-from ..document import Column, Section, Spread, Table, Value
+from ..document import Column, Section, Table, Value
 from ..reading import RunRecord
 from .analysis import Analysis, ArmResult
 from .exposure import exposure
@@ -84,7 +85,7 @@ def section(analysis: Analysis, target: Target) -> Section:
         Column("first evaluation", ".1f"),
         Column("images, thousands"),
         Column("views, thousands"),
-        Column("device-hours", ".3g"),
+        Column("device-hours", ".2f"),
     ]
     rows = [_row(arm, target.accuracy) for arm in analysis.evaluated]
     caption = f"Until {100 * target.accuracy:.1f} % top-1"
@@ -124,14 +125,20 @@ def _each(arm: ArmResult, accuracy: float) -> list[list[Value]]:
 
 def findings(analysis: Analysis, target: Target) -> str:
     """In a sentence: epochs until the target, the fastest first."""
-    means, never = dict[str, float](), []
+    means, never = dict[str, tuple[float, bool]](), []
     for arm in analysis.evaluated:
-        epochs = _row(arm, target.accuracy)[2]
-        if isinstance(epochs, Spread) and epochs.seeds == len(arm.results):
-            means[arm.label] = epochs.mean
+        found = [reached(curve_of(result.record), target.accuracy) for result in arm.results]
+        there = [one for one in found if one is not None]
+        if len(there) == len(found):
+            means[arm.label] = fmean(one.epochs for one in there), all(one.interpolated for one in there)
         else:
             never.append(arm.label)
-    parts = [f"{label} after {means[label]:.1f} epochs" for label in sorted(means, key=lambda label: means[label])]
-    if never:
-        parts.append(f"not in every run: {', '.join(never)}")
-    return f"{100 * target.accuracy:.1f} % top-1 is reached by {'; '.join(parts)}."
+    parts = [
+        f"{label} {'after' if exact else 'within'} {epochs:.1f} epochs"
+        for label, (epochs, exact) in sorted(means.items(), key=lambda item: item[1][0])
+    ]
+    goal = f"{100 * target.accuracy:.1f} % top-1"
+    if not parts:
+        return f"No backbone reaches {goal} in every run."
+    rest = f"; not in every run: {', '.join(never)}" if never else ""
+    return f"{goal} is reached by {'; '.join(parts)}{rest}."
