@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from detr_container.config.classification import ClassificationExperiment
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
 from detr_container.datasets.annotations import read_annotations
+from detr_container.engine.classifiers import build_classifier
 from detr_container.engine.trials import trials_of
 from detr_container.measure import costs as module
 from detr_container.measure.costs import Gflops, costs, count_parameters, padded_size
@@ -164,3 +166,17 @@ def test_validation_sizes_are_what_evaluation_sees(tmp_path: Path) -> None:
     assert len(validation_sizes(base, annotations, 1000)) == 113
     canvas = replace(base, data=replace(data, canvas=1408))
     assert validation_sizes(canvas, annotations, 2) == [(1408, 1408), (1408, 1408)]
+
+
+def test_a_backbone_whose_parts_are_called_is_counted_apart() -> None:
+    """A classifier reads the last tokens of a network without stages, not its maps: its linear layer is the rest."""
+    base = named("classify_demo").experiment
+    assert isinstance(base, ClassificationExperiment)
+    experiment = replace(base, backbone=replace(base.backbone, name="mh_mlp_tiny"), data=replace(base.data, size=32))
+    found = costs(experiment, 7, [(32, 32)])
+    model = build_classifier(experiment.backbone, 7, 32, weights=False)
+    width = model.features(torch.zeros(1, 3, 32, 32)).shape[1]
+    assert found.gflops.head == pytest.approx(2 * width * 7 / 1e9)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model.eval()(torch.zeros(1, 3, 32, 32))
+    assert found.gflops.total == pytest.approx(counter.get_total_flops() / 1e9)
