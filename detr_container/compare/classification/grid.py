@@ -12,6 +12,7 @@ from detr_container.config.settings import validate
 from detr_container.engine.classifiers import build_classifier
 from detr_container.jobs.submit import PlannedRun
 from detr_container.jobs.sweep import with_settings
+from detr_container.models.backbones.resnet import DEPTHS
 
 from ..grid import check_axes, check_weights, common_settings, folder_of
 
@@ -43,9 +44,13 @@ def runs_of(
 
 
 def on_backbone(base: ClassificationExperiment, name: str, weights: str = "") -> ClassificationExperiment:
-    """The same experiment on another backbone, every stage of it trained."""
+    """The same experiment on another backbone, every stage of it trained.
+
+    A ResNet has no stochastic depth: its settings say so, and the report that they differ.
+    """
+    drop_path = 0.0 if name in DEPTHS else base.backbone.drop_path
     backbone = replace(base.backbone, name=name, weights=weights or base.backbone.weights, frozen_stages=0)
-    return replace(base, backbone=backbone)
+    return replace(base, backbone=replace(backbone, drop_path=drop_path))
 
 
 def check_arm(experiment: ClassificationExperiment) -> None:

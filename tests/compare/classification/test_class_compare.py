@@ -59,6 +59,13 @@ def test_every_backbone_has_a_run_with_each_seed_and_nothing_else_differs() -> N
     assert plain == replace(base, train=replace(base.train, keep_predictions="all"))
 
 
+def test_what_a_resnet_cannot_have_is_not_in_its_settings() -> None:
+    found = grid(backbones=("container_light", "resnet50"), seeds=(0,), base="")
+    assert [one.backbone.drop_path for one in found] == [0.1, 0.0]
+    (asked,) = grid(backbones=("container_light",), seeds=(0,), base="", settings=("backbone.drop_path=0.0",))
+    assert asked.backbone.drop_path == 0.0
+
+
 def test_weights_are_named_with_the_backbone() -> None:
     found = grid(backbones=("resnet18=r18.pth", "container_light_tiny"), seeds=(0,))
     assert [one.backbone.weights for one in found] == ["r18.pth", "none"]
@@ -84,7 +91,7 @@ def test_what_is_refused(changed: dict[str, Any], message: str) -> None:
 def test_a_backbone_of_one_size_is_checked_against_the_settings(backbone: str) -> None:
     (experiment,) = grid(backbones=(backbone,), seeds=(0,), settings=("data.size=32",))
     check_arm(experiment)
-    with pytest.raises(ValueError, match=r"images of 40 pixels: .*built for 32 .*data.eval_size=32"):
+    with pytest.raises(ValueError, match=r"built for images of 32 x 32 pixels, not of 40 x 40: use images of that size"):
         check_arm(replace(experiment, data=replace(experiment.data, eval_size=40)))
     (light,) = grid(backbones=("container_light_tiny",), seeds=(0,), settings=("data.size=32",))
     check_arm(replace(light, data=replace(light.data, eval_size=64)))
