@@ -302,6 +302,17 @@ def test_memory_of_a_pass_is_not_that_of_training(tmp_path: Path) -> None:
     assert max(before, after) < training / 2
 
 
+def test_a_backbone_that_is_not_called_itself_is_the_whole_pass(tmp_path: Path) -> None:
+    """MH-MLP's classifier reads its last tokens rather than its maps."""
+    settings = to_dict(named("classify_demo").experiment)
+    settings["backbone"]["name"], settings["data"]["size"], settings["device"] = "mh_mlp_tiny", 32, "cpu"
+    work = Work("forward", (32, 32), 1)
+    with (tmp_path / "errors").open("wb") as errors, Worker(errors) as worker:
+        worker.ask({"do": "prepare", "experiment": settings, "options": asdict(replace(QUICK, sizes=((32, 32),)))})
+        found = worker.ask({"do": "measure", "work": asdict(work)})["figures"]
+    assert found[f"{work.key}/backbone"] == found[f"{work.key}/total"] > found[f"{work.key}/head"] == 0
+
+
 def test_tables_say_everything_and_fit(measured: dict[str, Any]) -> None:
     """Four experiments in 100 columns make two tables, each with the first; one alone shows its rounds and shares."""
     console = Console(width=100, record=True)
