@@ -91,7 +91,7 @@ def test_what_is_refused(changed: dict[str, Any], message: str) -> None:
 def test_a_backbone_of_one_size_is_checked_against_the_settings(backbone: str) -> None:
     (experiment,) = grid(backbones=(backbone,), seeds=(0,), settings=("data.size=32",))
     check_arm(experiment)
-    with pytest.raises(ValueError, match=r"built for images of 32 x 32 pixels, not of 40 x 40: use images of that size"):
+    with pytest.raises(ValueError, match=r"built for images of 32 x 32 pixels, not of 40 x 40: "):
         check_arm(replace(experiment, data=replace(experiment.data, eval_size=40)))
     (light,) = grid(backbones=("container_light_tiny",), seeds=(0,), settings=("data.size=32",))
     check_arm(replace(light, data=replace(light.data, eval_size=64)))
