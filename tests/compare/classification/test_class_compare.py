@@ -30,7 +30,15 @@ SIDE = 32
 def settings_on(root: Path, *more: str) -> list[str]:
     """Two epochs of three steps."""
     usual = [f"data.root={root}", "data.make-shapes=24 20 40", f"data.size={SIDE}", "data.workers=0", "device=cpu"]
-    return [*usual, "train.epochs=2", "train.batch=8", "train.micro-batch=4", "train.log-every=1", *more]
+    return [
+        *usual,
+        "train.epochs=2",
+        "train.batch=8",
+        "train.micro-batch=4",
+        "train.log-every=1",
+        "train.eval-every=1",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
