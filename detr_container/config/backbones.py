@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import with_config
 
 from detr_container.base.limits import Share, between, natural
 
-from .settings import STRICT
-from .traits import MAY_CHANGE, Topic
+from .settings import STRICT, Experiment
+from .traits import FIXED, MAY_CHANGE, Topic
 
 
 @with_config(STRICT)
@@ -54,3 +56,32 @@ class BackboneConfig:
 def has_dense(name: str) -> bool:
     """Whether a backbone has static affinities of one size of image (`BackboneConfig.dense`)."""
     return name.startswith(("container_pam", "mh_mlp"))
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class BackboneExperiment(Experiment):
+    """What experiments have in common whose model is a backbone with something on it."""
+
+    backbone: Annotated[BackboneConfig, FIXED, Topic("backbone settings")] = field(default_factory=BackboneConfig)
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """See `Experiment`."""
+        return {"backbone": self.backbone.name}
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """See `Experiment`."""
+        weights = self.backbone.weights
+        return ({} if weights in ("none", "imagenet") else {"backbone.weights": Path(weights)}) | super().inputs
+
+    def untrained(self) -> Self:
+        """See `Experiment`."""
+        return replace(super().untrained(), backbone=replace(self.backbone, weights="none"))
+
+    def idle(self) -> Iterator[tuple[str, bool, str]]:
+        """See `Experiment`."""
+        name = self.backbone.name
+        yield from super().idle()
+        yield "backbone.dense", not has_dense(name), f"on {name}, which has no dense affinities"

@@ -16,8 +16,8 @@ from pydantic import with_config
 
 from detr_container.base.limits import Images, Many, Rate, Share, Side, Weight, Workers, between, natural, positive
 
-from .backbones import BackboneConfig, has_dense
-from .settings import STRICT, Experiment, Metric, TrainConfig, flatten
+from .backbones import BackboneConfig, BackboneExperiment
+from .settings import STRICT, Experiment, Metric, TrainConfig
 from .traits import FIXED, NO_MATTER, Topic
 
 _INPUT_SIZE = Topic("input size")
@@ -137,7 +137,7 @@ class ClassificationTrainConfig(TrainConfig):
 
 @with_config(STRICT)
 @dataclass(frozen=True)
-class ClassificationExperiment(Experiment):
+class ClassificationExperiment(BackboneExperiment):
     """A classifier: what is trained, on what, and how."""
 
     task: Annotated[Literal["classification"], tyro.conf.Suppress, FIXED] = "classification"
@@ -171,11 +171,6 @@ class ClassificationExperiment(Experiment):
         return f"classifier, {self.data.size} pixels, on {self.backbone.label}"
 
     @property
-    def parts(self) -> dict[str, str]:
-        """See `Experiment`."""
-        return {"backbone": self.backbone.name}
-
-    @property
     def memory(self) -> dict[str, Any]:
         """See `Experiment`."""
         return super().memory | {"data.size": self.data.size}
@@ -186,19 +181,9 @@ class ClassificationExperiment(Experiment):
         return self.data.workers
 
     @property
-    def inputs(self) -> dict[str, Path]:
-        """See `Experiment`."""
-        weights = self.backbone.weights
-        return ({} if weights in ("none", "imagenet") else {"backbone.weights": Path(weights)}) | super().inputs
-
-    @property
     def evaluation_batch(self) -> int:
         """See `Experiment`."""
         return self.data.eval_batch
-
-    def untrained(self) -> Self:
-        """See `Experiment`."""
-        return replace(super().untrained(), backbone=replace(self.backbone, weights="none"))
 
     @property
     def data_folders(self) -> list[Path]:
@@ -214,29 +199,22 @@ class ClassificationExperiment(Experiment):
         if not any(data.make_shapes):
             resolve(data.root, data.train_images, data.val_images)
 
+    def idle(self) -> Iterator[tuple[str, bool, str]]:
+        """See `Experiment`."""
+        data, schedule = self.data, self.train.schedule
+        small = f"on inputs of {SMALL} pixels or fewer"
+        yield from super().idle()
+        yield "data.color_jitter", bool(data.auto_augment), f"beside data.auto_augment={data.auto_augment}"
+        yield "data.area data.aspect", data.size <= SMALL, f"{small}, cut from a padded image"
+        yield "data.crop_ratio data.interpolation", data.evaluated_at <= SMALL, small
+        yield "train.warmup_epochs train.warmup_lr train.min_lr", schedule != "deit", f"with train.schedule={schedule}"
+        yield "train.warmup_steps", schedule == "deit", "with train.schedule=deit: use train.warmup_epochs"
+        yield "backbone.stage backbone.stride", True, "on a classifier, which reads the last feature map"
+
     def check_together(self) -> list[str]:
         """See `Experiment`."""
         _check_together(self)
-        flat, usual = flatten(self), flatten(ClassificationExperiment())
-        warnings = [
-            f"{name} has no effect {why}"
-            for names, idle, why in _idle(self)
-            for name in names.split()
-            if idle and flat[name] != usual[name]
-        ]
-        return warnings + ([] if self.train.schedule == "deit" else super().check_together())
-
-
-def _idle(experiment: ClassificationExperiment) -> Iterator[tuple[str, bool, str]]:
-    """Settings that something else turns off: their names, whether it does, and why."""
-    data, schedule, name = experiment.data, experiment.train.schedule, experiment.backbone.name
-    yield "data.color_jitter", bool(data.auto_augment), f"beside data.auto_augment={data.auto_augment}"
-    yield "data.area data.aspect", data.size <= SMALL, f"on inputs of {SMALL} pixels or fewer, cut from a padded image"
-    yield "data.crop_ratio data.interpolation", data.evaluated_at <= SMALL, f"on inputs of {SMALL} pixels or fewer"
-    yield "train.warmup_epochs train.warmup_lr train.min_lr", schedule != "deit", f"with train.schedule={schedule}"
-    yield "train.warmup_steps train.lr_drop", schedule == "deit", "with train.schedule=deit: use train.warmup_epochs"
-    yield "backbone.dense", not has_dense(name), f"on {name}, which has no dense affinities"
-    yield "backbone.stage backbone.stride", True, "on a classifier, which reads the last feature map"
+        return super().check_together()
 
 
 def _check_together(experiment: ClassificationExperiment) -> None:

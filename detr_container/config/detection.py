@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from pydantic import with_config
 
 from detr_container.base.limits import Images, Rate, Share, Side, Weight, Workers, natural, positive
 
-from .backbones import BackboneConfig, has_dense
+from .backbones import BackboneExperiment
 from .memory import for_step
-from .settings import STRICT, Experiment, Metric, TrainConfig, flatten
+from .settings import STRICT, Experiment, Metric, TrainConfig
 from .traits import FIXED, NO_MATTER, Topic
 
 COCO_SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -149,12 +149,11 @@ class DetectionTrainConfig(TrainConfig):
 
 @with_config(STRICT)
 @dataclass(frozen=True)
-class DetectionExperiment(Experiment):
+class DetectionExperiment(BackboneExperiment):
     """A detector: what is trained, on what, and how."""
 
     task: Annotated[Literal["detection"], tyro.conf.Suppress, FIXED] = "detection"
     """What is learnt."""
-    backbone: Annotated[BackboneConfig, FIXED, Topic("backbone settings")] = field(default_factory=BackboneConfig)
     head: Annotated[HeadConfig, FIXED, Topic("head", compared=True)] = field(default_factory=HeadConfig)
     loss: Annotated[LossConfig, FIXED, Topic("loss", compared=True)] = field(default_factory=LossConfig)
     data: Annotated[DataConfig, Topic("augmentation")] = field(default_factory=DataConfig)
@@ -194,19 +193,9 @@ class DetectionExperiment(Experiment):
         return self.data.workers
 
     @property
-    def inputs(self) -> dict[str, Path]:
-        """See `Experiment`."""
-        weights = self.backbone.weights
-        return ({} if weights in ("none", "imagenet") else {"backbone.weights": Path(weights)}) | super().inputs
-
-    @property
     def evaluation_batch(self) -> int:
         """See `Experiment`."""
         return self.data.eval_batch
-
-    def untrained(self) -> Self:
-        """See `Experiment`."""
-        return replace(super().untrained(), backbone=replace(self.backbone, weights="none"))
 
     @property
     def data_folders(self) -> list[Path]:
@@ -222,40 +211,34 @@ class DetectionExperiment(Experiment):
         if not any(data.make_shapes):
             resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
 
+    def idle(self) -> Iterator[tuple[str, bool, str]]:
+        """See `Experiment`."""
+        backbone, data = self.backbone.name, self.data
+        yield from super().idle()
+        softmax = self.loss.classification == "softmax"
+        yield "head.gaussian head.smooth", self.head.kind == "detr", "on DETR: it is SMCA-DETR's (head.kind=smca)"
+        yield "backbone.drop_path", backbone.startswith("resnet"), "on a ResNet"
+        yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
+        yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
+        yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"
+        alone = f"with data.canvas={data.canvas}, the only one then"
+        yield "data.canvases data.canvas_multiple", bool(data.canvas), alone
+        yield "data.canvas_multiple", not data.canvas and data.canvases == "off", "with data.canvases=off"
+        yield "data.max_size", data.resize == "square", "on square images"
+
     def check_together(self) -> list[str]:
         """See `Experiment`."""
         _check_together(self)
         if self.train.schedule == "deit":
             raise ValueError("train.schedule=deit: it is a schedule of classification; use step or cosine")
-        flat, usual = flatten(self), flatten(DetectionExperiment())
-        warnings = [
-            f"{name} has no effect {why}"
-            for names, idle, why in _idle(self)
-            for name in names.split()
-            if idle and flat[name] != usual[name]
-        ]
+        warnings = super().check_together()
         if self.head.position == "learned" and not self.train.lr_backbone:
             warnings.append(
                 "train.lr_backbone=0 also stops the learned positions (head.position=learned), which the published "
                 "code trains with the backbone: to freeze the backbone alone, set backbone.frozen_stages to all of "
                 "its stages"
             )
-        return warnings + super().check_together()
-
-
-def _idle(experiment: DetectionExperiment) -> Iterator[tuple[str, bool, str]]:
-    """Settings that something else turns off: their names, whether it does, and why."""
-    backbone, data = experiment.backbone.name, experiment.data
-    softmax = experiment.loss.classification == "softmax"
-    yield "head.gaussian head.smooth", experiment.head.kind == "detr", "on DETR: it is SMCA-DETR's (head.kind=smca)"
-    yield "backbone.drop_path", backbone.startswith("resnet"), "on a ResNet"
-    yield "backbone.dense", not has_dense(backbone), f"on {backbone}, which has no dense affinities"
-    yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
-    yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
-    yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"
-    yield "data.canvases data.canvas_multiple", bool(data.canvas), f"with data.canvas={data.canvas}, the only one then"
-    yield "data.canvas_multiple", not data.canvas and data.canvases == "off", "with data.canvases=off"
-    yield "data.max_size", data.resize == "square", "on square images"
+        return warnings
 
 
 def _check_together(experiment: DetectionExperiment) -> None:

@@ -8,6 +8,7 @@ instant.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -167,16 +168,24 @@ class Experiment:
     def check_data(self) -> None:
         """Raise ValueError or OSError when the data are not where they should be, as far as a look tells."""
 
+    def idle(self) -> Iterable[tuple[str, bool, str]]:
+        """Settings that others may turn off: their names with spaces between, whether they do here, and why."""
+        schedule = self.train.schedule
+        yield "train.lr_drop", schedule != "step", f"on the {schedule} schedule"
+
     def check_together(self) -> list[str]:
         """Warnings about settings that have no effect. Raises ValueError for those that contradict each other."""
-        train = self.train
-        if train.schedule == "cosine":
-            idle = train.lr_drop != TrainConfig.lr_drop
-            return ["train.lr_drop has no effect on the cosine schedule"] if idle else []
-        if train.lr_drop >= train.epochs:
+        flat, usual, train = flatten(self), flatten(type(self)()), self.train
+        warnings = [
+            f"{name} has no effect {why}"
+            for names, idle, why in self.idle()
+            for name in names.split()
+            if idle and flat[name] != usual[name]
+        ]
+        if train.schedule == "step" and train.lr_drop >= train.epochs:
             late = f"it is not before the end (train.epochs={train.epochs})"
-            return [f"train.lr_drop={train.lr_drop} has no effect: {late}"]
-        return []
+            warnings.append(f"train.lr_drop={train.lr_drop} has no effect: {late}")
+        return warnings
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +16,7 @@ from detr_container.models.backbones.timm_backbone import TimmBackbone
 from detr_container.models.layers.sync_norm import several_processes, share_norms
 from detr_container.models.weights.backbones import load_backbone, load_imagenet
 
-from .weight_files import load_weights
+from .weight_files import load_weights, of_backbone
 
 OWN = (*DEPTHS, *NARROW, *SIZES, *PLAIN)
 """The names of our own backbones."""
@@ -58,11 +57,7 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
 
 def weights_of(config: BackboneConfig) -> dict[str, Any]:
     """What is in the file, or the newest checkpoint of the run, that the settings name. Raises OSError, ValueError."""
-    if not Path(config.weights).exists():
-        raise FileNotFoundError(
-            f"backbone.weights={config.weights}: neither `imagenet` nor `none`, nor a file that is there"
-        )
-    return load_weights(Path(config.weights))
+    return load_weights(of_backbone(config.weights))
 
 
 def _bare(config: BackboneConfig, pretrained: bool, canvas: int) -> Backbone:

@@ -20,7 +20,7 @@ from detr_container.config.traits import NO_MATTER, traits_of
 
 from .run import Run
 from .run_files import EvaluationLine, Pretraining, ProvenanceLine
-from .weight_files import read_weights
+from .weight_files import of_backbone, read_weights
 
 BACKBONE, INIT = "backbone.weights", "init"
 """The settings that name weights."""
@@ -41,7 +41,7 @@ def pretraining(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
         found[BACKBONE] = {"kind": "published", "name": origin(flat[_NAME], weights)}
     elif weights != "none":
-        found[BACKBONE] = identity(Path(weights))
+        found[BACKBONE] = identity(of_backbone(weights))
     if experiment.init:
         found[INIT] = identity(Path(experiment.init))
     return found

@@ -25,6 +25,13 @@ def is_weights_folder(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in (*WEIGHT_FILES, *_INDEX))
 
 
+def of_backbone(weights: str) -> Path:
+    """What `backbone.weights` names, where it is neither `imagenet` nor `none`. Raises FileNotFoundError."""
+    if not Path(weights).exists():
+        raise FileNotFoundError(f"backbone.weights={weights}: neither `imagenet` nor `none`, nor a file that is there")
+    return Path(weights)
+
+
 def load_weights(path: Path) -> dict[str, Any]:
     """A checkpoint's content from a file, a run's folder (its newest) or one of Hugging Face, shards put together."""
     return read_weights(path)[1]

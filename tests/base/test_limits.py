@@ -12,10 +12,10 @@ from pydantic import AfterValidator
 from runs import environment
 from tyro.constructors import PrimitiveConstructorSpec
 
-from detr_container.commands import cli
+from detr_container.commands import classifiers, cli, detectors
 from detr_container.commands import data as data_commands
-from detr_container.commands import models as model_commands
 from detr_container.compare.options import CompareOptions, ReportOptions
+from detr_container.config.classification import ClassificationExperiment
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named
 from detr_container.config.settings import from_dict, to_dict
@@ -53,9 +53,12 @@ def numbers_without_rule(hint: typing.Any, name: str = "") -> list[str]:
     "kind",
     [
         DetectionExperiment,
-        model_commands.EvaluateOptions,
-        model_commands.PredictOptions,
-        model_commands.InspectOptions,
+        ClassificationExperiment,
+        detectors.EvaluateOptions,
+        detectors.PredictOptions,
+        detectors.InspectOptions,
+        classifiers.EvaluateOptions,
+        classifiers.PredictOptions,
         data_commands.ShapesOptions,
         data_commands.CheckOptions,
         CompareOptions,

@@ -180,8 +180,8 @@ def test_bf16_trains(kind: str, root: Path, tmp_path: Path) -> None:
 def test_the_server_of_loader_processes_starts_before_the_data_are_read(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[bool] = []
-    monkeypatch.setattr("detr_container.engine.train.worker_context", lambda: started.append(True))
+    started: list[str] = []
+    monkeypatch.setattr("detr_container.engine.train.worker_context", started.append)
     (tmp_path / "annotations").mkdir()
     with pytest.raises(FileNotFoundError, match="instances_train2017"):
         train_in(tmp_path / "run", tiny(tmp_path, data__workers=workers))
