@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -22,6 +22,9 @@ from detr_container.models.detector import Detector
 from detr_container.tasks.detection.largest import LargestBatch, synthetic_batch
 from detr_container.tasks.detection.task import DetectionTask
 
+Which = Literal["none", "backbone", "all"]
+Precision = Literal["fp32", "tf32", "bf16"]
+EVERY: tuple[Which, ...] = ("none", "backbone", "all")
 HEAD = HeadConfig(queries=5, width=32, heads=4, encoder_layers=2, decoder_layers=2, feedforward=128, dropout=0.0)
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "resnet, frozen norms and stages": ("detr", {"name": "resnet18", "frozen_stages": 2}, {}),
@@ -36,10 +39,10 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def stepper(name: str, which: str, precision: str = "fp32") -> Stepper:
+def stepper(name: str, which: Which, precision: Precision = "fp32") -> Stepper:
     """Ready to step, from the same random weights each time."""
     kind, backbone, head = CASES[name]
-    train = DetectionTrainConfig(checkpoint_activations=which, precision=precision, ema_decay=0.5)  # type: ignore[arg-type]
+    train = DetectionTrainConfig(checkpoint_activations=which, precision=precision, ema_decay=0.5)
     usual = {"name": "container_light_small", "weights": "none", "frozen_stages": 1}
     experiment = DetectionExperiment(
         head=replace(HEAD, kind=kind, **head), backbone=BackboneConfig(**{**usual, **backbone}), train=train
@@ -78,7 +81,7 @@ def test_steps_are_the_same_bit_for_bit(name: str) -> None:
     with one_thread():
         usual = stepper(name, "none")
         found = []
-        for which in ("none", "backbone", "all"):
+        for which in EVERY:
             steps = stepper(name, which)
             assert list(steps.model.state_dict()) == list(usual.model.state_dict())
             assert bool(steps.checkpointed) == (which != "none")
@@ -103,7 +106,7 @@ def test_steps_are_the_same_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_less_is_kept_for_the_gradient(name: str) -> None:
     with one_thread():
-        none, some, every = (kept_bytes(stepper(name, which)) for which in ("none", "backbone", "all"))
+        none, some, every = (kept_bytes(stepper(name, which)) for which in EVERY)
     assert some < 0.5 * none
     assert every < some
 
@@ -112,7 +115,7 @@ def test_less_is_kept_for_the_gradient(name: str) -> None:
 def test_bfloat16_computes_the_same_again(name: str) -> None:
     with one_thread():
         gradients = []
-        for which in ("none", "all"):
+        for which in (EVERY[0], EVERY[2]):
             steps = stepper(name, which, "bf16")
             steps.take([batch(64)], 0, 1.0)
             gradients.append([steps.meters, steps.last_norm, *steps.model.parameters()])

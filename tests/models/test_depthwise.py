@@ -159,7 +159,8 @@ def test_autocast_takes_weights_of_either_type(kind: torch.dtype) -> None:
         y = torch.func.functional_call(layer, weights, (x, True))
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
-    assert [weights[name].grad.dtype for name in ("weight", "bias")] == [kind, kind]  # type: ignore[union-attr]
+    gradients = [weights[name].grad for name in ("weight", "bias")]
+    assert [gradient is not None and gradient.dtype for gradient in gradients] == [kind, kind]
     with torch.no_grad():
         expected = x + F.conv2d(x, layer.weight, layer.bias, padding=1, groups=8)
     torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=0.05)
