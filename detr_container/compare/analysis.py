@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from .compared import Compared, Rated, Result, level_of, nothing, read_each
 from .errors import Errors, breakdown
 from .evaluations import read_evaluation
 from .fairness import differences, refuse_other_data
-from .intervals import Floats, Sample, resamples
+from .intervals import Floats, resamples
 from .matching import Ground, match
 from .measured import measured
 from .options import RESAMPLES
@@ -40,24 +41,15 @@ DRIFT = 1e-6
 class RunResult(Result):
     """One run's detections, evaluated.
 
-    plain: [6] METRICS, resampled: [B, 6]; by_class: [K] AP, by_class_resampled: [B, K]; precision: for IoU 0.5 and 0.75
-    [2, 101], means over classes; quality: [N] AP of each image alone; found: its detections.
+    precision: for IoU 0.5 and 0.75 [2, 101], means over classes; quality: [N] AP of each image alone; found: its
+    detections.
     """
 
-    plain: Floats
-    resampled: Floats
-    by_class: Floats
-    by_class_resampled: Floats
     precision: Floats
     quality: Floats
     errors: Errors
     calibration: Calibration
     found: Columns
-
-    @property
-    def headline(self) -> float:
-        """The AP."""
-        return float(self.plain[0])
 
 
 @dataclass(frozen=True)
@@ -66,17 +58,7 @@ class ArmResult(Rated):
 
     experiment: DetectionExperiment
     results: tuple[RunResult, ...]
-
-    def sample(self, metric: str) -> Sample:
-        """One of METRICS over its seeds."""
-        place = METRICS.index(metric)
-        plain = np.array([result.plain[place] for result in self.results])
-        return Sample(plain, np.stack([result.resampled[:, place] for result in self.results]), self.images)
-
-    def class_sample(self, label: int) -> Sample:
-        """The AP of one class over its seeds."""
-        plain = np.array([result.by_class[label] for result in self.results])
-        return Sample(plain, np.stack([result.by_class_resampled[:, label] for result in self.results]), self.images)
+    metrics: ClassVar[tuple[str, ...]] = METRICS
 
 
 @dataclass(frozen=True)

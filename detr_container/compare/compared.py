@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
 
 from .arms import Arm
 from .fairness import Difference
-from .intervals import Sample
+from .intervals import Floats, Sample
 from .measured import Measured
 from .reading import RunRecord
 
 
 @dataclass(frozen=True)
-class Result(ABC):
-    """One run, evaluated at one epoch; measured: what it cost."""
+class Result:
+    """One run, evaluated at one epoch; measured: what it cost.
+
+    plain: [M] its arm's metrics, resampled: [B, M]; by_class: [K] the first of them for each class, and
+    by_class_resampled: [B, K].
+    """
 
     record: RunRecord
     epoch: int
     measured: Measured
+    plain: Floats
+    resampled: Floats
+    by_class: Floats
+    by_class_resampled: Floats
 
     @property
-    @abstractmethod
     def headline(self) -> float:
         """The metric that stands for the run, from 0 to 1."""
+        return float(self.plain[0])
 
 
 @dataclass(frozen=True)
-class Rated(Arm, ABC):
-    """An arm with the results of those of its runs that could be evaluated; images: how many there are."""
+class Rated(Arm):
+    """An arm with the results of those of its runs that could be evaluated; images: how many there are.
+
+    metrics: the names of a result's, in order.
+    """
 
     results: tuple[Result, ...]
     images: int
+    metrics: ClassVar[tuple[str, ...]]
 
-    @abstractmethod
     def sample(self, metric: str) -> Sample:
         """A metric over the arm's seeds, and in every resample of the images."""
+        place = self.metrics.index(metric)
+        plain = np.array([result.plain[place] for result in self.results])
+        return Sample(plain, np.stack([result.resampled[:, place] for result in self.results]), self.images)
 
-    @abstractmethod
     def class_sample(self, label: int) -> Sample:
-        """The same of one class's own metric."""
+        """The same of the first metric for one class."""
+        plain = np.array([result.by_class[label] for result in self.results])
+        return Sample(plain, np.stack([result.by_class_resampled[:, label] for result in self.results]), self.images)
 
 
 R = TypeVar("R", bound=Rated)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from detr_container.config.settings import Experiment
 from ..arms import Arm, arms_of
 from ..compared import Compared, Rated, Result, level_of, read_each
 from ..fairness import differences, refuse_other_data
-from ..intervals import Floats, Sample, draws
+from ..intervals import Floats, draws
 from ..measured import measured
 from ..options import RESAMPLES
 from ..quality import Calibration, calibration_of
@@ -39,28 +40,18 @@ WHOLE = (1.0, 0)
 
 @dataclass(frozen=True)
 class RunResult(Result):
-    """One run's predictions, rated.
+    """One run's predictions, rated; a class without images has NaN.
 
-    plain: [2] METRICS, resampled: [B, 2]; by_class: [K] top-1, by_class_resampled: [B, K], NaN without images;
     right: [N] whether the surest class is true; guess: [N, T] classes, probability: [N, T] theirs, true_probability:
     [N]; log_loss: the mean of -log of that.
     """
 
-    plain: Floats
-    resampled: Floats
-    by_class: Floats
-    by_class_resampled: Floats
     right: NDArray[np.bool_]
     guess: NDArray[np.int64]
     probability: NDArray[np.float32]
     true_probability: NDArray[np.float32]
     log_loss: float
     calibration: Calibration
-
-    @property
-    def headline(self) -> float:
-        """The top-1 accuracy."""
-        return float(self.plain[0])
 
 
 @dataclass(frozen=True)
@@ -69,17 +60,7 @@ class ArmResult(Rated):
 
     experiment: ClassificationExperiment
     results: tuple[RunResult, ...]
-
-    def sample(self, metric: str) -> Sample:
-        """One of METRICS over its seeds."""
-        place = list(METRICS).index(metric)
-        plain = np.array([result.plain[place] for result in self.results])
-        return Sample(plain, np.stack([result.resampled[:, place] for result in self.results]), self.images)
-
-    def class_sample(self, label: int) -> Sample:
-        """The top-1 accuracy of one class's images over its seeds."""
-        plain = np.array([result.by_class[label] for result in self.results])
-        return Sample(plain, np.stack([result.by_class_resampled[:, label] for result in self.results]), self.images)
+    metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
 
 
 @dataclass(frozen=True)
