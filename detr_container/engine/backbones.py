@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detr_container.config.backbones import BackboneConfig
 from detr_container.models.backbones.backbone import Backbone, maps_up_to
@@ -14,7 +14,7 @@ from detr_container.models.backbones.plain import PLAIN, PlainBackbone
 from detr_container.models.backbones.resnet import DEPTHS, NARROW, ResNetBackbone, strides_of
 from detr_container.models.backbones.timm_backbone import TimmBackbone
 from detr_container.models.layers.sync_norm import several_processes, share_norms
-from detr_container.models.weights.backbones import load_backbone, load_imagenet
+from detr_container.models.weights.backbones import last_norm, load_backbone, load_imagenet
 
 from .weight_files import load_weights, of_backbone
 
@@ -45,11 +45,13 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
     canvas: the longest side in pixels that an image can have, for models that take only one size.
     """
     pretrained = weights and config.weights == "imagenet"
-    backbone = _bare(config, pretrained, canvas)
+    backbone, rest = _bare(config, pretrained, canvas), dict[str, Tensor]()
     if pretrained and not config.name.startswith("timm/"):
         load_imagenet(backbone, config.name)
     elif weights and config.weights not in ("imagenet", "none"):
-        load_backbone(backbone, weights_of(config), config.weights, config.file_weights)
+        rest = load_backbone(backbone, weights_of(config), config.weights, config.file_weights)
+    if config.output_norm == "batch":
+        backbone.norm_outputs(config.norm == "frozen", last_norm(rest, backbone.channels[-1]))
     if config.norm == "sync":
         share_norms(backbone)
     return backbone.freeze(config.frozen_stages)

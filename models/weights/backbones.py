@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ..backbones.backbone import Backbone
 from ..backbones.resnet import DEPTHS
 from .find import Which, check_sound
@@ -70,15 +72,29 @@ def imagenet(name: str) -> tuple[Mapping[str, Any], str]:
         ) from error
 
 
-def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str, which: Which = "auto") -> list[str]:
+def load_backbone(
+    backbone: Backbone, checkpoint: Mapping[str, Any], source: str, which: Which = "auto"
+) -> dict[str, Tensor]:
     """Load a backbone's weights from a checkpoint: torchvision's, CONTAINER-LIGHT's, timm's, a detector's or ours.
 
-    which: of averaged and raw weights. Returns the names that the file has and the backbone does not (its classifier).
+    which: of averaged and raw weights. Returns what the file has and the backbone does not (its classifier).
     Raises ValueError, before anything is loaded, when a tensor of the backbone is missing or is another's.
     """
     matched = match(backbone.state_dict(), checkpoint, source, which)
     take(backbone, matched, source)
-    return list(matched.rest)
+    return matched.rest
+
+
+def last_norm(rest: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Of what `load_backbone` left over, a BatchNorm of `width` channels behind the last map; nothing without one.
+
+    It is a classifier's of the CONTAINER family, or a detector's that was trained with one.
+    """
+    for start in ("norm.", "backbone.output_norms.0."):
+        found = {name.removeprefix(start): value for name, value in rest.items() if name.startswith(start)}
+        if "running_mean" in found and found["running_mean"].shape == (width,):
+            return found
+    return {}
 
 
 def take(backbone: Backbone, matched: Match, source: str) -> None:
