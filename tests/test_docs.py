@@ -146,6 +146,8 @@ def test_every_command_is_understood(
         for line in printed(page):
             words = shlex.split(line, comments=True)
             if words[:1] == ["torchrun"] and "detr_container" in words:
+                # Without it torchrun takes our --run for one of its own options.
+                assert words[words.index("detr_container") - 1] == "--", line
                 words = ["detr-container", *words[words.index("detr_container") + 1 :]]
             if words[:1] != ["detr-container"] or len(words) == 1:
                 continue
