@@ -28,6 +28,7 @@ from .jobs import cancel, logs, resubmit, status, submit, sweep
 from .models import evaluate, export, predict
 
 TRACEBACK = "DETR_CONTAINER_TRACEBACK"
+_HELP = ("-h", "--help", "help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,17 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     given = list(sys.argv[1:] if arguments is None else arguments)
     start_logging()
-    if not given or given[0] in ("-h", "--help", "help"):
-        _overview()
+    if not given or given[0] in _HELP:
+        _overview("detr-container: train, evaluate and use DETR-family detectors and classifiers over many backbones")
         return 0
-    if given[0] == "data" and len(given) > 1 and not given[1].startswith("-"):
-        given[:2] = [f"data {given[1]}"]
+    if any(name.startswith(f"{given[0]} ") for name in COMMANDS):
+        if len(given) == 1 or given[1] in _HELP:
+            _overview(f"detr-container {given[0]} ...", f"{given[0]} ")
+            return 0
+        given[:2] = [f"{given[0]} {given[1]}"]
     if given[0] not in COMMANDS:
-        near = difflib.get_close_matches(given[0], COMMANDS, n=2)
-        return _fail(
-            f"there is no command {given[0]!r}" + (f": did you mean {' or '.join(near)}?" if near else ". See --help"),
-            2,
-        )
+        return _fail(f"there is no command {given[0]!r}{_nearest(given[0])}", 2)
     try:
         with asking(f"`{given[0]}`", {}):
             return COMMANDS[given[0]](given[1:])
@@ -76,12 +76,23 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-def _overview() -> None:
+def _nearest(wrong: str) -> str:
+    """What to say of a name that no command has: those like it, or where there are none, that begin with its word."""
+    near = difflib.get_close_matches(wrong, COMMANDS, n=2)
+    if near:
+        return f": did you mean {' or '.join(near)}?"
+    beside = [name for name in COMMANDS if name.startswith(f"{wrong.split(' ')[0]} ")]
+    return f": it is one of {', '.join(beside)}" if beside else ". See --help"
+
+
+def _overview(title: str, start: str = "") -> None:
+    """Print the commands whose names begin with `start`, and what they do."""
     screen = console()
-    screen.print("detr-container: train, evaluate and use DETR-family detectors and classifiers over many backbones\n")
+    screen.print(f"{title}\n")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, command in COMMANDS.items():
-        table.add_row(f"  {name}", (command.__doc__ or "").split("\n")[0])
+        if name.startswith(start):
+            table.add_row(f"  {name}", (command.__doc__ or "").split("\n")[0])
     screen.print(table)
     screen.print(f"\n`detr-container COMMAND --help` lists all options. {TRACEBACK}=1 adds the traceback to an error.")
 

@@ -30,6 +30,14 @@ def test_the_overview_names_every_command(arguments: list[str], capsys: pytest.C
     assert all((command.__doc__ or "").endswith((".", ".\n    ")) for command in cli.COMMANDS.values())
 
 
+@pytest.mark.parametrize("arguments", [["data"], ["data", "--help"], ["data", "-h"], ["data", "help"]])
+def test_the_first_of_two_words_lists_its_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 0
+    shown, said = capsys.readouterr()
+    assert all((f"  {name} " in shown) == name.startswith("data ") for name in cli.COMMANDS)
+    assert said == ""
+
+
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*command.split(), "--help") == 0
@@ -45,6 +53,8 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     [
         (["trian", "demo"], "there is no command 'trian': did you mean train"),
         (["data", "chek", "x"], "did you mean data check"),
+        (["data", "frobnicate"], "there is no command 'data frobnicate': it is one of data make-shapes, data check,"),
+        (["data", "--workers", "2"], "there is no command 'data --workers': it is one of data make-shapes"),
         (["frobnicate"], "there is no command 'frobnicate'. See --help"),
         (["train", "smca_r50"], "there is no experiment 'smca_r50': did you mean smca_r50_50e"),
         (["train", "debg"], "there is no experiment 'debg': did you mean debug"),
