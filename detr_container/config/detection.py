@@ -165,6 +165,7 @@ class DetectionExperiment(BackboneExperiment):
     trials: ClassVar[str] = "detr_container.tasks.detection.trials:DetectionTrials"
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("ap", "AP"), Metric("ap50", "AP50"))
     metrics_title: ClassVar[str] = "Average precision, %"
+    in_float32: ClassVar[str] = "positions, boxes, matching and losses"
     shows_objects: ClassVar[bool] = True
 
     @property

@@ -101,7 +101,7 @@ class Experiment:
     seed: Annotated[Seed, FIXED, NO_MATTER] = 0
     """Fixes the data order and augmentation whatever the model, and the model's initial weights."""
     init: Annotated[str, FIXED, Topic("pretraining")] = ""
-    """A detector's checkpoint, ours or a published one, or a folder of Hugging Face, to start (fine-tune) from."""
+    """A checkpoint of such a model to start (fine-tune) from; of a detector also a published one, or Hugging Face's."""
     init_weights: Annotated[Literal["auto", "ema", "model"], FIXED, Topic("pretraining")] = "auto"
     """Of an `init` that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
     device: Annotated[Literal["auto", "cpu", "cuda"], NO_MATTER] = "auto"
@@ -114,6 +114,8 @@ class Experiment:
     metrics: ClassVar[tuple[Metric, ...]]
     """What is drawn of an evaluation; the first is the headline, which stands for a run."""
     metrics_title: ClassVar[str]
+    in_float32: ClassVar[str] = "losses"
+    """What is computed in float32 whatever `train.precision`, in words."""
     usual_classes: ClassVar[int] = 80
     """How many classes a model is measured with when nothing says."""
     preloaded: ClassVar[str] = "detr_container.datasets.preloaded"

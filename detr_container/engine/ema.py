@@ -13,6 +13,9 @@ from torch import Tensor, nn
 class Ema:
     """average = decay * average + (1 - decay) * weights after each step; the first step's weights as they are.
 
+    So does torch's `AveragedModel`; timm's `ModelEma`, which DeiT uses, starts from the weights before the first step.
+    After n steps the two differ by decay ** n times what the first step changed.
+
     module: the averaged model; updates: how many steps it has seen. All tensors of one device and type are updated by
     one kernel, and nothing is copied or waited for.
     """

@@ -1,6 +1,7 @@
 """The precision in which a model computes: what PyTorch is set to, and what is cast when.
 
-Norms keep bfloat16 as it comes; positions, boxes, matching and losses are float32 in every precision.
+Norms keep bfloat16 as it comes; losses are float32 in every precision, and what else a task says
+(`Experiment.in_float32`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Precision = Literal["fp32", "tf32", "bf16"]
 _WORDS: dict[Precision, str] = {
     "fp32": "float32 (IEEE) in everything",
     "tf32": "TF32 in matrix products and convolutions, float32 (IEEE) in everything else",
-    "bf16": "bfloat16 in the model, float32 (IEEE) in positions, boxes, matching and losses",
+    "bf16": "bfloat16 in the model, float32 (IEEE) in",
 }
 Place = tuple[dict[str, Any], str]
 """The dictionary of a module's own weights, and a name in it."""
@@ -32,18 +33,18 @@ class OwnPrecision(Protocol):
         """The parts that compute in float32 whatever the precision, or that cast their weights by themselves."""
 
 
-def described(precision: Precision, device: torch.device) -> str:
-    """What computes in which numbers, in words."""
+def described(precision: Precision, device: torch.device, in_float32: str) -> str:
+    """What computes in which numbers, in words; in_float32: see `Experiment`."""
     if precision == "tf32" and device.type == "cpu":
         return f"{_WORDS['fp32']}, since a CPU has no TF32"
-    return _WORDS[precision]
+    return f"{_WORDS['bf16']} {in_float32}" if precision == "bf16" else _WORDS[precision]
 
 
 def computing(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """Where a model is called: its forward pass within this, and what follows, compute in a precision.
 
-    The context is autocast's, for bfloat16; boxes, matching and losses leave it by themselves. What PyTorch is set to
-    besides stays set, since a gradient is computed after the context: whether a GPU may round the inputs of matrix
+    The context is autocast's, for bfloat16; what must be float32 leaves it by itself. What PyTorch is set to besides
+    stays set, since a gradient is computed after the context: whether a GPU may round the inputs of matrix
     products and convolutions to TF32 (by itself PyTorch lets convolutions), and that cuDNN computes no attention.
     """
     if device.type == "cuda":

@@ -114,7 +114,7 @@ def check_head(
     if "ema_updates" in state and (not _whole(state["ema_updates"]) or not 0 <= state["ema_updates"] < 2**53):
         faults.append(f"ema_updates is {show(state['ema_updates'])}, not a whole number from 0")
     if not _hashes(state.get("data", {})):
-        faults.append(f"data is {show(state['data'])}, not the hashes of two annotation files")
+        faults.append(f"data is {show(state['data'])}, not the hashes of two splits")
     faults += pretraining_faults(state.get("pretraining", {}))
     try:
         faults += of_task(state)
@@ -226,14 +226,14 @@ def restore_optimizer(optimizer: AdamW, saved: Mapping[int, Mapping[str, Tensor]
 
 
 def data_changes(state: Mapping[str, Any], folder: Path, now: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One line for each annotation file that is another than before; now: `Data.versions()`.
+    """One line for each split whose data are others than before; now: `Task.versions()`.
 
     Also for lines that say which it was, and cannot be read. Raises ValueError where none of them can.
     """
     faults: list[str] = []
     before = state.get("data") or _recorded_data(folder / "provenance.jsonl", faults)
     return faults + [
-        f"changed since this run was started: {now[split]['annotations']} ({name} annotations) had SHA-256 "
+        f"changed since this run was started: {now[split]['annotations']} ({name} data) had SHA-256 "
         f"{before[split]}, now {now[split]['sha256']}: curves and metrics before and after cannot be compared"
         for split, name in (("train", "training"), ("val", "validation"))
         if split in before and before[split] != now[split]["sha256"]
@@ -241,7 +241,7 @@ def data_changes(state: Mapping[str, Any], folder: Path, now: Mapping[str, Mappi
 
 
 def _recorded_data(path: Path, faults: list[str]) -> dict[str, str]:
-    """The annotation files' hashes of the last start, which checkpoints of format 1 do not hold."""
+    """The splits' hashes of the last start, which checkpoints of format 1 do not hold."""
     rows = read_lines(path, ProvenanceLine, faults) if path.exists() else []
     noted = [row["data"] for row in rows if row.get("data")]
     return {split: entry["sha256"] for split, entry in noted[-1].items()} if noted else {}

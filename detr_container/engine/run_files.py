@@ -134,13 +134,13 @@ class ProvenanceLine(Schema):
 
 
 class EvaluatedWith(Schema):
-    """How detections were computed."""
+    """On what and how an evaluation's results were computed."""
 
     annotations: str = ""
 
 
 class ScoresFile(Schema):
-    """scores.json, beside the detections."""
+    """scores.json, beside what an evaluation found."""
 
     evaluated_with: EvaluatedWith
 

@@ -29,7 +29,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_differences(a: Path, b: Path) -> list[str]:
-    """In what the results of two runs differ: weights, optimizer, averages, metrics, evaluations, detections.
+    """In what the results of two runs differ: weights, optimizer, averages, metrics, evaluations and what these found.
 
     The newest checkpoints are compared without the settings they carry, in which an interrupted run may differ.
     Raises ValueError, naming the file, for what cannot be read.
@@ -43,7 +43,7 @@ def run_differences(a: Path, b: Path) -> list[str]:
     left, right = _results(a), _results(b)
     if left != right:
         names = ", ".join(str(path) for path in sorted({*left} ^ {*right}))
-        return [*found, f"detections: {len(left)} files against {len(right)}, only one of them has {names}"]
+        return [*found, f"evaluations: {len(left)} files against {len(right)}, only one of them has {names}"]
     for path in left:
         found += differences(_content(a / path), _content(b / path), str(path))
     return found

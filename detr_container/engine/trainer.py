@@ -202,7 +202,7 @@ class Trainer:
 
     def _describe(self) -> None:
         """Write what this run is, and log it."""
-        arithmetic = described(self.settings.precision, self.session.device)
+        arithmetic = described(self.settings.precision, self.session.device, self.experiment.in_float32)
         with self.session.together():
             settled, words = self.task.settled(self.model)
             if self.session.main:

@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 import torch
+from timm.utils import ModelEma
 from torch import Tensor, nn
 
 from detr_container.engine.ema import Ema
@@ -61,3 +62,21 @@ def test_the_plain_formula_also_after_loading() -> None:
         assert all(torch.equal(value, expected[name]) for name, value in found.items())
     assert ema.updates == 6
     assert not torch.equal(model.state_dict()["2.centre"], ema.module.state_dict()["2.centre"])
+
+
+def test_it_differs_from_timms_by_what_the_first_step_changed() -> None:
+    """By decay ** n of it after n steps, since timm's starts from the weights before that step."""
+    decay, steps = 0.9, 5
+    model = nn.Linear(4, 3).double()
+    ema, theirs, weights = Ema(model, decay), ModelEma(model, decay), [deepcopy(model.state_dict())]
+    for _ in range(steps):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        ema.average()
+        ema.updates += 1
+        theirs.update(model)
+        weights.append(deepcopy(model.state_dict()))
+    for name, average in theirs.ema.state_dict().items():
+        change = weights[1][name] - weights[0][name]
+        torch.testing.assert_close(ema.module.state_dict()[name] - average, decay**steps * change)

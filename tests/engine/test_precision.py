@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from detr_container.config.backbones import BackboneConfig
+from detr_container.config.classification import ClassificationExperiment
 from detr_container.config.detection import DetectionExperiment, HeadConfig
 from detr_container.config.experiments import FOCAL
 from detr_container.engine.precision import InPrecision, Precision, computing, described, to_cast
@@ -132,10 +133,13 @@ def test_the_state_is_the_models_and_float32_is_untouched() -> None:
 
 
 def test_what_is_said() -> None:
-    assert described("fp32", CUDA) == described("fp32", CPU) == "float32 (IEEE) in everything"
-    assert "TF32" in described("tf32", CUDA)
-    assert described("tf32", CPU) == "float32 (IEEE) in everything, since a CPU has no TF32"
-    assert described("bf16", CPU).startswith("bfloat16 in the model")
+    objects, images = DetectionExperiment.in_float32, ClassificationExperiment.in_float32
+    assert described("fp32", CUDA, objects) == described("fp32", CPU, images) == "float32 (IEEE) in everything"
+    assert "TF32" in described("tf32", CUDA, images)
+    assert described("tf32", CPU, objects) == "float32 (IEEE) in everything, since a CPU has no TF32"
+    model = "bfloat16 in the model, float32 (IEEE) in"
+    assert described("bf16", CPU, objects) == f"{model} positions, boxes, matching and losses"
+    assert described("bf16", CPU, images) == f"{model} losses"
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True), ("bf16", False)])

@@ -169,7 +169,7 @@ def evaluated_with(
         **({"dense": experiment.backbone.dense} if has_dense(experiment.backbone.name) else {}),
         "eval_batch": data.eval_batch,
         "precision": precision,
-        "arithmetic": described(precision, device),
+        "arithmetic": described(precision, device, experiment.in_float32),
     }
 
 

@@ -193,7 +193,7 @@ def evaluate_to(
         "resize": data.resize,
         "canvas": data.canvas,
         "precision": experiment.train.precision,
-        "arithmetic": described(experiment.train.precision, session.device),
+        "arithmetic": described(experiment.train.precision, session.device, experiment.in_float32),
         "annotations": dataset.annotations.path,
     }
     if canvases:

@@ -226,8 +226,8 @@ def test_changed_annotations_are_reported_and_recorded(
     content["annotations"] = content["annotations"][:3]
     file.write_text(json.dumps(content))
     assert train_in(folder, tiny(data, **SETTINGS, train__max_steps=1)) == 0
-    assert f"{file} (validation annotations) had SHA-256" in caplog.text
-    assert "training annotations" not in caplog.text
+    assert f"{file} (validation data) had SHA-256" in caplog.text
+    assert "training data" not in caplog.text
     assert "before and after cannot be compared" in caplog.text
     line = json.loads((folder / "provenance.jsonl").read_text().splitlines()[-1])
     assert len(line["changed"]) == 1
