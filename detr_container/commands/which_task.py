@@ -17,8 +17,7 @@ _SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".tar")
 _DETECTOR = re.compile(
     r"(^|[._])(query_embed|query_position_embeddings|class_embed|bbox_embed|class_labels_classifier)"
 )
-_CLASSIFIER = re.compile(r"(^|\.)(head|fc|classifier|head\.fc|heads\.head)\.weight$")
-"""The names of the layers that tell a published file of the one from one of the other."""
+"""The names of the layers that tell a published file of a detector from one of a classifier."""
 
 
 def task_of(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -94,7 +93,7 @@ def _of_run(folder: Path) -> str:
 def _of_file(path: Path) -> str:
     """By what a file says of itself, or by the names of its tensors."""
     from detr_container.engine.weight_files import is_weights_folder, load_weights
-    from detr_container.models.weights.find import find_weights
+    from detr_container.models.weights.find import CLASSIFIER, find_weights
 
     if path.is_dir() and not is_weights_folder(path):
         return ""
@@ -106,7 +105,7 @@ def _of_file(path: Path) -> str:
         return ""
     if stated or any(map(_DETECTOR.search, names)):
         return stated or "detection"
-    return "classification" if any(map(_CLASSIFIER.search, names)) else ""
+    return "classification" if any(map(CLASSIFIER.search, names)) else ""
 
 
 def _stated(experiment: Any) -> str:

@@ -30,10 +30,10 @@ def build_classifier(config: BackboneConfig, classes: int, size: int, weights: b
     else:
         model = _on_backbone(config, classes, size)
     if named == "imagenet" and not isinstance(model, TimmClassifier):
-        _log.info("%s: %s", config.name, load_classifier(model, *imagenet(config.name)))
+        _log.info("%s: %s", config.name, load_classifier(model, *imagenet(config.name)).words)
     elif named not in ("imagenet", "none"):
         loaded = load_classifier(model, weights_of(config), named, config.file_weights)
-        _log.info("%s: %s", named, loaded)
+        _log.info("%s: %s", named, loaded.words)
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":

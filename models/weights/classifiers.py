@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,12 +25,21 @@ _HEADS = ("head", "fc")
 """What our linear layer is called, here and in other people's files."""
 
 
-def load_classifier(model: ImageClassifier, checkpoint: Mapping[str, Any], source: str, which: Which = "auto") -> str:
+class Became(NamedTuple):
+    """What became of a classifier. kept: it is the file's; words: that, or why it starts anew."""
+
+    kept: bool
+    words: str
+
+
+def load_classifier(
+    model: ImageClassifier, checkpoint: Mapping[str, Any], source: str, which: Which = "auto"
+) -> Became:
     """Load a network's weights, and its classifier where the file has one of as many classes.
 
     The file may be of a whole classifier, ours or published, or of a network within another, see `match`; which: of
-    averaged and raw weights. Returns in words what became of the classifier. Raises ValueError, before anything is
-    loaded, when a tensor of the network is missing or is another's.
+    averaged and raw weights. Raises ValueError, before anything is loaded, when a tensor of the network is missing or
+    is another's.
     """
     if isinstance(model, TimmClassifier):
         return _load_timm(model, match(model.state_dict(), checkpoint, source, which), source)
@@ -43,10 +52,10 @@ def load_classifier(model: ImageClassifier, checkpoint: Mapping[str, Any], sourc
     head = next((part for each in _HEADS if (part := _part(beside, each, "head"))), {})
     if model.norm.state_dict() and not _taken(model, _part(beside, "norm", "norm"), source):
         _log.warning("%s has no norm before the classifier, as the network ends in here: it starts anew", source)
-    return _words(_taken(model, head, source), head.get("head.weight"), len(model.head.weight))
+    return _became(_taken(model, head, source), head.get("head.weight"), len(model.head.weight))
 
 
-def _load_timm(model: TimmClassifier, matched: Match, source: str) -> str:
+def _load_timm(model: TimmClassifier, matched: Match, source: str) -> Became:
     own, found = model.state_dict(), model.fitted(matched.found, source)
     last = model.last_names()
     head = {name: value for name, value in found.items() if name in last}
@@ -61,15 +70,15 @@ def _load_timm(model: TimmClassifier, matched: Match, source: str) -> str:
     check_sound(loaded, source)
     model.load_state_dict(loaded, strict=False)
     weight = next((value for name, value in head.items() if name.endswith("weight")), None)
-    return _words(kept, weight, len(own[last[0]]) if last else 0)
+    return _became(kept, weight, len(own[last[0]]) if last else 0)
 
 
-def _words(kept: bool, theirs: Tensor | None, classes: int) -> str:
-    """What became of a classifier. theirs: the weights of the file's, if it has one."""
+def _became(kept: bool, theirs: Tensor | None, classes: int) -> Became:
+    """theirs: the weights of the file's classifier, if it has one."""
     if kept:
-        return f"the classifier of {classes} classes is the file's"
+        return Became(kept, f"the classifier of {classes} classes is the file's")
     there = "the file has none" if theirs is None else f"the file's has {len(theirs)} classes, not {classes}"
-    return f"the classifier starts anew: {there}"
+    return Became(kept, f"the classifier starts anew: {there}")
 
 
 def _part(state: Mapping[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:

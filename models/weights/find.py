@@ -30,6 +30,9 @@ _INNER = ("module", "model", "state_dict", "shadow")
 # Wrappers within a model; no layer of any detector is called so.
 _WITHIN = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 
+CLASSIFIER = re.compile(r"(?:^|\.)(?:head|fc|classifier|head\.fc|heads\.head)\.weight$")
+"""The linear layer of a published classifier, by the names that the field has for it."""
+
 
 @dataclass(frozen=True)
 class Found:

@@ -98,9 +98,9 @@ def note(trained: Trained, layout: Layout) -> dict[str, Any]:
 
 
 def _metrics(trained: Trained) -> dict[str, Any]:
-    """Top-1 and top-5 of the run that a checkpoint lies in, when it was evaluated at that step."""
+    """Top-1 and top-5 of the run that a checkpoint lies in, when these weights were evaluated at that step."""
     folder = Path(trained.source).parent.parent
-    if not Run(folder).exists:
+    if trained.raw or not Run(folder).exists:
         return {}
     rows = [row for row in Run(folder).evaluations() if row["step"] == trained.step]
     return {key: rows[-1][key] for key in ("top1", "top5", "images", "epoch") if key in rows[-1]} if rows else {}

@@ -21,15 +21,13 @@ from detr_container.engine.weight_files import is_weights_folder, load_weights
 from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.models.classifier import BackboneClassifier, ImageClassifier
 from detr_container.models.weights.classifiers import load_classifier
-from detr_container.models.weights.find import Which, check_sound, find_weights
+from detr_container.models.weights.find import CLASSIFIER, Which, check_sound, find_weights
 from detr_container.models.weights.fit import load_checked
 
 from .build import model_of
 from .class_names import IMAGENET, imagenet_ids, read_names
 
 _log = logging.getLogger(__name__)
-_HEAD = re.compile(r"(?:^|\.)(?:head|fc|classifier|head\.fc|heads\.head)\.weight$")
-"""The linear layer of a published classifier, by the names that the field has for it."""
 _CONTAINER = "patch_embed1.proj.weight"
 _OTHER_NETWORK = "Name its network with --backbone timm/NAME, or its experiment with --experiment NAME"
 _OVERRULES = "--experiment NAME or --backbone timm/NAME overrules"
@@ -56,7 +54,7 @@ class Trained:
     """A model in evaluation mode with what it was trained for.
 
     classes: the rows' names, empty where nothing says them; rows: their number; source: the checkpoint's path, or
-    `timm/NAME`; step: 0 when unknown.
+    `timm/NAME`; step: 0 when unknown; raw: of a run that keeps averaged weights, which it evaluates, the others.
     """
 
     model: ImageClassifier
@@ -65,6 +63,7 @@ class Trained:
     rows: int
     source: str
     step: int = 0
+    raw: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,24 +137,51 @@ def _of_file(path: Path, asked: Asked) -> Trained:
         found = find_weights(checkpoint, asked.which)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    heads = [value for name, value in found.state.items() if _HEAD.search(name) and value.dim() in (2, 4)]
-    if not heads:
-        raise ValueError(
-            f"{path} holds no classifier, only a backbone or another network: no tensor is called head.weight or "
-            "fc.weight. Train one from it (train EXPERIMENT --backbone.weights FILE)"
-        )
-    rows = len(heads[-1])
-    if asked.experiment:
-        settings = classification(named(asked.experiment).experiment)
-    else:
-        settings, _ = _of_network(asked.backbone or _guess(path, found.state), asked)
+    settings = _stated(asked)
+    rows = _rows(path, found.state, settings.backbone.name if settings else "")
+    settings = settings or _of_network(_guess(path, found.state), asked)[0]
     backbone = replace(settings.backbone, weights=str(path), file_weights=asked.which)
     settings = replace(settings, backbone=backbone)
     model = model_of(settings, rows, weights=False)
     became = load_classifier(model, checkpoint, str(path), asked.which)
-    if not became.endswith("is the file's"):
-        raise ValueError(f"{path}: {became}, so that it would not be what was trained. {_OTHER_NETWORK}")
+    if not became.kept:
+        raise ValueError(f"{path}: {became.words}, so that it would not be what was trained. {_OTHER_NETWORK}")
     return Trained(model, settings, _row_names(rows, asked), rows, str(path))
+
+
+def _stated(asked: Asked) -> ClassificationExperiment | None:
+    """The settings of the experiment or of the network that a person names, if any."""
+    if asked.experiment:
+        return classification(named(asked.experiment).experiment)
+    return _of_network(asked.backbone, asked)[0] if asked.backbone else None
+
+
+def _rows(path: Path, state: Mapping[str, Tensor], network: str) -> int:
+    """How many classes the classifier of a published file has. network: whose it is, where that is known.
+
+    Raises ValueError for a file without one.
+    """
+    for pattern in (*_linear_layers(network), CLASSIFIER):
+        found = [value for name, value in state.items() if pattern.search(name) and value.dim() in (2, 4)]
+        if found:
+            return len(found[-1])
+    raise ValueError(
+        f"{path} holds no classifier, only a backbone or another network: no tensor is called head.weight or "
+        "fc.weight. Train one from it (train EXPERIMENT --backbone.weights FILE), or name its network with --backbone "
+        "timm/NAME"
+    )
+
+
+def _linear_layers(network: str) -> list[re.Pattern[str]]:
+    """What the weights of a timm model's classifier are called, which for some is what no others call them."""
+    if not network.startswith("timm/"):
+        return []
+    import timm
+
+    config = timm.get_pretrained_cfg(network.removeprefix("timm/"))
+    said = config.classifier if config is not None else None
+    names = [said] if isinstance(said, str) else list(said or ())
+    return [re.compile(rf"(?:^|\.){re.escape(name)}\.weight$") for name in names]
 
 
 def _own(path: Path, checkpoint: Mapping[str, Any], asked: Asked) -> Trained:
@@ -176,7 +202,8 @@ def _own(path: Path, checkpoint: Mapping[str, Any], asked: Asked) -> Trained:
     load_checked(model, state, f"{path} does not fit the experiment that it states", "Use another copy")
     if asked.classes is not None:
         classes = read_names(asked.classes, len(classes))
-    return Trained(model, settings, classes, len(classes), str(path), _step(path, checkpoint.get("step", 0)))
+    raw = bool(found.others) and not found.averaged
+    return Trained(model, settings, classes, len(classes), str(path), _step(path, checkpoint.get("step", 0)), raw)
 
 
 def _classes(path: Path, values: Any) -> tuple[str, ...]:
@@ -210,6 +237,12 @@ def _of_network(name: str, asked: Asked) -> tuple[ClassificationExperiment, int]
     config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
     if config is None:
         raise ValueError(f"{name}: timm has no weights of it and says nothing of its images: train it, or name another")
+    if config.crop_mode != "center":
+        _log.warning(
+            "%s: timm evaluates it on whole images (crop_mode=%s), and here it is shown their centre, so that its "
+            "accuracy is not quite timm's",
+            *(name, config.crop_mode),
+        )
     side = config.test_input_size or config.input_size
     resize: Literal["bicubic", "bilinear"] = "bilinear" if config.interpolation == "bilinear" else "bicubic"
     data = FoldersConfig(size=side[-1], crop_ratio=config.test_crop_pct or config.crop_pct, interpolation=resize)

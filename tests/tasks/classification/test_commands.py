@@ -73,15 +73,14 @@ def test_evaluate_on_other_folders(trained: Path, shapes: Path, tmp_path: Path) 
     for name in ("star-filled", "cross-outline"):
         shutil.copytree(shapes / "val" / name, tmp_path / "some" / name)
     assert run("evaluate", trained, "--images", tmp_path / "some", "--output", tmp_path / "out", "--device", "cpu") == 0
-    whole = Predictions.read(trained / "evaluation" / NAME) if (trained / "evaluation").exists() else None
     part = Predictions.read(tmp_path / "out" / NAME)
     names = sorted(each.name for each in (shapes / "val").iterdir())
     assert sorted(set(part.labels.tolist())) == [names.index("cross-outline"), names.index("star-filled")]
-    if whole is not None:
-        rows = np.isin(whole.labels, part.labels)
-        np.testing.assert_allclose(whole.true_probability[rows], part.true_probability, rtol=1e-5)
     assert run("evaluate", trained, "--data-root", shapes, "--output", tmp_path / "all", "--device", "cpu") == 0
-    assert len(Predictions.read(tmp_path / "all" / NAME).labels) == 20
+    whole = Predictions.read(tmp_path / "all" / NAME)
+    assert len(whole.labels) == 20
+    rows = np.isin(whole.labels, part.labels)
+    np.testing.assert_allclose(whole.true_probability[rows], part.true_probability, rtol=1e-5)
 
 
 def test_dense_affinities_of_one_size_are_interpolated_where_it_is_asked_for(
@@ -162,6 +161,18 @@ def test_export_of_a_run_says_how_good_it_is(trained: Path, shapes: Path, tmp_pa
     assert about["top1"] == Run(trained).evaluations()[-1]["top1"]
     assert about["from"].startswith(str(trained))
     assert {"patch_embed1.proj.weight", "norm.weight", "head.bias"} <= content["model"].keys()
+
+
+def test_export_says_how_good_averaged_weights_are_of_these_alone(trained: Path, tmp_path: Path) -> None:
+    """Where a run keeps both, its evaluations are of the averaged ones."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    path = Run(folder).checkpoints().paths()[0]
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"ema": state["model"], "ema_updates": state["step"]}, path)
+    for which, known in (("ema", True), ("model", False)):
+        assert run("export", folder, tmp_path / f"{which}.pth", "--weights", which) == 0
+        assert ("top1" in json.loads((tmp_path / f"{which}.pth.json").read_text())) is known
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,27 @@ def test_on_images_of_many_shapes(weights: tuple[str, torch.nn.Module, Path], tm
     compared(weights, drawn(tmp_path / "images"), tmp_path / "out")
 
 
+def test_a_classifier_of_a_name_of_its_own(tmp_path: Path) -> None:
+    """Of a network that is named, timm says what its linear layer is called: here `head.linear`."""
+    torch.manual_seed(0)
+    model = timm.create_model("efficientvit_m0", num_classes=len(CLASSES)).eval()
+    model.get_classifier().weight.data.normal_(std=1.0)
+    path, folder = tmp_path / "model.safetensors", drawn(tmp_path / "images")
+    save_file(model.state_dict(), path)
+    torch.testing.assert_close(
+        ours("efficientvit_m0", path, folder)[0], of_timm(model, folder)[0], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_network_that_timm_evaluates_on_whole_images_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file({"stem.weight": torch.ones(2, 2)}, tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"weights\.safetensors holds no classifier"):
+        open_trained(str(tmp_path / "weights.safetensors"), torch.device("cpu"), Asked(backbone="timm/efficientnet_b5"))
+    assert "timm/efficientnet_b5: timm evaluates it on whole images (crop_mode=squash)" in caplog.text
+
+
 @pytest.mark.shared
 def test_on_blood_cells(weights: tuple[str, torch.nn.Module, Path], shared_data: Path, tmp_path: Path) -> None:
     compared(weights, shared_data / "cells_imagefolder" / "val", tmp_path / "out")
