@@ -86,6 +86,7 @@ class BackboneExperiment(Experiment):
 
     def idle(self) -> Iterator[tuple[str, bool, str]]:
         """See `Experiment`."""
-        name = self.backbone.name
+        name, drops = self.backbone.name, self.backbone.drop_path > 0
         yield from super().idle()
+        yield "backbone.drop_path", drops and name.startswith("resnet"), "on a ResNet"
         yield "backbone.dense", not has_dense(name), f"on {name}, which has no dense affinities"

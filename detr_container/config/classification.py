@@ -125,6 +125,8 @@ class ClassificationTrainConfig(TrainConfig):
     keep_predictions: Annotated[Literal["newest_and_best", "all"], NO_MATTER] = "newest_and_best"
     """Of which epochs the predictions stay on disk; the metrics of all do."""
 
+    schedules: ClassVar[tuple[str, ...]] = ("step", "cosine", "deit")
+
     def at_full_rate(self) -> Self:
         """See `TrainConfig`."""
         return replace(super().at_full_rate(), warmup_epochs=0)
@@ -210,11 +212,7 @@ class ClassificationExperiment(BackboneExperiment):
         yield "train.warmup_epochs train.warmup_lr train.min_lr", schedule != "deit", f"with train.schedule={schedule}"
         yield "train.warmup_steps", schedule == "deit", "with train.schedule=deit: use train.warmup_epochs"
         yield "backbone.stage backbone.stride", True, "on a classifier, which reads the last feature map"
-        yield (
-            "backbone.output_norm",
-            True,
-            "on a classifier, whose own norm is the published one",
-        )
+        yield "backbone.output_norm", True, "on a classifier, whose own norm is the published one"
 
     def check_together(self) -> list[str]:
         """See `Experiment`."""
@@ -247,7 +245,7 @@ def _check_together(experiment: ClassificationExperiment) -> None:
     if train.schedule == "deit" and train.warmup_epochs >= train.epochs:
         raise ValueError(
             f"train.warmup_epochs={train.warmup_epochs}: the warm-up must end before the run does "
-            f"(train.epochs={train.epochs})"
+            f"(train.epochs={train.epochs}): lower it, to 0 for none"
         )
 
 

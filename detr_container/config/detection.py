@@ -214,11 +214,9 @@ class DetectionExperiment(BackboneExperiment):
 
     def idle(self) -> Iterator[tuple[str, bool, str]]:
         """See `Experiment`."""
-        backbone, data = self.backbone.name, self.data
+        data, softmax = self.data, self.loss.classification == "softmax"
         yield from super().idle()
-        softmax = self.loss.classification == "softmax"
         yield "head.gaussian head.smooth", self.head.kind == "detr", "on DETR: it is SMCA-DETR's (head.kind=smca)"
-        yield "backbone.drop_path", backbone.startswith("resnet"), "on a ResNet"
         yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
         yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
         yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"
@@ -230,8 +228,6 @@ class DetectionExperiment(BackboneExperiment):
     def check_together(self) -> list[str]:
         """See `Experiment`."""
         _check_together(self)
-        if self.train.schedule == "deit":
-            raise ValueError("train.schedule=deit: it is a schedule of classification; use step or cosine")
         warnings = super().check_together()
         if self.head.position == "learned" and not self.train.lr_backbone:
             warnings.append(

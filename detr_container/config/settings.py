@@ -83,6 +83,9 @@ class TrainConfig:
     max_steps: Annotated[Many, NO_MATTER] = 0
     """Stop after this many steps, as if interrupted (a few steps of a long schedule); 0: run the whole schedule."""
 
+    schedules: ClassVar[tuple[str, ...]] = ("step", "cosine")
+    """Those of `schedule` that these settings describe."""
+
     def at_full_rate(self) -> Self:
         """The same without a warm-up, for whoever tries the first steps alone."""
         return replace(self, warmup_steps=0)
@@ -178,6 +181,10 @@ class Experiment:
     def check_together(self) -> list[str]:
         """Warnings about settings that have no effect. Raises ValueError for those that contradict each other."""
         flat, usual, train = flatten(self), flatten(type(self)()), self.train
+        if train.schedule not in train.schedules:
+            raise ValueError(
+                f"train.schedule={train.schedule}: {self.task} has no such schedule: use {' or '.join(train.schedules)}"
+            )
         warnings = [
             f"{name} has no effect {why}"
             for names, idle, why in self.idle()
