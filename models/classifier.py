@@ -47,7 +47,7 @@ class ImageClassifier(nn.Module, ABC):
         if self.side not in (0, side):
             raise ValueError(
                 f"images of {side} pixels: this network was built for {self.side} and takes no others (its weights are "
-                f"of one input size): use data.size={self.side} and data.eval_size={self.side} (or 0)"
+                f"of one input size): use {self.side}, as data.size and data.eval_size (or 0) or as --size"
             )
 
     @abstractmethod

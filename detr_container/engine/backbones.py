@@ -70,6 +70,7 @@ def _bare(config: BackboneConfig, pretrained: bool, canvas: int) -> Backbone:
         return TimmBackbone(timm, config.stage, config.stride, pretrained, frozen_norm, config.drop_path, canvas)
     known(name)
     if name in PLAIN:
+        # It has one map; another that is asked for is refused.
         maps_up_to(name, (PLAIN[name].patch,), config.stage, config.stride)
         return PlainBackbone(name, plain_side(config, canvas), config.dense == "interpolate", config.drop_path)
     if name in SIZES:

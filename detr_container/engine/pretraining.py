@@ -41,17 +41,23 @@ def pretraining(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
         found[BACKBONE] = {"kind": "published", "name": origin(flat[_NAME], weights)}
     elif weights != "none":
-        found[BACKBONE] = identity(of_backbone(weights))
+        found[BACKBONE] = identity(of_backbone(weights), flat["backbone.file_weights"])
     if experiment.init:
-        found[INIT] = identity(Path(experiment.init))
+        found[INIT] = identity(Path(experiment.init), experiment.init_weights)
     return found
 
 
-def identity(path: Path) -> dict[str, Any]:
-    """What a file of weights or a run's folder holds, as `Pretraining` has it. Raises ValueError or OSError."""
+def identity(path: Path, which: str = "auto") -> dict[str, Any]:
+    """What a file of weights or a run's folder holds, as `Pretraining` has it. Raises ValueError or OSError.
+
+    which: of averaged and raw weights, as the settings have it.
+    """
     files, state = read_weights(path)
     file: dict[str, Any] = {"path": str(path), "file": str(files[0]), "sha256": _digest(files)}
     found = _of_checkpoint(files[0], state) or {"kind": "file"}
+    if which == "model" and "ema" in state and "metric" in found:
+        # A run evaluates its averaged weights where it has any.
+        found["metric"] = found["metric"] | {"here": None}
     # What was changed by hand is not taken over.
     return file | (found if not mistakes(found, Pretraining) else {"kind": "file"})
 

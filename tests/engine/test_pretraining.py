@@ -83,6 +83,18 @@ def test_an_earlier_checkpoint_has_the_metric_of_its_own_step(run: Path) -> None
     assert "1 of 2 epochs of" in in_words({"init": found})[0]
 
 
+def test_raw_weights_beside_averaged_ones_were_not_evaluated(run: Path, root: Path) -> None:
+    state = final_state(run)
+    spoil(run, ema=state["model"], ema_updates=8)
+    best = max(row["ap"] for row in Run(run).evaluations())
+    for which, words in (("model", "AP not evaluated"), ("ema", "AP "), ("auto", "AP ")):
+        found = pretraining(tiny(root, backbone__weights=str(run), backbone__file_weights=which))
+        metric = found["backbone.weights"]["metric"]
+        assert (metric["here"] is None, metric["best"]) == (which == "model", best)
+        assert words in in_words(found)[0]
+        assert pretraining(tiny(root, init=str(run), init_weights=which))["init"]["metric"] == metric
+
+
 def test_a_checkpoint_outside_its_run_says_what_it_carries(run: Path, tmp_path: Path, root: Path) -> None:
     inside = identity(run)
     moved = Path(shutil.move(inside["file"], tmp_path / "weights.pt"))

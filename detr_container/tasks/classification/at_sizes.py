@@ -29,15 +29,18 @@ def evaluate_at(
 ) -> dict[int, Scores]:
     """Evaluate at each size in turn; the first one's results go to `folder`, others' to `folder`/size-N.
 
-    images: with labels that are the model's rows. Returns the scores by size, on the main process alone. Raises
-    ValueError, before anything is evaluated, for a size that the model does not take.
+    images: with labels that are the model's rows; experiment: with the data that these are of. Returns the scores by
+    size, on the main process alone. Raises ValueError, before anything is evaluated, for a size that the model does
+    not take.
     """
-    models = {size: trained.at(size).model for size in dict.fromkeys(sizes)}
+    each = list(dict.fromkeys(sizes))
+    for size in each:
+        trained.check_size(size)
     found = {}
-    for place, (size, model) in enumerate(models.items()):
+    for place, size in enumerate(each):
         mine = replace(experiment, data=replace(experiment.data, eval_size=size))
         target = folder / f"size-{size}" if place else folder
-        scores = evaluate_to(target, model, evaluation_images(images, mine), mine, session)
+        scores = evaluate_to(target, trained.model, evaluation_images(images, mine), mine, session)
         if scores is not None:
             found[size] = scores
     return found

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from detr_container.base.checked import read_bytes, read_plain
 from detr_container.datasets.folders import ImageFolder
 
@@ -93,8 +95,6 @@ def matched(folder: ImageFolder, classes: Sequence[str], rows: int) -> tuple[Ima
     folders = [""] * rows
     for row, below in zip(row_of, folder.folders, strict=True):
         folders[row] = below
-    import numpy as np
-
     labels = np.array(row_of, dtype=np.int64)[folder.labels]
     part = f"{len(names)} of {rows}" if len(names) < rows else f"all {rows}"
     return (

@@ -28,7 +28,7 @@ def draw_predictions(dataset: LabelledImages, found: Predictions, target: Path) 
     """
     names = legible_names(dataset.folder.classes)
     wrong, right = _chosen(found)
-    tiles = [_tile(dataset, found, int(row), names) for row in (*wrong, *right)]
+    tiles = [_tile(dataset, found, int(at), names) for at in (*wrong, *right)]
     mistakes = int((~found.top(1)).sum())
     caption = (
         f"{len(found.labels) - mistakes:,} of {len(found.labels):,} images are right. Orange frames: the mistakes of "
@@ -40,7 +40,7 @@ def draw_predictions(dataset: LabelledImages, found: Predictions, target: Path) 
 
 
 def _chosen(found: Predictions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the wrong ones, the most confident first, and of the right ones, in order."""
+    """Places of the wrong ones, the most confident first, and of the right ones, in order."""
     is_right = found.top(1)
     wrong, right = np.flatnonzero(~is_right), np.flatnonzero(is_right)
     wrong = wrong[np.argsort(-found.probabilities[wrong, 0], kind="stable")]

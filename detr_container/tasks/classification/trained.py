@@ -70,12 +70,16 @@ class Trained:
         """A name for every row."""
         return self.classes or tuple(f"class {row}" for row in range(self.rows))
 
-    def at(self, size: int) -> Trained:
-        """The same for images of another input size. Raises ValueError for one that the model does not take."""
+    def check_size(self, size: int) -> None:
+        """Raise ValueError for an input size that the model does not take."""
         try:
             self.model.check_side(size)
         except ValueError as error:
             raise ValueError(f"--size {size}: {error}") from error
+
+    def at(self, size: int) -> Trained:
+        """The same for images of another input size. Raises ValueError for one that the model does not take."""
+        self.check_size(size)
         data = replace(self.experiment.data, eval_size=size)
         return replace(self, experiment=replace(self.experiment, data=data))
 

@@ -40,7 +40,7 @@ class ClassificationTrials(Trials):
     def __init__(self, experiment: ClassificationExperiment) -> None:
         super().__init__(experiment)
         self._folders: tuple[ImageFolder, ImageFolder] | None = None
-        self._compute: InPrecision | None = None
+        self._computing: tuple[InPrecision, Normalisation] | None = None
 
     def like(self, experiment: Experiment) -> ClassificationTrials:
         """See `Trials`; what was listed is not listed again."""
@@ -135,10 +135,11 @@ class ClassificationTrials(Trials):
     def infer(self, model: nn.Module, batch: LabelledBatch) -> None:
         """See `Trials`."""
         assert isinstance(model, ImageClassifier)
-        if self._compute is None or self._compute.model is not model:
-            self._compute = InPrecision(model, self.experiment.train.precision, batch.images.device)
-            self._normalise = Normalisation(model.mean, model.std, model.memory_format)
-        self._compute(self._normalise(batch.images)).float().softmax(dim=1)
+        if self._computing is None or self._computing[0].model is not model:
+            compute = InPrecision(model, self.experiment.train.precision, batch.images.device)
+            self._computing = compute, Normalisation(model.mean, model.std, model.memory_format)
+        compute, normalise = self._computing
+        compute(normalise(batch.images)).float().softmax(dim=1)
 
 
 def _of(task: Task) -> ClassificationTask:

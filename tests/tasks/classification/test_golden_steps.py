@@ -19,6 +19,7 @@ from detr_container.engine.optimizer import clipped_step, make_optimizer, set_ra
 from detr_container.models.backbones.container import SIZES, Container, Size
 from detr_container.models.classifier import BackboneClassifier
 from detr_container.models.weights.layouts import from_container, to_container
+from detr_container.tasks.classification.groups import parameter_groups
 from detr_container.tasks.classification.mixing import targets
 
 TINY = Size((8, 16, 24, 32), (1, 1, 1, 1), (2, 2, 2, 2), SIZES["container_light"].affinities, head=8)
@@ -85,12 +86,8 @@ def test_three_steps_with_averaged_weights() -> None:
     golden, model = arrays("deit_step_container"), filled(TINY, 7)
     wanted = targets(torch.arange(4) * 3 % 7, 7, torch.tensor([0.3]), 0.1).double()
     np.testing.assert_allclose(wanted.numpy(), golden["targets"], atol=1e-7)
-    decayed, bare = model.decayed_or_not()
-    groups = [
-        {"params": list(decayed.values()), "name": "decayed", "base_lr": 1e-3},
-        {"params": list(bare.values()), "name": "bare", "base_lr": 1e-3, "weight_decay": 0.0},
-    ]
-    optimizer = make_optimizer(groups, ClassificationTrainConfig(weight_decay=0.05))
+    train = ClassificationTrainConfig(lr=1e-3, lr_batch=0)
+    optimizer = make_optimizer(parameter_groups(model, train), train)
     ema = Ema(model, 0.9)
     ema.updates = 1
     order = names(golden["names"])
