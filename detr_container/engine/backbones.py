@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from detr_container.models.layers.sync_norm import several_processes, share_norm
 from detr_container.models.weights.backbones import last_norm, load_backbone, load_imagenet
 
 from .weight_files import load_weights, of_backbone
+
+_log = logging.getLogger(__name__)
 
 OWN = (*DEPTHS, *NARROW, *SIZES, *PLAIN)
 """The names of our own backbones."""
@@ -51,10 +54,18 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
     elif weights and config.weights not in ("imagenet", "none"):
         rest = load_backbone(backbone, weights_of(config), config.weights, config.file_weights)
     if config.output_norm == "batch":
-        backbone.norm_outputs(config.norm == "frozen", last_norm(rest, backbone.channels[-1]))
+        backbone.norm_outputs(config.norm == "frozen", last_norm(rest, backbone.channels[-1], config.weights))
     if config.norm == "sync":
+        if weights:
+            warn_of_no_norms(backbone, config)
         share_norms(backbone)
     return backbone.freeze(config.frozen_stages)
+
+
+def warn_of_no_norms(model: nn.Module, config: BackboneConfig) -> None:
+    """Say that `backbone.norm` does nothing to a network without BatchNorm, as transformers are."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        _log.warning("backbone.norm=%s has no effect on %s, which has no BatchNorm", config.norm, config.name)
 
 
 def weights_of(config: BackboneConfig) -> dict[str, Any]:

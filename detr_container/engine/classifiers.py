@@ -13,7 +13,7 @@ from detr_container.models.layers.sync_norm import share_norms
 from detr_container.models.weights.backbones import imagenet
 from detr_container.models.weights.classifiers import load_classifier
 
-from .backbones import build_backbone, weights_of
+from .backbones import build_backbone, warn_of_no_norms, weights_of
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ def build_classifier(config: BackboneConfig, classes: int, size: int, weights: b
     elif named not in ("imagenet", "none"):
         loaded = load_classifier(model, weights_of(config), named, config.file_weights)
         _log.info("%s: %s", named, loaded.words)
+    if weights and config.norm != "batch":
+        warn_of_no_norms(model, config)
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..layers.context_aggregation import CONTAINER_PAM, MH_MLP, Affinities
 from ..layers.dense_affinity import Grid, resampled
 from .backbone import Backbone
+from .timm_positions import fitted_positions
 
 
 @dataclass(frozen=True)
@@ -141,17 +142,13 @@ class PlainBackbone(Backbone):
         return body.norm(x), grid
 
     def fitted(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """See `Backbone`: interpolated where affinities are, else refused."""
-        from timm.layers.pos_embed import resample_abs_pos_embed
-
+        """See `Backbone`: affinities of another size are interpolated where images' are, else refused."""
         fitted = dict(state)
         for name, value in state.items():
-            end = name.rpartition(".")[2]
-            if end not in ("affinity", "pos_embed") or value.dim() != (4 if end == "affinity" else 3):
-                continue
-            length = math.isqrt(max(value.shape[-1 if end == "affinity" else 1] - self.leading, 0))
-            old = (length, length)
-            if length == self.grid[0] or not length:
+            tokens = value.shape[-1] if name.endswith(".affinity") and value.dim() == 4 else 0
+            length = math.isqrt(max(tokens - self.leading, 0))
+            # What is of no square map is said to be of another shape, as any tensor is.
+            if length in (0, self.grid[0]) or value.shape[-2:] != (self.leading + length**2,) * 2:
                 continue
             if not self.interpolate:
                 pixels = length * self.size.patch
@@ -159,8 +156,5 @@ class PlainBackbone(Backbone):
                     f"{source} is of {self.name} for images of {pixels} x {pixels} pixels, and these settings make it "
                     f"for {self.built_side} x {self.built_side}: use images of that size, or backbone.dense=interpolate"
                 )
-            if end == "affinity":
-                fitted[name] = resampled(value, old, self.grid, self.leading)
-            else:
-                fitted[name] = resample_abs_pos_embed(value, list(self.grid), list(old), self.leading)
-        return fitted
+            fitted[name] = resampled(value, (length, length), self.grid, self.leading)
+        return fitted_positions(self.body, "body.pos_embed", fitted, source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.backbone import Backbone
 from ..backbones.resnet import DEPTHS
@@ -16,6 +16,8 @@ from .match import Match, match
 CONTAINER_SOURCE = "https://github.com/allenai/container (container_light, ImageNet-1k)"
 TORCHVISION = "IMAGENET1K_V1"
 """Which of torchvision's weights a ResNet starts from."""
+_OPTIONAL = ("num_batches_tracked",)
+"""Frozen norms have none."""
 
 
 def origin(name: str, weights: str) -> str:
@@ -85,14 +87,17 @@ def load_backbone(
     return matched.rest
 
 
-def last_norm(rest: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+def last_norm(rest: Mapping[str, Tensor], width: int, source: str) -> dict[str, Tensor]:
     """Of what `load_backbone` left over, a BatchNorm of `width` channels behind the last map; nothing without one.
 
-    It is a classifier's of the CONTAINER family, or a detector's that was trained with one.
+    It is a classifier's of the CONTAINER family, or a detector's that was trained with one. Raises ValueError for one
+    with numbers that are not finite.
     """
+    own = nn.BatchNorm2d(width).state_dict()
     for start in ("norm.", "backbone.output_norms.0."):
         found = {name.removeprefix(start): value for name, value in rest.items() if name.startswith(start)}
-        if "running_mean" in found and found["running_mean"].shape == (width,):
+        if not state_faults(own, found, _OPTIONAL):
+            check_sound(found, source)
             return found
     return {}
 
@@ -101,7 +106,7 @@ def take(backbone: Backbone, matched: Match, source: str) -> None:
     """Load what of a file is the backbone's; raises as `load_backbone`."""
     own = backbone.state_dict()
     found = backbone.fitted(matched.found, source)
-    faults = state_faults(own, found, optional=("num_batches_tracked",))
+    faults = state_faults(own, found, _OPTIONAL)
     if faults:
         raise ValueError(
             f"{source} does not fit {type(backbone).__name__}: {listed(faults)}. "

@@ -42,26 +42,23 @@ def match(own: Iterable[str], checkpoint: Mapping[str, Any], source: str, which:
     own = set(own)
     # Files of a body alone leave out `body.`, and anything may stand before the names.
     ends = {name.removeprefix("body."): name for name in own}
-    state = _as_timm(_as_ours(kept.state), ends)
-    starts = Counter(
-        name[: len(name) - len(end)]
-        for name in state
-        for end in _endings(name)
-        if end in ends and f"{name[: len(name) - len(end)]}" != "body"
-    )
+    state = _as_timm(_as_ours(kept.state, ends), ends)
+    starts = Counter(name[: len(name) - len(end)] for name in state for end in _endings(name) if end in ends)
     best = max(starts, key=lambda start: (starts[start], -len(start)), default="")
     places = {name: ends.get(name.removeprefix(best), "") if name.startswith(best) else "" for name in state}
     found = {place: state[name] for name, place in places.items() if place}
     return Match(found, {name: state[name] for name, place in places.items() if not place}, best)
 
 
-def _as_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names of CONTAINER-LIGHT, alone or in a detector, as ours."""
-    first = next((name for name in state if f".{name}".split(".patch_embed1.")[0] != f".{name}"), None)
-    if first is None:
+def _as_ours(state: dict[str, Tensor], ends: Iterable[str]) -> dict[str, Tensor]:
+    """Published names of CONTAINER-LIGHT, alone or in a detector, as ours.
+
+    ends: the network's names; timm has networks of whose names some are the same.
+    """
+    first = next((name for name in state if ".patch_embed1." in f".{name}"), None)
+    if first is None or any(end.startswith("patch_embed1.") for end in ends):
         return state
-    start = f".{first}".split(".patch_embed1.")[0].removeprefix(".")
-    start = f"{start}." if start else ""
+    start = first[: f".{first}".index(".patch_embed1.")]
     if start.endswith("backbone.0.body."):
         return from_published(state)
     return from_container({name.removeprefix(start): value for name, value in state.items()})

@@ -70,3 +70,14 @@ def test_a_detectors_weights_hold_it_and_start_another_with_it(tmp_path: Path) -
 def test_without_it_nothing_is_there() -> None:
     backbone = build_backbone(replace(TINY, output_norm="none"))
     assert not any("output_norms" in name for name in backbone.state_dict())
+
+
+def test_a_last_norm_that_is_broken_is_refused_and_half_of_one_is_none(classifier: Saved, tmp_path: Path) -> None:
+    state = torch.load(classifier[1])["model"]
+    path = tmp_path / "half.pt"
+    torch.save({name: value for name, value in state.items() if name != "norm.bias"}, path)
+    norm = build_backbone(replace(TINY, weights=str(path))).output_norms[-1]
+    assert bool((norm.weight == 1).all())
+    torch.save(state | {"norm.bias": state["norm.bias"] * float("nan")}, path)
+    with pytest.raises(ValueError, match=r"half\.pt holds what cannot be weights: bias holds 64 values of 64"):
+        build_backbone(replace(TINY, weights=str(path)))

@@ -114,6 +114,13 @@ def test_timm_files_load_everywhere_and_ours_load_in_timm(name: str, tmp_path: P
     torch.testing.assert_close(maps[-1], last_map(model, 224), rtol=1e-5, atol=1e-5)
 
 
+def test_a_timm_network_with_some_of_the_published_names_keeps_its_own(tmp_path: Path) -> None:
+    theirs = filled(timm.create_model("coat_tiny", num_classes=3))
+    assert {name for name in theirs.state_dict() if name.startswith("patch_embed1.")}
+    model = classifier("timm/coat_tiny", 3, save(tmp_path, theirs.state_dict()), 224)
+    torch.testing.assert_close(logits(model, 224), logits(theirs, 224), rtol=1e-5, atol=1e-5)
+
+
 def test_torchvision_files_both_ways(tmp_path: Path) -> None:
     theirs = filled(get_model("resnet18", num_classes=3))
     path = save(tmp_path, theirs.state_dict())

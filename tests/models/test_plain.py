@@ -1,5 +1,6 @@
 """The plain networks of the family: DeiT's body with dense affinities, which belong to one size of image."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,21 @@ def test_weights_of_another_size_are_refused_or_interpolated(tmp_path: Path) -> 
         assert other.built_side == 64
         expected = [resampled(each, (6, 6), (8, 8), source.leading) for each in affinities(source)]
         assert all(torch.equal(a, b) for a, b in zip(affinities(other), expected, strict=True))
+
+
+@pytest.mark.parametrize("dense", ["refuse", "interpolate"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("pos_embed", (1, 38, 64)), ("blocks.0.attn.aggregation.static.kernel.affinity", (1, 2, 38, 38))],
+)
+def test_weights_of_no_square_of_patches_are_named(
+    dense: str, name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    """A distilled DeiT has one token more, for instance: neither another size nor to be interpolated."""
+    path = tmp_path / "weights.pth"
+    torch.save({"model": plain("container_pam_tiny").body.state_dict() | {name: torch.zeros(shape)}}, path)
+    with pytest.raises(ValueError, match=rf"body\.{re.escape(name)} is {re.escape(str(list(shape)))}, not"):
+        plain("container_pam_tiny", dense=dense, weights=str(path))
 
 
 def test_drop_path_rises_to_the_last_block() -> None:

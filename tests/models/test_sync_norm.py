@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
@@ -110,6 +111,23 @@ def test_networks_of_every_kind_share_their_norms(name: str, build: Callable[[Ba
     assert all(isinstance(norm, SyncNorm) for norm in norms)
     model.train()
     assert {norm.training for norm in norms} == {True, False}
+
+
+@pytest.mark.parametrize("name", ["container_pam_tiny", "timm/deit_tiny_patch16_224", "resnet18"])
+def test_a_network_without_batch_norm_says_that_the_setting_does_nothing(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said(norm: Any, classifies: bool) -> str:
+        caplog.clear()
+        config = BackboneConfig(name=name, weights="none", norm=norm, frozen_stages=0)
+        _ = build_classifier(config, 3, 64) if classifies else build_backbone(config, canvas=64)
+        return " ".join(caplog.messages)
+
+    for norm, classifies in (("frozen", True), ("sync", True), ("sync", False)):
+        message = f"backbone.norm={norm} has no effect on {name}, which has no BatchNorm"
+        assert said(norm, classifies) == ("" if name == "resnet18" else message)
+    # A detector's default does nothing, and is no mistake of anybody's.
+    assert not any(said(*settings) for settings in (("batch", True), ("batch", False), ("frozen", False)))
 
 
 @pytest.mark.parametrize("settings", [DetectionExperiment(), ClassificationExperiment()])
