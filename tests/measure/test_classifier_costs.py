@@ -69,6 +69,22 @@ def test_what_was_published_comes_out() -> None:
     assert round(resnet.multiply_adds, 2) == 4.09
 
 
+def test_container_has_the_published_widths_depths_and_parameters() -> None:
+    """Of the text: the released network's block with attention beside the window in every stage, 22 M in all."""
+    dims, depths, ratios = (128, 256, 320, 512), (2, 3, 8, 2), (8, 8, 4, 4)
+    parameters, inputs, patch = 512 * 2 + 512 * 1000 + 1000, 3, 4
+    for width, depth, ratio in zip(dims, depths, ratios, strict=True):
+        # Patches and their norm; two norms, two windows with biases, values, queries and keys, the MLP; alpha and beta.
+        parameters += inputs * width * patch**2 + 3 * width
+        block = 4 * width + width * (9 + 1 + 25 + 1) + 3 * width * (width + 1) + width * (width + 1)
+        block += 2 * width * width * ratio + width * ratio + width + 2 * (width // 32)
+        parameters += depth * block
+        inputs, patch = width, 2
+    found = classifier_costs("container", 224)
+    assert found.parameters == parameters
+    assert found.parameters // 10**6 == 22
+
+
 def test_the_table_of_the_documentation_is_the_commands(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

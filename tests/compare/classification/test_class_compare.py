@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-from runs import one_thread
+from runs import assert_same_run, one_thread, start, train_in, wait_for
 
 from detr_container.base.files import read_jsonl
 from detr_container.commands.cli import main
@@ -177,4 +180,28 @@ def test_a_comparison_is_planned_trained_reported_and_not_repeated(
         assert main(given) == 1
     assert capsys.readouterr().out.count(": finished, top-1 ") == 4
     assert {path: path.stat().st_mtime_ns for path in home.glob("*/checkpoints/*")} == before
-    assert status_of(home / "resnet18-seed0").state == "finished"
+    found = status_of(home / "resnet18-seed0")
+    assert (found.state, found.score) == ("finished", f"top-1 {100 * last[0]['top1']:.1f}")
+
+
+def test_interrupted_it_resumes_where_it_was(shapes: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of the second run, then the same command: the runs are those that nobody interrupted."""
+    names, longer = ("container_light_tiny", "mh_dw_tiny"), ("train.epochs=8", "train.eval-every=4")
+    given = [*arguments(shapes, tmp_path / "runs", "--backbones", *names, "--seeds", "0"), *longer]
+    process, second = start(given, tmp_path), tmp_path / "runs" / "x" / "mh_dw_tiny-seed0"
+    wait_for(lambda: status_of(second).step > 3, process)
+    os.kill(process.pid, signal.SIGINT)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "The same command resumes from here" in log
+    assert not [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(tmp_path)]
+    stopped = status_of(second)
+    assert (stopped.state, 3 < stopped.step < 24) == ("stopped", True)
+    assert not (second.parent / "report").exists()
+    with one_thread():
+        assert main(given) == 0
+    assert (second.parent / "report" / "index.html").is_file()
+    for experiment in grid(backbones=names, seeds=(0,), settings=settings_on(shapes, *longer)):
+        alone = tmp_path / experiment.backbone.name
+        assert train_in(alone, experiment) == 0
+        assert_same_run(second.parent / f"{alone.name}-seed0", alone)

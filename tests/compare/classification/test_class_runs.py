@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 import synthetic_classifiers
 import synthetic_runs
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 from synthetic_classifiers import EPOCHS, comparison, experiment_of, make_data, make_run, provenance_line
 from synthetic_runs import read_json
 
 from detr_container.base.files import read_jsonl, write_jsonl
 from detr_container.commands.cli import main
+from detr_container.compare.classification import plots
 from detr_container.compare.classification.analysis import Analysis, analyse
 from detr_container.compare.classification.exposure import exposure
-from detr_container.compare.classification.milestones import Milestone, reached
+from detr_container.compare.classification.milestones import Milestone, reached, target_of
 from detr_container.compare.classification.published import published
+from detr_container.compare.document import Figure
 from detr_container.compare.options import ReportOptions
 from detr_container.compare.reading import read_runs
 from detr_container.compare.report import folders_of, write_report
@@ -91,6 +95,38 @@ def test_what_an_epoch_shows_follows_from_its_steps(home: Path) -> None:
     thrice = exposure(record, classification(record.experiment))
     assert thrice is not None
     assert (thrice.views, thrice.distinct, thrice.repeats) == (96, 32, 3)
+
+
+def test_accuracy_is_drawn_over_epochs_and_over_images_with_their_views(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines' own numbers: means over seeds; an epoch shows 32 images, each three times."""
+    axes: dict[str, Axes] = {}
+
+    def finish(figure: Canvas, name: str, caption: str, alt: str) -> Figure:
+        figure.draw_without_rendering()
+        axes[name] = figure.axes[0]
+        return Figure(name, caption, alt, "")
+
+    monkeypatch.setattr(plots, "finish", finish)
+    found = analysed(home)
+    plots.over_epochs(found, target_of(found, 0.5))
+    caption = plots.over_images(found).caption
+    for name, of_epoch in (("top1-epochs", 1), ("top1-images", 32)):
+        lines = {line.get_label(): line for line in axes[name].lines}
+        for backbone, _ in synthetic_classifiers.BACKBONES:
+            curves = [
+                [row["top1"] for row in read_jsonl(home / "runs" / f"{backbone}-seed{seed}" / "evaluations.jsonl")]
+                for seed in (0, 1)
+            ]
+            x, y = lines[backbone].get_data()
+            assert list(x) == [of_epoch * epoch for epoch in range(1, EPOCHS + 1)]
+            assert list(y) == pytest.approx([50 * (a + b) for a, b in zip(*curves, strict=True)])
+    assert (axes["top1-epochs"].get_xlabel(), axes["top1-images"].get_xlabel()) == ("epoch", "different images seen")
+    (views,) = axes["top1-images"].child_axes
+    assert views.get_xlabel() == "views"
+    assert views.get_xlim() == pytest.approx([3 * end for end in axes["top1-images"].get_xlim()])
+    assert "Each is seen 3 times in its epoch" in caption
 
 
 # -- runs that are not as they should be ------------------------------------------------------------------------------

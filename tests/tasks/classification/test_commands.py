@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from classifiers import debug
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from detr_container.commands import cli
 from detr_container.engine.run import Run
 from detr_container.tasks.classification.predictions import NAME, Predictions
+from detr_container.tasks.classification.trained import open_trained
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,22 @@ def test_export_to_torchvision_and_back(resnet: Path, shapes: Path, tmp_path: Pa
     exported = load_file(target)
     assert exported.keys() == original.keys()
     assert all(torch.equal(exported[name], value) for name, value in original.items())
+
+
+def test_export_of_a_timm_model_is_loaded_by_timm(shapes: Path, tmp_path: Path) -> None:
+    """Trained here, and then by timm's own names, whole, with the logits that the run has."""
+    folder, settings = tmp_path / "run", {"train__epochs": 1, "train__warmup_epochs": 0, "train__ema_decay": 0.0}
+    assert train_in(folder, debug(shapes, backbone__name="timm/test_resnet", backbone__drop_path=0.0, **settings)) == 0
+    target = tmp_path / "theirs.safetensors"
+    assert run("export", folder, target, "--layout", "timm") == 0
+    theirs = timm.create_model("test_resnet", num_classes=10)
+    theirs.load_state_dict(load_file(target), strict=True)
+    about = json.loads((tmp_path / "theirs.safetensors.json").read_text())
+    assert (about["library"], about["architecture"], about["num_classes"]) == ("timm", "test_resnet", 10)
+    ours, x = open_trained(str(folder), torch.device("cpu")).model, torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs.eval()(x), ours(x))
+    assert run("export", folder, target, "--layout", "container") == 2
 
 
 def test_export_of_a_run_says_how_good_it_is(trained: Path, shapes: Path, tmp_path: Path) -> None:

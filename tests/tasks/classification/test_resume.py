@@ -24,6 +24,8 @@ ALIKE: dict[str, Any] = {
     "train__ema_decay": 0.0,
 }
 """Without what each rank draws for itself."""
+UNMIXED: dict[str, Any] = {**ALIKE, "data__mixup": 0.0, "data__cutmix": 0.0}
+"""Also without pairs of images, which two ranks form of their own images only."""
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,7 @@ def pair(shapes: Path, uninterrupted: Path, tmp_path_factory: pytest.TempPathFac
             train_job(folder / "broken", debug(shapes, data__workers=1, train__max_steps=4)),
             train_job(folder / "broken", debug(shapes, data__workers=1)),
             train_job(folder / "alike", debug(shapes, **ALIKE)),
+            train_job(folder / "shared", debug(shapes, **UNMIXED, backbone__norm="sync", train__micro_batch=4)),
             train_job(folder / "evaluated", debug(shapes)),
         ],
     )
@@ -94,11 +97,16 @@ def test_two_ranks_resume_bit_for_bit(pair: Path) -> None:
     assert final_state(pair / "whole")["step"] == 6
 
 
-def assert_close_run(a: Path, b: Path) -> None:
-    """The same losses, gradient norms and, but for rounding, weights."""
+def assert_close_steps(a: Path, b: Path) -> None:
+    """The same losses and gradient norms."""
     for mine, other in zip(metrics(a), metrics(b), strict=True):
         for name in ("loss", "train_top1", "grad_norm"):
             assert mine[name] == pytest.approx(other[name], rel=1e-3), f"{name} of step {mine['step']}"
+
+
+def assert_close_run(a: Path, b: Path) -> None:
+    """The same losses, gradient norms and, but for rounding, weights."""
+    assert_close_steps(a, b)
     theirs = final_state(b)["model"]
     for name, value in final_state(a)["model"].items():
         # Statistics are each process's own; those of the main one are kept.
@@ -114,6 +122,22 @@ def test_one_process_that_accumulates_sees_what_two_ranks_see(pair: Path, shapes
     # Another division of a step pairs other images with each other.
     assert train_in(tmp_path / "other", debug(shapes, **ALIKE, train__micro_batch=4)) == 0
     first = [metrics(tmp_path / name)[0]["loss"] for name in ("one", "other")]
+    assert first[0] != pytest.approx(first[1], rel=1e-3)
+
+
+def test_two_ranks_that_share_their_norms_see_what_one_process_sees(pair: Path, shapes: Path, tmp_path: Path) -> None:
+    """Of a whole step in one forward pass, whose statistics are then the shared ones."""
+    assert train_in(tmp_path / "one", debug(shapes, **UNMIXED, train__micro_batch=8)) == 0
+    assert_close_steps(tmp_path / "one", pair / "shared")
+    # Of a bias before a norm, whose gradient is nothing but rounding, Adam makes something, which means show.
+    found, whole = (final_state(folder)["model"] for folder in (pair / "shared", tmp_path / "one"))
+    variances = [name for name in whole if name.endswith("running_var")]
+    assert variances
+    for name in variances:
+        torch.testing.assert_close(found[name], whole[name], rtol=1e-3, atol=1e-4, msg=name)
+    # Each with its own statistics they would not.
+    assert train_in(tmp_path / "parts", debug(shapes, **UNMIXED, train__micro_batch=4)) == 0
+    first = [metrics(folder)[0]["loss"] for folder in (tmp_path / "parts", pair / "shared")]
     assert first[0] != pytest.approx(first[1], rel=1e-3)
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
 import torch
+from golden import pattern
 from PIL import Image
 from runs import one_thread
 from safetensors.torch import save_file
@@ -16,6 +18,7 @@ from torch import Tensor
 from detr_container.commands import cli
 from detr_container.datasets.folders import open_folder
 from detr_container.tasks.classification.build import evaluation_images
+from detr_container.tasks.classification.class_names import imagenet_ids
 from detr_container.tasks.classification.mixing import Normalisation
 from detr_container.tasks.classification.predictions import NAME, Predictions
 from detr_container.tasks.classification.trained import Asked, open_trained
@@ -124,3 +127,29 @@ def test_a_network_that_timm_evaluates_on_whole_images_is_named(
 @pytest.mark.shared
 def test_on_blood_cells(weights: tuple[str, torch.nn.Module, Path], shared_data: Path, tmp_path: Path) -> None:
     compared(weights, shared_data / "cells_imagefolder" / "val", tmp_path / "out")
+
+
+def test_weights_by_name_are_those_that_timm_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From where timm's downloads lie, without a network: the classes of ImageNet, by their folders."""
+    name, ids = "test_resnet", imagenet_ids()
+    model = timm.create_model(name).eval()
+    model.load_state_dict(pattern.fill(model.state_dict()))
+    place = tmp_path / "hub" / f"models--{timm.get_pretrained_cfg(name).hf_hub_id.replace('/', '--')}"
+    for folder in ("refs", f"snapshots/{40 * 'a'}"):
+        (place / folder).mkdir(parents=True)
+    (place / "refs" / "main").write_text(40 * "a")
+    save_file(model.state_dict(), place / "snapshots" / (40 * "a") / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "images"
+    for old, new in zip(sorted(drawn(folder).iterdir()), (ids[5], ids[700], ids[999]), strict=True):
+        old.rename(folder / new)
+    line = ["evaluate", f"timm/{name}", "--images", folder, "--output", tmp_path / "out", "--device", "cpu"]
+    assert cli.main([str(word) for word in (*line, "--workers", 0)]) == 0
+    found = Predictions.read(tmp_path / "out" / NAME)
+    expected, labels = of_timm(model, folder)
+    assert found.labels.tolist() == [(5, 700, 999)[label] for label in labels]
+    chances = expected.softmax(dim=1)
+    np.testing.assert_array_equal(found.classes, chances.argsort(dim=1, descending=True)[:, :5].numpy())
+    true = chances[torch.arange(len(labels)), torch.from_numpy(found.labels)]
+    np.testing.assert_allclose(found.true_probability, true.numpy(), rtol=1e-4)

@@ -164,6 +164,26 @@ def test_a_prediction_that_is_not_finite_ends_the_evaluation(learnt: Path, tmp_p
     assert not (evaluation_of(tmp_path, 1) / NAME).exists()
 
 
+def test_a_share_of_each_class_is_trained_on_and_all_are_evaluated(learnt: Path) -> None:
+    """Which images, the seed says; their order and number in an epoch follow from the share."""
+    seen = []
+    for seed in (3, 3, 4):
+        experiment = debug(learnt.parents[1], data__fraction=0.25, seed=seed)
+        with open_session("cpu") as session:
+            task = open_task(experiment, session)
+        train, val = task.data.train.folder, task.data.val.folder
+        assert (train.counts().tolist(), val.counts().tolist()) == ([6, 6, 6], [12, 12, 12])
+        assert task.describe() == "18 training and 36 validation images of 3 classes"
+        batches = task.batches(
+            task.build(weights=False), task.sampler(seed, batch=6, micro_batch=6, total_steps=9), False, lambda _: False
+        )
+        shown = {index for batch in batches for index in batch.image_ids}
+        assert shown <= set(range(18))
+        assert len(shown) > 6
+        seen.append({str(train.path(index)) for index in range(18)})
+    assert seen[0] == seen[1] != seen[2]
+
+
 def test_settings_that_follow_are_said_in_words(shapes: Path) -> None:
     experiment = debug(shapes, train__lr_batch=4)
     with open_session("cpu") as session:
