@@ -10,6 +10,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from detr_container.base.limits import EMPTY, check
+from detr_container.base.terminal import console
 
 from .experiments import named, names
 from .settings import Experiment
@@ -54,11 +55,17 @@ def parse_settings(arguments: Sequence[str], default: Experiment) -> Experiment:
 
 
 def experiment_first(arguments: Sequence[str], command: str) -> tuple[Experiment, list[str]]:
-    """The named experiment in front of the options."""
+    """The named experiment in front of the options; of a call for help alone the first, which is said."""
     if arguments and not arguments[0].startswith("-"):
         return named(arguments[0]).experiment, list(arguments[1:])
     if arguments and arguments[0] in ("-h", "--help"):
-        return named(names()[0]).experiment, list(arguments)
+        first = named(names()[0]).experiment
+        console().print(
+            f"Options of {first.name}, an experiment of {first.task}; others have others: "
+            f"`detr-container {command} EXPERIMENT --help`",
+            soft_wrap=True,
+        )
+        return first, list(arguments)
     raise ValueError(
         f"name an experiment: detr-container {command} EXPERIMENT [--setting value ...], one of {', '.join(names())}"
     )

@@ -43,6 +43,8 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     assert run(*command.split(), "--help") == 0
     shown = capsys.readouterr().out
     assert f"detr-container {command}" in shown
+    if command in ("train", "submit", "preflight", "benchmark", "data speed", "data canvases"):
+        assert f"an experiment of detection; others have others: `detr-container {command} EXPERIMENT --help`" in shown
     if command in ("train", "demo"):
         assert "--train.lr-backbone" in shown
         assert "--head.queries" in shown
