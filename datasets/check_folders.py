@@ -14,10 +14,11 @@ from pathlib import Path
 from PIL import Image
 
 from .check_report import FolderReport
-from .folders import ARCHIVES, extensions
+from .folders import ARCHIVES, files_below, is_image_name
 from .images import format_of, read_bytes
 from .reading import Files, Seen, read_digest, read_files, read_one, repeated, shared
 from .records import Findings, Problem
+from .views import SMALL, CentreCrop
 
 FEW = 10
 """Training images of a class below which little can be learnt of it."""
@@ -99,64 +100,59 @@ def _scan(name: str, root: Path, findings: Findings) -> _Split:
     """List a split's images, and note what is none."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+        shown = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         findings.add("error", "image-folder", f"no folder of images {root} ({error.strerror})")
         return _Split(name, root, ())
-    folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    beside = [entry.name for entry in entries if not entry.is_dir()]
+    folders = [each for each, is_folder in shown if is_folder]
+    beside = [each for each, is_folder in shown if not is_folder]
     split = _Split(name, root, tuple(folders))
-    _beside(split, beside, findings)
+    _beside(beside, findings)
     if not folders:
         images = sum(is_image_name(each) for each in beside)
         what = f"{images} images and no folder" if images else "no folder"
         findings.add("error", "no-classes", f"{root} holds {what}: put the images of each class into a folder of it")
     if len(folders) == 1:
         findings.add("error", "one-class", f"{folders[0]} is the only class: telling classes apart needs two or more")
-    for label, folder in enumerate(folders):
-        before = len(split.files)
-        for file in _files_below(root, folder):
-            if is_image_name(file):
-                split.files.append(file)
-                split.labels.append(label)
-            else:
-                _unused(split, file, findings)
-        count = len(split.files) - before
-        if not count:
-            findings.add("error", "empty-class", f"{folder}: the folder of this class holds no images")
-        elif count < FEW and name == "train":
-            few = f"{folder}: {count} image{'s' * (count != 1)} to learn this class from"
-            findings.add("warning", "few-images", few)
+    for label in range(len(folders)):
+        _scan_class(split, label, findings)
     return split
 
 
-def is_image_name(name: str) -> bool:
-    """Whether training takes a file of this name for an image."""
-    name = os.path.basename(name)
-    return not name.startswith(".") and os.fsencode(os.path.splitext(name)[1].lower()) in extensions()
+def _scan_class(split: _Split, label: int, findings: Findings) -> None:
+    """Add the images of one class to its split's."""
+    folder, before = split.classes[label], len(split.files)
+    try:
+        files = sorted(files_below(split.root / folder, f"{folder}/"))
+    except (OSError, ValueError) as error:
+        why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        findings.add("error", "unreadable-folder", f"{folder}: the images of this class cannot be listed: {why}")
+        return
+    for file in files:
+        if is_image_name(file):
+            split.files.append(file)
+            split.labels.append(label)
+        else:
+            _unused(split, file, findings)
+    count = len(split.files) - before
+    if not count:
+        findings.add("error", "empty-class", f"{folder}: the folder of this class holds no images")
+    elif count < FEW and split.name == "train":
+        few = f"{folder}: {count} image{'s' * (count != 1)} to learn this class from"
+        findings.add("warning", "few-images", few)
 
 
-def _files_below(root: Path, folder: str) -> Iterator[str]:
-    """The files below a class's folder, relative to the split's, in order of their names; links are followed."""
-    for place, subfolders, files in os.walk(root / folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        inside = os.path.relpath(place, root)
-        for file in sorted(files):
-            yield f"{inside}/{file}"
-
-
-def _beside(split: _Split, names: Iterable[str], findings: Findings) -> None:
+def _beside(names: Iterable[str], findings: Findings) -> None:
     for name in names:
         beside = f"{name} lies beside the folders of classes"
         if is_image_name(name):
             findings.add("warning", "image-of-no-class", f"{beside}, so it is not used")
-        elif not name.startswith("."):
+        else:
             findings.add("note", "unlisted-file", f"{beside} and is not used")
 
 
 def _unused(split: _Split, file: str, findings: Findings) -> None:
     """Note a file that training leaves out for its name, and whether it is an image nevertheless."""
-    if os.path.basename(file).startswith("."):
-        return
     try:
         kind = format_of(read_bytes(split.root / file))
     except (OSError, ValueError):
@@ -177,7 +173,7 @@ def _read(
     """Read the images, note what is wrong with them; returns a hash of each one's content, where they are compared."""
     files = Files(len(split.files), split.path, f"reading {split.name}")
     others = read_digest if duplicates else _left
-    digests: list[bytes] = []
+    digests, view = list[bytes](), CentreCrop(size)
     turned, small, read = [], [], 0
     for file, seen in zip(split.files, read_files(files, read_one, others, sample, workers, progress), strict=True):
         if duplicates:
@@ -186,6 +182,11 @@ def _read(
             continue
         if seen.kind:
             findings.add("error", seen.kind, f"{file}: {seen.problem}")
+            continue
+        try:
+            view.check(*seen.size)
+        except ValueError as error:
+            findings.add("error", "image-shape", f"{file}: {error}")
             continue
         read += 1
         turned += [file] * seen.turned
@@ -198,7 +199,8 @@ def _read(
         )
         findings.add("warning", "orientation", message)
     if small:
-        message = f"{len(small)} of {read} images have a side under {size} pixels, as {small[0]}: they are enlarged"
+        then = "they are enlarged" if size > SMALL else "they get a black margin, for so small an input resizes nothing"
+        message = f"{len(small)} of {read} images have a side under {size} pixels, as {small[0]}: {then}"
         findings.add("note", "small-images", message)
     for index, first in repeated(digests):
         apart = split.labels[index] != split.labels[first]

@@ -93,7 +93,7 @@ def open_folder(folder: Path, classes: Sequence[str] | None = None) -> ImageFold
 
     Left out: what begins with a dot, and files whose extension is of no format in `images.FORMATS`. No file is opened.
     classes: those the folder must have, neither more nor fewer, which then decide the labels.
-    Raises FileNotFoundError or NotADirectoryError where there is no such folder, and ValueError, which names them, for
+    Raises OSError where there is no such folder, or one that cannot be read, and ValueError, which names them, for
     missing, unknown and empty classes.
     """
     with os.scandir(_existing(folder)) as entries:
@@ -109,7 +109,8 @@ def open_folder(folder: Path, classes: Sequence[str] | None = None) -> ImageFold
     label_of = {name: label for label, name in enumerate(classes)}
     labels, files, empty = [], list[bytes](), []
     for name, below in zip(names, found, strict=True):
-        listed = sorted(_files(os.fsencode(folder / below)))
+        # In the order of their bytes, which is the same on every machine.
+        listed = sorted(os.fsencode(name) for name in files_below(folder / below) if is_image_name(name))
         labels.append(np.full(len(listed), label_of[name], dtype=np.int64))
         files += listed
         if not listed:
@@ -139,27 +140,40 @@ def _shown(name: str) -> bool:
     return not name.startswith(".")
 
 
-def _files(folder: bytes, above: bytes = b"") -> Iterator[bytes]:
-    """Names of images, below the class's folder. A link counts as what it leads to."""
+def files_below(folder: Path, above: str = "", within: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Names of the files that are not hidden in a class's folder and in those inside, in no order.
+
+    A link counts as what it leads to. above: what stands before the names; within: the folders that this one is in, by
+    device and number. Raises OSError for a folder that cannot be read, ValueError for one that holds itself.
+    """
+    status = os.stat(folder)
+    place = (status.st_dev, status.st_ino)
+    if place in within:
+        raise ValueError(f"{folder} is a folder that it lies in itself: remove the link that leads there")
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(b"."):
+            if not _shown(entry.name):
                 continue
             if entry.is_dir():
-                yield from _files(entry.path, above + entry.name + b"/")
-            elif os.path.splitext(entry.name)[1].lower() in extensions():
+                yield from files_below(Path(entry.path), f"{above}{entry.name}/", within | {place})
+            else:
                 yield above + entry.name
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return os.path.splitext(name)[1].lower() in _extensions()
+
+
 @functools.cache
-def extensions() -> frozenset[bytes]:
-    """Those of files that are taken for images, in small letters."""
+def _extensions() -> frozenset[str]:
+    """Those of images, in small letters."""
     from PIL import Image
 
     from .images import known_formats
 
     known = known_formats()
-    return frozenset(name.encode() for name, format_ in Image.registered_extensions().items() if format_ in known)
+    return frozenset(name for name, format_ in Image.registered_extensions().items() if format_ in known)
 
 
 def _names(meta: Path, folders: Sequence[str]) -> list[str]:
@@ -183,8 +197,9 @@ def _names(meta: Path, folders: Sequence[str]) -> list[str]:
 
 def _same(folder: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise ValueError unless these are the same classes."""
-    missing = [name for name in wanted if name not in set(found)]
-    unknown = [name for name in found if name not in set(wanted)]
+    there, asked = set(found), set(wanted)
+    missing = [name for name in wanted if name not in there]
+    unknown = [name for name in found if name not in asked]
     problems = [f"{_listed(missing)} missing"] * bool(missing) + [f"{_listed(unknown)} unknown"] * bool(unknown)
     if problems:
         raise ValueError(

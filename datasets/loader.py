@@ -319,7 +319,7 @@ def _loader(
     if workers < 0:
         raise ValueError(f"data.workers={workers}: give the number of loader processes, 0 or more")
     context = worker_context(dataset.preloaded) if workers else None
-    size = _largest_bytes(dataset, batch, padding)
+    size = dataset.largest_bytes(batch, padding)
     ahead, slots = plan_memory(workers, size) if workers else (None, 0)
     source: Any = Sent.of(dataset) if workers else dataset
     return DataLoader(
@@ -339,7 +339,3 @@ def _loader(
         # Its own, because each pass over the loader draws a number, which must not move the model's dropout.
         generator=torch.Generator(),
     )
-
-
-def _largest_bytes(dataset: Loadable, batch: int, padding: Padding) -> int:
-    return dataset.largest_bytes(batch, padding)

@@ -19,6 +19,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .images import LARGEST_PIXELS
+
 SMALL, MARGIN = 32, 4
 """Pixels: inputs up to this side are cut from an image with this margin of black around it; neither is resized."""
 Block = tuple[int, int, int, int]
@@ -99,7 +101,8 @@ class TrainingView:
         crop, changes, erasing = self.parts
         follow(generator)
         if self.size <= SMALL:
-            _check_size(image, self.size)
+            height, width = image.shape[1:]
+            _check_size(height, width, self.size)
             view = _pillow(crop(image), self.grey)
         else:
             place = crop.get_params(image, crop.scale, crop.ratio)
@@ -123,17 +126,30 @@ class CentreCrop:
     grey: bool = False
     interpolation: str = "bicubic"
 
+    @property
+    def shorter(self) -> int:
+        """Pixels of the shorter side once an image is resized."""
+        return int(self.size / self.crop_ratio)
+
+    def check(self, height: int, width: int) -> None:
+        """Raise ValueError for an image of this size in pixels that is too small or too narrow to be cut."""
+        if self.size <= SMALL:
+            _check_size(height, width, self.size)
+        elif self.shorter**2 * max(height, width) > LARGEST_PIXELS * min(height, width):
+            raise ValueError(
+                f"{width} x {height} pixels are too narrow: with a shorter side of {self.shorter} they would be more "
+                f"than {LARGEST_PIXELS:,}"
+            )
+
     def __call__(self, image: Tensor, generator: random.Random) -> tuple[Tensor, Block]:
-        """See `View`. Raises ValueError for an image that is too small for a crop without resizing."""
+        """See `View`. Raises ValueError as `check`."""
         from torchvision.transforms import functional as F
 
         del generator
+        self.check(*image.shape[1:])
         view = _pillow(image, self.grey)
-        if self.size <= SMALL:
-            _check_size(image, self.size)
-        else:
-            shorter = int(self.size / self.crop_ratio)
-            view = F.resize(view, shorter, F.InterpolationMode(self.interpolation))
+        if self.size > SMALL:
+            view = F.resize(view, self.shorter, F.InterpolationMode(self.interpolation))
         return _pixels(F.center_crop(view, [self.size, self.size])), NOTHING
 
 
@@ -195,8 +211,7 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return image if bits >= 8 else ImageOps.posterize(image, bits)
 
 
-def _check_size(image: Tensor, size: int) -> None:
-    height, width = image.shape[1:]
+def _check_size(height: int, width: int, size: int) -> None:
     if min(height, width) < size - 2 * MARGIN:
         raise ValueError(f"{width} x {height} pixels are too few for an input of {size}, which is not resized")
 

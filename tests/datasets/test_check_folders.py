@@ -153,6 +153,18 @@ def hidden(root: Path) -> None:
     (root / "val" / "cat" / "._000.jpg").write_bytes(b"\x00\x01")
 
 
+def narrow(root: Path) -> None:
+    Image.linear_gradient("L").rotate(90).resize((3000, 1)).save(first(root))
+
+
+def ring_of_links(root: Path) -> None:
+    (root / "val" / "cat" / "more").symlink_to(root / "val")
+
+
+def link_to_itself(root: Path) -> None:
+    (root / "val" / "cat" / "more").symlink_to("more")
+
+
 def no_split(root: Path) -> None:
     shutil.rmtree(root / "val")
 
@@ -178,6 +190,12 @@ DAMAGE: list[tuple[Damage, dict[tuple[str, str], int], str]] = [
     (no_classes, {("error", "no-classes"): 1, ("warning", "image-of-no-class"): 30}, "holds 30 images and no folder"),
     (one_class, {("error", "one-class"): 2}, "cat is the only class"),
     (hidden, {}, ""),
+    (
+        ring_of_links,
+        {("error", "unreadable-folder"): 1},
+        "more/cat is a folder that it lies in itself: remove the link",
+    ),
+    (link_to_itself, {("error", "unreadable-folder"): 1}, "cat/more: Too many levels of symbolic links"),
     (no_split, {("error", "image-folder"): 1}, "no folder of images"),
 ]
 
@@ -221,6 +239,28 @@ def test_training_reads_what_the_checker_passes_and_refuses_what_it_does_not(roo
     else:
         assert not report.errors
         assert files == [sum(counts.values()) for _, counts in report.counts]
+
+
+def test_images_that_training_and_evaluation_cannot_cut_are_errors(root: Path) -> None:
+    narrow(root)
+    report = check(root, size=224).problems
+    # At 64 pixels it would be enlarged to 16 million pixels, at 224 to 197 million.
+    assert counted(check(root)) == {("note", "small-images"): 1}
+    errors = [problem.message for problem in report if problem.severity == "error"]
+    assert errors == [
+        "val: cat/000.jpg: 3000 x 1 pixels are too narrow: with a shorter side of 256 they would be more "
+        "than 100,000,000"
+    ]
+    for path in (first(root), first(root, name="dog")):
+        side = 23 if path == first(root) else 24
+        with Image.open(first(root, name="Été")) as image:
+            image.resize((40, side)).save(path)
+    report = check(root, size=32).problems
+    assert [problem.message for problem in report] == [
+        "val: cat/000.jpg: 40 x 23 pixels are too few for an input of 32, which is not resized",
+        "val: 1 of 29 images have a side under 32 pixels, as dog/001.jpg: they get a black margin, for so small an "
+        "input resizes nothing",
+    ]
 
 
 def test_the_same_content_is_found_where_it_is_asked_for(root: Path) -> None:

@@ -94,6 +94,14 @@ def test_many_missing_classes_are_counted(tmp_path: Path) -> None:
         open_folder(tmp_path, [f"k{number}" for number in range(13)])
 
 
+@pytest.mark.parametrize("target", [".", "..", "../../train/a"])
+def test_a_link_that_leads_back_is_named(target: str, tmp_path: Path) -> None:
+    root = make(tmp_path / "train", {"a": "1.jpg", "b": "1.jpg"})
+    (root / "a" / "more").symlink_to(target)
+    with pytest.raises(ValueError, match=r"a/more.* is a folder that it lies in itself: remove the link"):
+        open_folder(root)
+
+
 def test_a_share_of_each_class_in_the_same_order(tmp_path: Path) -> None:
     sizes = {"a": 40, "b": 5, "c": 1}
     make(tmp_path, {name: " ".join(f"{number:02}.jpg" for number in range(size)) for name, size in sizes.items()})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from noisy_images import assert_same, make_dataset, steps_of
 
-from detr_container.datasets import handover, loader
+from detr_container.datasets import handover
 from detr_container.datasets.batch import Batch, Sample, collate
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.handover import AHEAD, Collate, Ring, Slot, plan_memory
@@ -63,7 +63,7 @@ def test_no_batch_is_written_over_while_it_is_in_use(
 ) -> None:
     """With two slots, the fewest, and a training process that is slower than the loader's."""
     alone = list(batches(training_loader(dataset, steps_of(0, 10))))
-    monkeypatch.setattr(handover, "MOST", 2 * 2 * loader._largest_bytes(dataset, 2, Padding()))
+    monkeypatch.setattr(handover, "MOST", 2 * 2 * dataset.largest_bytes(2, Padding()))
     made = training_loader(dataset, steps_of(0, 10), workers=2)
     assert isinstance(made.collate_fn, Collate)
     assert (made.prefetch_factor, made.collate_fn.shape[1]) == (1, 2)
@@ -80,7 +80,7 @@ def test_a_batch_that_is_larger_than_a_slot_comes_in_turn(
     alone = list(batches(training_loader(dataset, steps_of(0, 6))))
     sizes = sorted(batch.images.nbytes for batch in alone)
     # In the middle, but between two numbers of pages.
-    monkeypatch.setattr(loader, "_largest_bytes", lambda *_: sizes[len(sizes) // 2] - 4096)
+    monkeypatch.setattr(DetectionDataset, "largest_bytes", lambda *_: sizes[len(sizes) // 2] - 4096)
     assert_same(list(batches(training_loader(dataset, steps_of(0, 6), workers=2))), alone)
 
 
@@ -129,4 +129,4 @@ def test_real_images_fit_their_slots(shared_data: Path) -> None:
     sizes = [dataset.plan((epoch, index)).size for epoch in range(20) for index in range(len(dataset))]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     most = -(-height // 32) * 32 * (-(-width // 32) * 32) * 3
-    assert 2 * most < loader._largest_bytes(dataset, 2, Padding(32))
+    assert 2 * most < dataset.largest_bytes(2, Padding(32))

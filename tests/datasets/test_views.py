@@ -188,6 +188,14 @@ def test_small_inputs_are_cut_from_a_padded_image_and_not_resized() -> None:
             refusing(noisy(23, 40), random.Random())
 
 
+def test_an_image_that_would_be_enlarged_beyond_measure_is_refused() -> None:
+    """One row of 3,000 pixels would become 256 rows of 768,000, which is more memory than it is worth."""
+    image = noisy(1, 3000)
+    with pytest.raises(ValueError, match=r"3000 x 1 pixels are too narrow: with a shorter side of 256 .* 100,000,000"):
+        CentreCrop(224)(image, random.Random())
+    assert CentreCrop(64)(image, random.Random())[0].shape == (3, 64, 64)
+
+
 @pytest.mark.parametrize("view", [TrainingView(40, grey=True), TrainingView(24, grey=True), CentreCrop(40, grey=True)])
 def test_grey_comes_before_anything_else(view: View) -> None:
     image = noisy(50, 60)
