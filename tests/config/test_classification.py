@@ -11,6 +11,8 @@ from detr_container.config.detection import DetectionExperiment, DetectionTrainC
 from detr_container.config.settings import flatten, validate
 from detr_container.config.traits import traits_of
 from detr_container.datasets import views
+from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.labelled import LabelledImages
 
 LARGE = {"data__size": 64, "data__eval_size": 0}
 
@@ -88,6 +90,8 @@ def test_every_setting_states_what_it_means_for_a_resume_and_for_fairness() -> N
     assert topics["train.warmup_epochs"] == "schedule"
 
 
-def test_small_inputs_are_those_of_the_views() -> None:
-    """Stated twice, since settings do without torch."""
+def test_what_is_stated_twice_is_the_same() -> None:
+    """With the data as well, since settings do without torch."""
     assert SMALL == views.SMALL
+    assert ClassificationExperiment.preloaded == LabelledImages.preloaded
+    assert DetectionExperiment.preloaded == DetectionDataset.preloaded

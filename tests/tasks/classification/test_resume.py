@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from classifiers import debug
-from runs import assert_same_run, final_state, train_in, train_job, two_ranks
+from runs import assert_same_run, final_state, free_port, one_thread, train_in, train_job, two_ranks
 
+from detr_container.commands import cli
 from detr_container.engine.run import Run, evaluation_of
 from detr_container.engine.same import metrics
 from detr_container.tasks.classification.predictions import NAME, Predictions
 
+SIZES = (32, 48)
 ALIKE: dict[str, Any] = {
     "backbone__drop_path": 0.0,
     "data__erasing": 0.0,
@@ -69,6 +71,12 @@ def test_the_reference_run_is_hard_enough(uninterrupted: Path, shapes: Path, tmp
     assert any(not base["model"][key].equal(base["ema"][key]) for key in base["model"])
 
 
+def evaluation(run: Path, output: Path) -> list[str]:
+    """The command at two sizes, in three batches each."""
+    line = ("evaluate", run, "--size", *SIZES, "--eval-batch", 8, "--output", output, "--device", "cpu")
+    return [str(word) for word in line]
+
+
 @pytest.fixture(scope="module")
 def pair(shapes: Path, uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of everything that two ranks have done, in one pair of processes."""
@@ -87,6 +95,7 @@ def pair(shapes: Path, uninterrupted: Path, tmp_path_factory: pytest.TempPathFac
             train_job(folder / "alike", debug(shapes, **ALIKE)),
             train_job(folder / "shared", debug(shapes, **UNMIXED, backbone__norm="sync", train__micro_batch=4)),
             train_job(folder / "evaluated", debug(shapes)),
+            {"do": "evaluate", "port": free_port(), "arguments": evaluation(uninterrupted, folder / "command")},
         ],
     )
     return folder
@@ -152,3 +161,10 @@ def test_two_ranks_evaluate_every_image_once(pair: Path, uninterrupted: Path) ->
         np.testing.assert_array_equal(mine, vars(both)[name], err_msg=name)
     assert alone.image_ids.tolist() == list(range(20))
     assert Run(uninterrupted).evaluations()[-1] == Run(pair / "evaluated").evaluations()[-1]
+
+
+def test_two_ranks_of_the_command_find_what_one_finds(pair: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    with one_thread():
+        assert cli.main(evaluation(uninterrupted, tmp_path)) == 0
+    for name in (NAME, "scores.json", f"size-48/{NAME}", "size-48/scores.json"):
+        assert (pair / "command" / name).read_bytes() == (tmp_path / name).read_bytes(), name
