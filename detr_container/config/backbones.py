@@ -40,10 +40,6 @@ class BackboneConfig:
     norm: Annotated[Literal["frozen", "batch", "sync"], Topic("norm policy")] = "frozen"
     """BatchNorm layers: `frozen` keeps statistics and scales fixed, `batch` trains them, `sync` does so with the
     statistics of all processes together."""
-    output_norm: Annotated[Literal["none", "batch"], Topic("norm policy")] = "none"
-    """A norm behind the feature maps that a head reads. `batch`: BatchNorm, as `norm` says; of a classifier of the
-    CONTAINER family it is the one before its linear layer, without which the last map of trained weights is several
-    times as large as that of random ones."""
     drop_path: Share = 0.0
     """Stochastic depth: the largest drop probability, reached in the last block (all but ResNets)."""
     stage: Annotated[int, between(-1000, 1000)] = -1

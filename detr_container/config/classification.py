@@ -212,7 +212,6 @@ class ClassificationExperiment(BackboneExperiment):
         yield "train.warmup_epochs train.warmup_lr train.min_lr", schedule != "deit", f"with train.schedule={schedule}"
         yield "train.warmup_steps", schedule == "deit", "with train.schedule=deit: use train.warmup_epochs"
         yield "backbone.stage backbone.stride", True, "on a classifier, which reads the last feature map"
-        yield "backbone.output_norm", True, "on a classifier, whose own norm is the published one"
 
     def check_together(self) -> list[str]:
         """See `Experiment`."""

@@ -6,7 +6,7 @@ import logging
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detr_container.config.backbones import BackboneConfig
 from detr_container.models.backbones.backbone import Backbone, maps_up_to
@@ -15,7 +15,7 @@ from detr_container.models.backbones.plain import PLAIN, PlainBackbone
 from detr_container.models.backbones.resnet import DEPTHS, NARROW, ResNetBackbone, strides_of
 from detr_container.models.backbones.timm_backbone import TimmBackbone
 from detr_container.models.layers.sync_norm import several_processes, share_norms
-from detr_container.models.weights.backbones import last_norm, load_backbone, load_imagenet
+from detr_container.models.weights.backbones import load_backbone, load_imagenet
 
 from .weight_files import load_weights, of_backbone
 
@@ -48,13 +48,11 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
     canvas: the longest side in pixels that an image can have, for models that take only one size.
     """
     pretrained = weights and config.weights == "imagenet"
-    backbone, rest = _bare(config, pretrained, canvas), dict[str, Tensor]()
+    backbone = _bare(config, pretrained, canvas)
     if pretrained and not config.name.startswith("timm/"):
         load_imagenet(backbone, config.name)
     elif weights and config.weights not in ("imagenet", "none"):
-        rest = load_backbone(backbone, weights_of(config), config.weights, config.file_weights)
-    if config.output_norm == "batch":
-        backbone.norm_outputs(config.norm == "frozen", last_norm(rest, backbone.channels[-1], config.weights))
+        load_backbone(backbone, weights_of(config), config.weights, config.file_weights)
     if config.norm == "sync":
         if weights:
             warn_of_no_norms(backbone, config)

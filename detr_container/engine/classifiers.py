@@ -54,6 +54,6 @@ def _of_timm(config: BackboneConfig, classes: int, size: int, pretrained: bool) 
 
 def _on_backbone(config: BackboneConfig, classes: int, size: int) -> ImageClassifier:
     # It reads the last map, whatever a detector would read. Norms are frozen once weights are loaded.
-    plain = replace(config, stage=-1, stride=0, dilation=False, frozen_stages=0, norm="batch", output_norm="none")
+    plain = replace(config, stage=-1, stride=0, dilation=False, frozen_stages=0, norm="batch")
     backbone = build_backbone(plain, weights=False, canvas=size)
     return BackboneClassifier(backbone, classes, norm=isinstance(backbone, Container))

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layers.frozen_norm import freeze_norms
 from .staged import Staged
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -40,7 +39,6 @@ class Backbone(Staged):
         super().__init__()
         self.channels, self.strides, self.size_multiple = tuple(channels), tuple(strides), size_multiple
         self.mean, self.std = tuple(mean), tuple(std)
-        self.output_norms = nn.ModuleList()
         self._given = tuple(range(len(self.strides)))
 
     @abstractmethod
@@ -50,30 +48,7 @@ class Backbone(Staged):
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] normalised images to one [B, channels, H / stride, W / stride] map per stride."""
         maps = self.every_map(images)
-        given = [maps[place] for place in self._given]
-        if not self.output_norms:
-            return given
-        return [norm(each) for norm, each in zip(self.output_norms, given, strict=True)]
-
-    def norm_outputs(self, frozen: bool, deepest: Mapping[str, Tensor]) -> Self:
-        """Put a BatchNorm behind every feature map; it belongs to no stage.
-
-        frozen: with fixed statistics, scale and shift; deepest: a state of the deepest map's, or nothing.
-        """
-        norms = nn.ModuleList(nn.BatchNorm2d(width) for width in self.channels)
-        if deepest:
-            norms[-1].load_state_dict(deepest)
-        self.output_norms = norms
-        if frozen:
-            freeze_norms(norms)
-        return self
-
-    def count_parameters(self) -> list[tuple[str, int, int]]:
-        """See `Staged`; and those of the norms behind the maps, if there are any."""
-        parameters = [*self.output_norms.parameters()]
-        trained = sum(each.numel() for each in parameters if each.requires_grad)
-        rest = sum(each.numel() for each in parameters) - trained
-        return super().count_parameters() + ([("output norms", trained, rest)] if parameters else [])
+        return [maps[place] for place in self._given]
 
     def pooled(self, images: Tensor) -> Tensor | None:
         """[B, 3, H, W] to the [B, C] feature of the whole image that the network has of its own (of a class token).
@@ -114,7 +89,6 @@ class Backbone(Staged):
             )
         places = [len(self.strides) - 1 - self.strides[::-1].index(stride) for stride in strides]
         self._given = tuple(self._given[place] for place in places)
-        self.output_norms = nn.ModuleList(self.output_norms[place] for place in places if self.output_norms)
         self.channels = tuple(self.channels[place] for place in places)
         self.strides = tuple(strides)
         return self

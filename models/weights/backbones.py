@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
-
 from ..backbones.backbone import Backbone
 from ..backbones.resnet import DEPTHS
 from .find import Which, check_sound
@@ -74,32 +72,15 @@ def imagenet(name: str) -> tuple[Mapping[str, Any], str]:
         ) from error
 
 
-def load_backbone(
-    backbone: Backbone, checkpoint: Mapping[str, Any], source: str, which: Which = "auto"
-) -> dict[str, Tensor]:
+def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str, which: Which = "auto") -> list[str]:
     """Load a backbone's weights from a checkpoint: torchvision's, CONTAINER-LIGHT's, timm's, a detector's or ours.
 
-    which: of averaged and raw weights. Returns what the file has and the backbone does not (its classifier).
+    which: of averaged and raw weights. Returns the names that the file has and the backbone does not (its classifier).
     Raises ValueError, before anything is loaded, when a tensor of the backbone is missing or is another's.
     """
     matched = match(backbone.state_dict(), checkpoint, source, which)
     take(backbone, matched, source)
-    return matched.rest
-
-
-def last_norm(rest: Mapping[str, Tensor], width: int, source: str) -> dict[str, Tensor]:
-    """Of what `load_backbone` left over, a BatchNorm of `width` channels behind the last map; nothing without one.
-
-    It is a classifier's of the CONTAINER family, or a detector's that was trained with one. Raises ValueError for one
-    with numbers that are not finite.
-    """
-    own = nn.BatchNorm2d(width).state_dict()
-    for start in ("norm.", "backbone.output_norms.0."):
-        found = {name.removeprefix(start): value for name, value in rest.items() if name.startswith(start)}
-        if not state_faults(own, found, _OPTIONAL):
-            check_sound(found, source)
-            return found
-    return {}
+    return list(matched.rest)
 
 
 def take(backbone: Backbone, matched: Match, source: str) -> None:

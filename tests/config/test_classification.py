@@ -22,7 +22,6 @@ LARGE = {"data__size": 64, "data__eval_size": 0}
     [
         ({"backbone__name": "resnet18", "backbone__drop_path": 0.2}, "backbone.drop_path has no effect on a ResNet"),
         ({"backbone__stage": -2}, "backbone.stage has no effect on a classifier, which reads the last feature map"),
-        ({"backbone__output_norm": "batch"}, "backbone.output_norm has no effect on a classifier"),
         ({"backbone__dense": "interpolate"}, "backbone.dense has no effect on container_light_tiny"),
         ({"data__color_jitter": 0.4}, "data.color_jitter has no effect beside data.auto_augment=rand-m9-mstd0.5-inc1"),
         ({"data__area": (0.5, 1.0)}, "data.area has no effect on inputs of 32 pixels or fewer"),

@@ -180,7 +180,7 @@ def test_folded_norms_change_neither_features_nor_gradients(name: str, dilation:
     theirs = unfolded(name, replace_stride_with_dilation=[False, False, dilation])
     ours = ResNetBackbone(name, dilation=dilation).double()
     unused = load_backbone(ours, theirs.state_dict(), "torchvision")
-    assert list(unused) == ["fc.weight", "fc.bias"]
+    assert unused == ["fc.weight", "fc.bias"]
     # In float32 a rounding next to 0 would switch a ReLU, and with it a gradient.
     image = pattern.image(64, 96)[None].double().requires_grad_()
     results = []
