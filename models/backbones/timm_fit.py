@@ -169,6 +169,10 @@ def _address(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _skeleton(name: str, options: tuple[tuple[str, Any], ...]) -> Any:
+    return skeleton(name, options)
+
+
+def skeleton(name: str, options: tuple[tuple[str, Any], ...]) -> Any:
     """The model without memory; with it where it cannot be made otherwise. options: for timm.create_model."""
     try:
         with torch.device("meta"):

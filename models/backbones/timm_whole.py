@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .timm_fit import REFUSALS, check_known, create, first_line, fit, own_side
+from .timm_fit import REFUSALS, check_known, first_line, fit, own_side, skeleton
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,6 @@ def ends(name: str) -> tuple[str, ...]:
         found = fit(name)
     except ValueError:
         return ()
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        body = create(name, dict(found.options))
+    with torch.random.fork_rng(devices=[]):
+        body = skeleton(name, found.options)
     return tuple(module.replace(".", "_") for module in body.feature_info.module_name())

@@ -6,10 +6,12 @@ here. Within one process, and in evaluation mode, it is `nn.BatchNorm2d`, whose 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm
 
 
@@ -37,12 +39,12 @@ class SyncNorm(nn.BatchNorm2d):
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         # The number of values beside their sums, since it is not the same in all processes.
         own = wide.new_full((1,), x.numel() // x.shape[1])
-        sums = all_reduce(torch.cat((wide.sum((0, 2, 3)), own)))
+        sums = _summed(torch.cat((wide.sum((0, 2, 3)), own)))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         # About the mean, once it is known: a difference of squares would round away small variances.
         centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = _summed(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
@@ -60,6 +62,30 @@ class SyncNormAct(SyncNorm):
         """[B, C, h, w] to the same."""
         y: Tensor = self.act(self.drop(super().forward(x)))
         return y
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of all processes' tensors. That of torch.distributed.nn is deprecated, and says so to whoever trains."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Each process's loss depends on every process's tensor.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def _summed(own: Tensor) -> Tensor:
+    """The sum over processes, and gradients of it."""
+    total: Tensor = _Sum.apply(own)
+    return total
 
 
 def several_processes() -> bool:

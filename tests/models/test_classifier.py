@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 from detr_container.config.backbones import BackboneConfig
 from detr_container.engine.classifiers import build_classifier
 from detr_container.models import classifier
+from detr_container.models.backbones import timm_fit, timm_whole
 from detr_container.models.classifier import BackboneClassifier, ImageClassifier, TimmClassifier
 from detr_container.models.weights.layouts import to_container
 
@@ -123,6 +125,20 @@ def test_a_model_that_cannot_be_a_backbone_is_one_stage(monkeypatch: pytest.Monk
     assert model.count_parameters() == [("whole", sum(each.numel() for each in model.parameters()), 0)]
     model.train()
     assert all(module.training for module in model.modules())
+
+
+def test_the_stages_of_a_model_that_cannot_be_made_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ConvNeXts of timm 1.0.12, which read a value while they are made."""
+    made = timm_fit.create
+
+    def reading(name: str, options: dict[str, Any], pretrained: bool = False) -> Any:
+        if torch.get_default_device().type == "meta":
+            raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+        return made(name, options, pretrained)
+
+    for module in (timm_fit, timm_whole):
+        monkeypatch.setattr(module, "create", reading, raising=False)
+    assert timm_whole.ends("resnet10t") == ("act1", "layer1", "layer2", "layer3", "layer4")
 
 
 def test_frozen_norms() -> None:

@@ -45,6 +45,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Found:
         for process in pair:
             process.kill()
     assert [process.returncode for process in pair] == [0, 0], "\n--- rank 1 ---\n".join(stderr)
+    assert not any("deprecated" in text for text in stderr), stderr[0]
     return [torch.load(folder / f"found-{rank}.pt") for rank in range(2)]
 
 
