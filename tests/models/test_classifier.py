@@ -165,7 +165,7 @@ def test_sizes() -> None:
         assert free.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
     with pytest.raises(ValueError, match=r"takes no images of 100 x 100 pixels .*divisible"):
         free.check_side(100)
-    with pytest.raises(ValueError, match=r"built for 64 .*data\.size=64"):
+    with pytest.raises(ValueError, match=r"built for 64 .*: use 64, as data\.size"):
         bound.check_side(96)
     with pytest.raises(ValueError, match=r"takes no images of 8 x 8 pixels .*made for data\.size=224"):
         built("timm/deit_tiny_patch16_224", size=8)
