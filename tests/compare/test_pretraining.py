@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic_classifiers
 from synthetic_runs import experiment_of, make_data, make_run, provenance_line
 
 from detr_container.base.files import write_jsonl
 from detr_container.compare import ranking
 from detr_container.compare.analysis import analyse
+from detr_container.compare.classification.analysis import analyse as analyse_classifiers
 from detr_container.compare.fairness import Difference
+from detr_container.config.classification import classification
 from detr_container.config.experiments import named
 from detr_container.config.settings import flatten
 from detr_container.jobs.sweep import with_settings
@@ -130,3 +133,16 @@ def test_beside_random_weights_the_setting_is_named(runs: Runs) -> None:
     (one,) = differences(runs(record(BACKBONES[0]), None))
     assert (one.topic, one.name) == ("pretraining", "backbone.weights")
     assert set(one.values.values()) == {"runs/resnet18", "none"}
+
+
+def test_of_compared_classifiers_it_is_named_as_well(tmp_path: Path) -> None:
+    world = synthetic_classifiers.make_data(tmp_path / "data", ("cat", "dog"), images=6)
+    for number, (backbone, epochs) in enumerate(zip(BACKBONES, (300, 100), strict=True)):
+        found = record(backbone, **{"train.epochs": epochs})
+        base = synthetic_classifiers.experiment_of(world, backbone)
+        experiment = classification(with_settings(base, [("backbone.weights", found["path"])]))
+        run = synthetic_classifiers.make_run(tmp_path / "runs" / backbone, experiment, world, 1.0, draw=number)
+        noted = {"pretraining": {"backbone.weights": found}}
+        write_jsonl(run / "provenance.jsonl", [synthetic_classifiers.provenance_line(world, experiment, **noted)])
+    (one,) = analyse_classifiers(sorted((tmp_path / "runs").iterdir()), None, count=2).differences
+    assert (one.topic, one.name, sorted(one.values.values())) == ("pretraining", "epochs", ["100", "300"])
