@@ -59,7 +59,7 @@ CONTAINER_LIGHT = Affinities(dynamic=True, static="channel", weighing="gate")
 
 
 class ContextAggregation(nn.Module):
-    """(alpha A(X) + beta A') V, plus the bias of a window.
+    """(alpha A(X) + beta A') V; a window's A' V has a bias.
 
     expansion: how many C-channel tensors it wants side by side as input: query, key and value, or the value alone.
     """
