@@ -11,15 +11,21 @@ import numpy as np
 from scipy import optimize, stats
 
 
-def interval_of(images: int, a: list[np.ndarray], b: list[np.ndarray] | None = None) -> dict[str, float]:
+def interval_of(
+    images: int, a: list[np.ndarray], b: list[np.ndarray] | None = None, share: bool = False
+) -> dict[str, float]:
     """The interval of a metric or a difference, in per cent: of each seed the plain metric, then those of resamples.
 
-    Both sides have the same seeds, in the same order.
+    Both sides have the same seeds, in the same order. share: the metric is a share of the images, of which one that
+    says otherwise is reckoned with where all say the same.
     """
     sides = [np.stack(side) for side in (a, b) if side is not None]
     value = sides[0][:, 0].mean() - (sides[1][:, 0].mean() if len(sides) > 1 else 0)
     together = sides[0][:, 1:].mean(axis=0) - (sides[1][:, 1:].mean(axis=0) if len(sides) > 1 else 0)
-    parts = [(statistics.variance(together) * images / (images - 1), images - 1)]
+    variance = statistics.variance(together) * images / (images - 1)
+    if share and len(set(together.tolist())) == 1:
+        variance = ((max(value, 1 - value) if b is None else 1 + abs(value)) / images) ** 2
+    parts = [(variance, images - 1)]
     if (seeds := len(a)) > 1:
         spread = sides[0][:, 0] - (sides[1][:, 0] if len(sides) > 1 else 0)
         parts.append((statistics.variance(spread) / seeds, seeds - 1))

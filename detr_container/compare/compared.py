@@ -42,23 +42,31 @@ class Result:
 class Rated(Arm):
     """An arm with the results of those of its runs that could be evaluated; images: how many there are.
 
-    metrics: the names of a result's, in order.
+    metrics: the names of a result's, in order; shares: whether they are shares of the images that are right.
     """
 
     results: tuple[Result, ...]
     images: int
     metrics: ClassVar[tuple[str, ...]]
+    shares: ClassVar[bool] = False
 
     def sample(self, metric: str) -> Sample:
         """A metric over the arm's seeds, and in every resample of the images."""
         place = self.metrics.index(metric)
         plain = np.array([result.plain[place] for result in self.results])
-        return Sample(plain, np.stack([result.resampled[:, place] for result in self.results]), self.images)
+        resampled = np.stack([result.resampled[:, place] for result in self.results])
+        return Sample(plain, resampled, self.images, self.shares)
 
     def class_sample(self, label: int) -> Sample:
         """The same of the first metric for one class."""
         plain = np.array([result.by_class[label] for result in self.results])
-        return Sample(plain, np.stack([result.by_class_resampled[:, label] for result in self.results]), self.images)
+        resampled = np.stack([result.by_class_resampled[:, label] for result in self.results])
+        return Sample(plain, resampled, self.images_of(label), self.shares)
+
+    def images_of(self, label: int) -> int:
+        """How many images a class's metric is of: all, since what is found where it is not counts as well."""
+        del label
+        return self.images
 
 
 R = TypeVar("R", bound=Rated)

@@ -38,11 +38,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Sample:
-    """One metric of one arm over its seeds: plain: [S], resampled: [S, B] for the same resamples as others."""
+    """One metric of one arm over its seeds: plain: [S], resampled: [S, B] for the same resamples as others.
+
+    images: that it is of; share: whether it is the share of them that is right.
+    """
 
     plain: Floats
     resampled: Floats
     images: int
+    share: bool = False
 
     @property
     def mean(self) -> float:
@@ -92,7 +96,8 @@ def draws(images: int, count: int, seed: int = 0) -> Iterator[NDArray[np.int64]]
 
 def of_metric(sample: Sample) -> Interval:
     """The interval of a metric itself, which is a share: it ends at 0 and at 1."""
-    images = image_part(sample.resampled.mean(axis=0), sample.images)
+    other = max(sample.mean, 1 - sample.mean) if sample.share else 0.0
+    images = image_part(sample.resampled.mean(axis=0), sample.images, other)
     whole = _interval(sample.mean, images, seed_parts(sample.plain))
     low, high = np.clip([whole.low, whole.high], 0.0, 1.0).tolist()
     return replace(whole, low=low, high=high)
@@ -100,13 +105,21 @@ def of_metric(sample: Sample) -> Interval:
 
 def of_difference(a: Sample, b: Sample) -> Interval:
     """The interval of a's metric less b's. Where both have as many seeds, they are in the same order."""
-    images = image_part(a.resampled.mean(axis=0) - b.resampled.mean(axis=0), a.images)
-    return _interval(a.mean - b.mean, images, seed_parts(a.plain, b.plain))
+    value = a.mean - b.mean
+    other = 1 + abs(value) if a.share else 0.0
+    images = image_part(a.resampled.mean(axis=0) - b.resampled.mean(axis=0), a.images, other)
+    return _interval(value, images, seed_parts(a.plain, b.plain))
 
 
-def image_part(resampled: Floats, images: int) -> Part:
-    """What other images do, from a metric in each resample [B]; those in which it does not exist are left out."""
+def image_part(resampled: Floats, images: int, other: float = 0.0) -> Part:
+    """What other images do, from a metric in each resample [B]; those in which it does not exist are left out.
+
+    other: how far from the metric an image can be at most, 0: not known. Where all images say the same, resamples
+    cannot vary, though the next image may say otherwise: the error is then what one such image among them would make.
+    """
     present = resampled[~np.isnan(resampled)]
+    if other and len(present) and np.ptp(present) == 0:
+        return Part(np.asarray((other / images) ** 2), max(1, images - 1))
     variance = present.var(ddof=1) if len(present) > 1 else np.nan
     # n / (n - 1): resampled images vary as the sample does, which is a little less than what it was drawn from.
     return Part(np.asarray(variance * images / max(1, images - 1)), max(1, images - 1))

@@ -110,6 +110,33 @@ def test_what_a_seed_does_to_both_sides_alike_cancels_from_their_difference() ->
     assert of_difference(a, fewer).error > 20 * of_difference(a, b).error
 
 
+def certain(images: int, plain: float) -> Sample:
+    """A share of images that all say the same."""
+    return Sample(np.array([plain]), np.full((1, 20), plain), images, share=True)
+
+
+@pytest.mark.parametrize("images", [3, 5, 8])
+def test_few_images_that_all_say_the_same_prove_no_more_than_a_sign_test_would(images: int) -> None:
+    """One side right on all, the other on none: the p of the exact test of the discordant ones, within three times."""
+    interval = of_difference(certain(images, 1.0), certain(images, 0.0))
+    exact = 2 * 0.5**images
+    assert exact / 3 < interval.p < 3 * exact
+    assert interval.low < 1 < interval.high
+    # One image alone, or none that tells the two apart, shows nothing.
+    assert not of_difference(certain(1, 1.0), certain(1, 0.0)).excludes_zero
+    assert of_difference(certain(images, 1.0), certain(images, 1.0)).p == pytest.approx(1)
+
+
+def test_a_share_of_all_or_of_none_is_not_certain() -> None:
+    """As far as where one of the 270 images says otherwise."""
+    whole, none = of_metric(certain(270, 1.0)), of_metric(certain(270, 0.0))
+    right = np.arange(270) > 0
+    one_wrong = Sample(np.array([right.mean()]), (resamples(270, 2000) @ right / 270)[None], 270, share=True)
+    assert whole.error == none.error == pytest.approx(of_metric(one_wrong).error, rel=0.05)
+    assert (whole.low, whole.high) == (pytest.approx(1 - 1.97 / 270, abs=1e-4), 1.0)
+    assert (none.low, none.high) == (0.0, pytest.approx(1.97 / 270, abs=1e-4))
+
+
 @pytest.mark.parametrize("value", [1e-12, 1e-3, 1.0, 1e6, 1e40, 1e200])
 def test_p_is_the_level_of_the_interval_that_ends_at_zero(value: float) -> None:
     rng = np.random.default_rng(0)

@@ -56,11 +56,17 @@ class RunResult(Result):
 
 @dataclass(frozen=True)
 class ArmResult(Rated):
-    """A classifier with the results of its runs."""
+    """A classifier with the results of its runs; counts: [K] images of each class."""
 
     experiment: ClassificationExperiment
     results: tuple[RunResult, ...]
+    counts: NDArray[np.int64]
     metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    shares: ClassVar[bool] = True
+
+    def images_of(self, label: int) -> int:
+        """See `Rated`; its own."""
+        return int(self.counts[label])
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def analyse(
             result = _result(record, evaluated[record.folder], *rated[record.folder])
             results[record.folder] = result
             notes[record.folder] = (*record.faults, *_oddities(result))
-    arm_results = [_arm_result(arm, results, len(truth.labels)) for arm in arms]
+    arm_results = [_arm_result(arm, results, truth.counts()) for arm in arms]
     eval_settings = {folder: one.eval_settings for folder, one in evaluated.items()}
     shares = any(_share(record.experiment) != WHOLE for record in records)
     used = [arm for arm in arm_results if arm.results]
@@ -190,9 +196,9 @@ def _result(record: RunRecord, evaluation: Evaluation, overall: Floats, by_class
     )
 
 
-def _arm_result(arm: Arm, results: Mapping[Path, RunResult], images: int) -> ArmResult:
+def _arm_result(arm: Arm, results: Mapping[Path, RunResult], counts: NDArray[np.int64]) -> ArmResult:
     used = tuple(results[run.folder] for run in arm.runs if run.folder in results)
-    return ArmResult(arm.label, classification(arm.experiment), arm.runs, used, images)
+    return ArmResult(arm.label, classification(arm.experiment), arm.runs, used, int(counts.sum()), counts)
 
 
 def _oddities(result: RunResult) -> list[str]:

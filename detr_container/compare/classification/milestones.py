@@ -7,7 +7,7 @@ from statistics import fmean
 
 from ..document import Column, Section, Table, Value
 from ..reading import RunRecord
-from .analysis import Analysis, ArmResult
+from .analysis import Analysis, ArmResult, RunResult
 from .exposure import exposure
 from .results import spread_of
 
@@ -104,12 +104,14 @@ def _row(arm: ArmResult, accuracy: float) -> list[Value]:
     shown = [(exposure(result.record, arm.experiment), one.epochs) for result, one in there]
     row.append(spread_of([each.distinct * epochs / 1000 for each, epochs in shown if each]))
     row.append(spread_of([each.views * epochs / 1000 for each, epochs in shown if each]))
-    hours = [
-        None if result.measured.hours is None else result.measured.hours * one.epochs / result.epoch
-        for result, one in there
-    ]
-    row.append(spread_of(hours))
+    row.append(spread_of([_hours(result, one.epochs) for result, one in there]))
     return row
+
+
+def _hours(result: RunResult, epochs: float) -> float | None:
+    """Device-hours of so many epochs: the same share of all that the run logged."""
+    whole = result.measured.hours
+    return None if whole is None else whole * epochs / result.record.metrics[-1]["epoch"]
 
 
 def _each(arm: ArmResult, accuracy: float) -> list[list[Value]]:

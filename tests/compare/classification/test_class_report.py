@@ -106,7 +106,7 @@ def count_of(reported: Reported) -> int:
 def test_the_headline(label: str, reported: Reported) -> None:
     row = reported.row("results", label)
     for title, k in (("top-1", 1), ("top-5", 5)):
-        check_range(row, title, interval_of(count_of(reported), metrics_of(reported, label, k)))
+        check_range(row, title, interval_of(count_of(reported), metrics_of(reported, label, k), share=True))
     last = [100 * top(images_of(run), 1) for run in reported.runs(label)]
     assert row["spread of top-1"] == (close(statistics.stdev(last)) if reported.seeds > 1 else None)
     assert row["seeds"] == str(reported.seeds)
@@ -148,7 +148,7 @@ def test_differences_and_their_intervals(reported: Reported) -> None:
         name = f"{a} \N{MINUS SIGN} {b}"
         for title, k in (("top-1", 1), ("top-5", 5)):
             sides = metrics_of(reported, a, k), metrics_of(reported, b, k)
-            interval = interval_of(count_of(reported), *sides)
+            interval = interval_of(count_of(reported), *sides, share=True)
             check_range(rows[name], title, interval)
             if k == 1:
                 p_values[name] = interval["p"]
@@ -185,13 +185,13 @@ def test_classes_and_which_of_them_differ(reported: Reported) -> None:
         row = next(row for row in reported.table("class-accuracy") if row["class"] == name)
         assert row["images"] == sum(image["label"] == k for image in images)
         for label in LABELS:
-            check_range(row, label, interval_of(count_of(reported), metrics_of(reported, label, 1, k)))
+            check_range(row, label, interval_of(row["images"], metrics_of(reported, label, 1, k), share=True))
     for number, (a, b) in enumerate(pairs(reported), start=1):
         rows = {row["class"]: row for row in reported.table(f"classes-{number}")}
         p_values = {}
         for k, name in enumerate(CLASSES):
             sides = metrics_of(reported, a, 1, k), metrics_of(reported, b, 1, k)
-            interval = interval_of(count_of(reported), *sides)
+            interval = interval_of(rows[name]["images"], *sides, share=True)
             check_range(rows[name], "difference", interval)
             p_values[name] = interval["p"]
         assert {name for name, row in rows.items() if row["real among all classes"]} == real_of(p_values)

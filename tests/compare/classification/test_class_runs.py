@@ -129,6 +129,34 @@ def test_accuracy_is_drawn_over_epochs_and_over_images_with_their_views(
     assert "Each is seen 3 times in its epoch" in caption
 
 
+def test_what_an_accuracy_cost_does_not_depend_on_the_epoch_that_is_compared(home: Path) -> None:
+    """Device-hours are logged to the end of a run, whichever of its evaluations counts."""
+    costs = [
+        {row["backbone"]: row["device-hours"] for row in table(reported(home, target=0.2, **more), "milestones")}
+        for more in ({}, {"epoch": 2})
+    ]
+    assert costs[0] == costs[1]
+    assert min(costs[0].values()) > 0
+
+
+def test_one_image_of_a_class_shows_no_difference(tmp_path: Path) -> None:
+    """One network right on every image, the other on none: of a class of one image that says nothing, of many all."""
+    world = make_data(tmp_path / "data", ("cat", "dog", "eel"), images=1)
+    for number in range(2, 13):
+        shutil.copy(tmp_path / "data" / "val" / "cat" / "000.png", tmp_path / "data" / "val" / "cat" / f"{number}.png")
+    val = synthetic_classifiers.open_folder(tmp_path / "data" / "val")
+    world = replace(world, val=val, hard=np.zeros(len(val)))
+    for name, skill in (("resnet18", 50.0), ("mh_dw_tiny", -50.0)):
+        make_run(tmp_path / "runs" / name, experiment_of(world, name), world, skill)
+    report = reported(tmp_path)
+    rows = {row["class"]: row for row in table(report, "classes-1")}
+    assert {name: row["difference"] for name, row in rows.items()} == dict.fromkeys(("cat", "dog", "eel"), 100)
+    assert {name for name, row in rows.items() if row["real among all classes"]} == {"cat"}
+    best = next(row for row in table(report, "results") if row["backbone"] == "resnet18")
+    assert best["top-1"] == best["top-1 high"] == 100
+    assert best["top-1 low"] < 90
+
+
 # -- runs that are not as they should be ------------------------------------------------------------------------------
 
 
