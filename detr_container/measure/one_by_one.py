@@ -1,12 +1,14 @@
 """Work that may end its process, item by item in a process of its own: one that does ends neither us nor the others.
 
-The other process is `python -m MODULE`. It reads {name: item} as JSON from standard input, and prints a line of JSON
-for every item, in their order: {"name": ..., "found": ...} or {"name": ..., "failed": ...}.
+The other process is `python -m MODULE`. It reads {name: item} as a line of JSON from standard input, and prints one for
+every item, in their order: {"name": ..., "found": ...} or {"name": ..., "failed": ...}. When standard input closes it
+ends wherever it is, so that it does not outlive who asked, however that one ended.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -123,8 +125,8 @@ def _until_it_ends(
         running.add(process)
         try:
             with suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(dict(items)))
-                process.stdin.close()
+                process.stdin.write(json.dumps(dict(items)) + "\n")
+                process.stdin.flush()
             limit = seconds + STARTING
             for name in items:
                 try:
@@ -156,11 +158,19 @@ def _end_of(status: int, words: list[str]) -> str:
     return printed[-1] if printed else f"the process ended with status {status}"
 
 
+def _end_with_who_asked() -> None:
+    # Not through sys.stdin, whose lock a thread that waits would hold when Python ends.
+    os.read(0, 1)
+    os._exit(1)
+
+
 def answer_each(work: Callable[[str, Any], Any], failures: tuple[type[Exception], ...]) -> int:
     """The other process's side: do the work for each item that standard input names. Returns the exit status."""
     # Whatever a library prints must not be taken for an answer.
     answers, sys.stdout = sys.stdout, sys.stderr
-    for name, item in json.load(sys.stdin).items():
+    items = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_who_asked, daemon=True).start()
+    for name, item in items.items():
         try:
             answer = {"name": name, "found": work(name, item)}
         except failures as error:

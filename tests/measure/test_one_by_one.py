@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -87,3 +89,19 @@ def test_what_cannot_start_says_so() -> None:
     found = list(found_of("no_such_module", {"a": 1}, 1.0))
     assert [(name, value) for name, value, _ in found] == [("a", None)]
     assert "No module named no_such_module" in found[0][2]
+
+
+def test_no_process_outlives_one_that_was_killed(environment: dict[str, str]) -> None:
+    asks = """if True:
+        import os
+        from detr_container.measure.one_by_one import found_of
+        for answer in found_of("worker_of_test", {"a": 1, "b": "hang"}, 60.0, dict(os.environ)):
+            print(answer, flush=True)
+    """
+    with subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        started = psutil.Process(process.pid).children()
+        assert started
+        process.kill()
+    assert not psutil.wait_procs(started, timeout=20)[1]
