@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .intervals import Interval, Sample
 
 
@@ -227,6 +229,14 @@ def spread(sample: Sample, scale: float = 100.0) -> Spread:
     """A sample as tables show it: AP in per cent."""
     deviation = sample.deviation
     return Spread(scale * sample.mean, None if deviation is None else scale * deviation, len(sample.plain))
+
+
+def spread_of(values: Sequence[float | None]) -> Spread | None:
+    """Of those values over seeds that are known; None of none."""
+    known = np.array([value for value in values if value is not None])
+    if not len(known):
+        return None
+    return Spread(float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else None, len(known))
 
 
 def span(interval: Interval, scale: float = 100.0) -> Range:

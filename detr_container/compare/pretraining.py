@@ -38,14 +38,21 @@ def differing(records: Records) -> Iterator[tuple[str, dict[str, str]]]:
 
     Other backbones have other files; of the same backbone, another file is named where nothing else differs.
     """
-    alike = True
-    for name, read in (("task", _task), ("data", _data), ("recipe", _recipe_of(records)), ("epochs", _epochs)):
-        sets = {label: {read(each) for each in several} for label, several in records.items()}
-        if len(set().union(*sets.values())) > 1:
+    alike, every = True, [each for several in records.values() for each in several]
+    recipe = _recipe_of(records)
+    # What is told apart, and its words: a folder that moved holds the same data.
+    facts = {
+        "task": (_task, _task),
+        "data": (_version, _data),
+        "recipe": (recipe, recipe),
+        "epochs": (_epochs, _epochs),
+    }
+    for name, (what, read) in facts.items():
+        if len({what(each) for each in every}) > 1:
             alike = False
-            yield name, _joined(sets)
+            yield name, _joined({label: {read(each) for each in several} for label, several in records.items()})
     files: dict[str, set[str]] = {}
-    for each in (one for several in records.values() for one in several):
+    for each in every:
         files.setdefault(str(each.get("backbone")), set()).add(_file(each))
     if alike and any(len(found) > 1 for found in files.values()):
         yield "file alone", _joined({label: {_file(each) for each in several} for label, several in records.items()})
@@ -57,6 +64,12 @@ def _joined(sets: Mapping[str, set[str]]) -> dict[str, str]:
 
 def _task(record: Record) -> str:
     return str(record.get("task") or "unknown")
+
+
+def _version(record: Record) -> tuple[float, str]:
+    """What data are told apart by: the share of them and the digest, for want of one the folder."""
+    digest = ((record.get("data") or {}).get("train") or {}).get("sha256")
+    return record["settings"].get("data.fraction", 1), digest or str(record.get("folder"))
 
 
 def _data(record: Record) -> str:

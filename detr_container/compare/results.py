@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from detr_container.config.published import PublishedAp
 from detr_container.measure.costs import Costs
 
 from .analysis import Analysis, ArmResult
-from .document import Column, Section, Spread, Table, Value, span, spread
+from .document import Column, Section, Table, Value, span, spread, spread_of
 from .intervals import holm, of_difference, of_metric
 from .measured import mean
 from .published import published
@@ -61,9 +59,7 @@ def _arm_row(arm: ArmResult, cost: Costs | None) -> list[Value]:
     row: list[Value] = [arm.backbone, arm.head, str(used) if used == all_runs else f"{used} of {all_runs}"]
     row += [spread(arm.sample(name)) if arm.results else None for name in _SIX]
     best = [result.record.logged(result.record.best) for result in arm.results]
-    known = 100 * np.array([value for value in best if value is not None])
-    deviation = float(known.std(ddof=1)) if len(known) > 1 else None
-    row.append(Spread(float(known.mean()), deviation, len(known)) if len(known) else None)
+    row.append(spread_of([None if value is None else 100 * value for value in best]))
     row += [cost.parameters.total / 1e6 if cost else None, cost.gflops.total if cost else None]
     logs = [result.measured for result in arm.results]
     row.append(mean([one.images_per_second for one in logs]))

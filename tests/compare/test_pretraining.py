@@ -107,6 +107,10 @@ def test_other_data_and_a_schedule_that_was_left_early_are_named(runs: Runs) -> 
     assert epochs.values["SMCA-DETR, container_light_tiny"] == "12 of 300"
 
 
+def test_a_folder_that_moved_holds_the_same_data(runs: Runs) -> None:
+    assert differences(runs(record(BACKBONES[0]), record(BACKBONES[1]) | {"folder": "scratch/in1k"})) == ()
+
+
 def test_many_settings_are_a_line(runs: Runs) -> None:
     changed = {f"data.{name}": 0 for name in ("flip", "erasing", "mixup", "cutmix")}
     changed |= {"train.lr": 1, "train.weight_decay": 0, "loss.smoothing": 0, "train.min_lr": 0}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import fmean
 
-from ..document import Column, Section, Table, Value
+from ..document import Column, Section, Table, Value, spread_of
 from ..reading import RunRecord
 from .analysis import Analysis, ArmResult, RunResult
 from .exposure import exposure
-from .results import spread_of
 
 NEVER = "not reached"
 

@@ -10,7 +10,7 @@ import numpy as np
 from detr_container.config.published import PublishedTop1
 from detr_container.measure.costs import Costs
 
-from ..document import Column, Section, Spread, Table, Value, span
+from ..document import Column, Section, Table, Value, span, spread_of
 from ..intervals import of_metric
 from ..measured import mean
 from ..ranking import Pair
@@ -82,14 +82,6 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
 
 
-def spread_of(values: Sequence[float | None]) -> Spread | None:
-    """Of those values over seeds that are known; None of none."""
-    known = np.array([value for value in values if value is not None])
-    if not len(known):
-        return None
-    return Spread(float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else None, len(known))
-
-
 def _published_row(known: PublishedTop1 | None) -> list[Value]:
     return [None] * 3 if known is None else [known.value, known.top5, known.source]
 
@@ -107,15 +99,20 @@ def discordant(pairs: Sequence[Pair[ArmResult]], images: int) -> Table:
         counts = [_counts(one, other) for one, other in couples]
         row = [spread_of([each[place] for each in counts]) for place in range(4)]
         rows.append([pair.name, *row, len(couples)])
-    caption = f"Of {images} images, how many one of two runs with the same seed gets right and the other does not"
+    caption = f"Of {images} images, how many one of two runs gets right and the other does not"
+    if not all(_shared(pair.a, pair.b) for pair in pairs):
+        caption += "; of arms without a seed in common, runs in the order of their seeds"
     return Table("discordant", caption, columns, rows)
 
 
 def couples_of(a: ArmResult, b: ArmResult) -> list[tuple[RunResult, RunResult]]:
     """Runs of both with the same seed; where they share none, those in the same place."""
-    by_seed = [{_seed(one): one for one in arm.results} for arm in (a, b)]
-    shared = [(one, by_seed[1][seed]) for seed, one in by_seed[0].items() if seed in by_seed[1]]
-    return shared or list(zip(a.results, b.results, strict=False))
+    return _shared(a, b) or list(zip(a.results, b.results, strict=False))
+
+
+def _shared(a: ArmResult, b: ArmResult) -> list[tuple[RunResult, RunResult]]:
+    theirs = {_seed(one): one for one in b.results}
+    return [(one, theirs[_seed(one)]) for one in a.results if _seed(one) in theirs]
 
 
 def _seed(result: RunResult) -> int:

@@ -18,7 +18,8 @@ from synthetic_runs import read_json
 
 from detr_container.base.files import read_jsonl, write_jsonl
 from detr_container.commands.cli import main
-from detr_container.compare.classification import plots
+from detr_container.compare import ranking
+from detr_container.compare.classification import plots, results
 from detr_container.compare.classification.analysis import Analysis, analyse
 from detr_container.compare.classification.exposure import exposure
 from detr_container.compare.classification.milestones import Milestone, reached, target_of
@@ -127,6 +128,16 @@ def test_accuracy_is_drawn_over_epochs_and_over_images_with_their_views(
     assert views.get_xlabel() == "views"
     assert views.get_xlim() == pytest.approx([3 * end for end in axes["top1-images"].get_xlim()])
     assert "Each is seen 3 times in its epoch" in caption
+
+
+def test_runs_that_share_no_seed_are_said_to_be_of_others(tmp_path: Path) -> None:
+    world = make_data(tmp_path / "data", ("cat", "dog"), images=6)
+    for seed, name in enumerate(("resnet18", "mh_dw_tiny")):
+        make_run(tmp_path / "runs" / name, experiment_of(world, name, seed), world, 1.0, draw=seed)
+    (pair,) = ranking.pairs_of(analysed(tmp_path).evaluated, ["top1"])
+    found = results.discordant([pair], 10)
+    assert found.rows[0][-1] == 1
+    assert "of arms without a seed in common, runs in the order of their seeds" in found.caption
 
 
 def test_what_an_accuracy_cost_does_not_depend_on_the_epoch_that_is_compared(home: Path) -> None:
