@@ -104,6 +104,12 @@ class BackboneClassifier(ImageClassifier):
         """See `ImageClassifier`."""
         if isinstance(self.backbone, PlainBackbone):
             self.backbone.check_size(side, side)
+        least = self.backbone.size_multiple
+        if side < least:
+            raise ValueError(
+                f"images of {side} pixels: nothing is left of them at this network's stride of {least}: use data.size="
+                f"{least} or more (data.eval_size too; of evaluate and predict --size)"
+            )
         super().check_side(side)
 
     def interpolated(self) -> Self:

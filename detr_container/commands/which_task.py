@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,8 +87,17 @@ def _of_run(folder: Path) -> str:
     try:
         return run.experiment().task if run.exists else ""
     except (ValueError, OSError):
-        # Whoever opens it says what is wrong.
+        # Whoever opens it says what is wrong, and knows the options of its task.
+        return _written(run.config_path)
+
+
+def _written(config: Path) -> str:
+    """The task that a configuration of another version, or with a mistake in it, says it is of."""
+    try:
+        task = _stated(json.loads(config.read_text()))
+    except (ValueError, OSError):
         return ""
+    return task if task in known() else ""
 
 
 def _of_file(path: Path) -> str:

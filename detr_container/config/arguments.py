@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +40,7 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, doc: str | None
     Raises ValueError for values beyond the limits at their fields.
     """
     about, name = (doc or "").strip(), f"detr-container {command}"
+    _refuse_other_tasks(arguments, default)
     with _REGISTRY:
         if default is None:
             options = tyro.cli(kind, prog=name, description=about, args=list(arguments))
@@ -46,6 +48,33 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, doc: str | None
             options = tyro.cli(kind, prog=name, description=about, args=list(arguments), default=default)
     check(options)
     return options
+
+
+def _refuse_other_tasks(arguments: Sequence[str], default: object) -> None:
+    """Raise ValueError for a setting that experiments of another task have and the one in `default` does not."""
+    if default is None:
+        return
+    mine = next((each for each in vars(default).values() if isinstance(each, Experiment)), None)
+    if mine is None:
+        return
+    for word in arguments:
+        option = word.partition("=")[0]
+        path = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or "." not in path or _has(mine, path):
+            continue
+        others = {each.task for name in names() if _has(each := named(name).experiment, path)} - {mine.task}
+        if others:
+            raise ValueError(
+                f"{option}: {mine.name} is an experiment of {mine.task}, and {path} is a setting of "
+                f"{' and '.join(sorted(others))}: leave it out"
+            )
+
+
+def _has(experiment: Experiment, path: str) -> bool:
+    """Whether a setting, such as `data.size`, is one of this experiment's."""
+    section, _, name = path.partition(".")
+    part = getattr(experiment, section, None)
+    return is_dataclass(part) and name in (each.name for each in fields(part))
 
 
 def parse_settings(arguments: Sequence[str], default: Experiment) -> Experiment:

@@ -55,6 +55,12 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     [
         (["trian", "demo"], "there is no command 'trian': did you mean train"),
         (["data", "chek", "x"], "did you mean data check"),
+        (
+            ["train", "classify_demo", "--head.queries", "3"],
+            "--head.queries: classify_demo is an experiment of classification, and head.queries is a setting of "
+            "detection: leave it out",
+        ),
+        (["preflight", "demo", "--loss.smoothing=0.3"], "--loss.smoothing: demo is an experiment of detection, and"),
         (["data", "frobnicate"], "there is no command 'data frobnicate': it is one of data make-shapes, data check,"),
         (["data", "--workers", "2"], "there is no command 'data --workers': it is one of data make-shapes"),
         (["frobnicate"], "there is no command 'frobnicate'. See --help"),

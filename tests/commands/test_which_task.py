@@ -84,3 +84,11 @@ def test_arguments(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             task_of(["classifier", "--task", wrong])
     with pytest.raises(ValueError, match=r"--task \(nothing\)"):
         task_of(["classifier", "--task"])
+
+
+def test_a_run_of_another_version_is_still_of_its_task(tmp_path: Path) -> None:
+    config = {"task": "classification", "a_setting_that_is_gone": 1}
+    write_json(tmp_path / "config.json", config)
+    assert of_model(str(tmp_path)) == "classification"
+    write_json(tmp_path / "config.json", config | {"task": "nothing that is known"})
+    assert of_model(str(tmp_path)) == ""

@@ -157,6 +157,17 @@ def test_a_timm_model_drops_paths_or_says_that_it_cannot() -> None:
         built("timm/vgg11", drop_path=0.2)
 
 
+def test_images_of_which_nothing_is_left_at_the_last_stride_are_refused() -> None:
+    for name, least in (("container_light_tiny", 16), ("mh_dw", 32)):
+        model = built(name)
+        model.check_side(least)
+        with pytest.raises(
+            ValueError, match=rf"images of {least - 1} pixels: .* stride of {least}: use data\.size={least}"
+        ):
+            model.check_side(least - 1)
+    built("resnet18").check_side(3)
+
+
 def test_sizes() -> None:
     free, bound = built("timm/deit_tiny_patch16_224"), built("timm/mixer_s32_224")
     assert (free.side, bound.side) == (0, 64)

@@ -45,7 +45,8 @@ def model_of(experiment: ClassificationExperiment, classes: int, weights: bool =
     with asking("the model", experiment.memory), torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         model = build_classifier(experiment.backbone, classes, experiment.data.size, weights)
-        model.check_side(experiment.data.evaluated_at)
+        for side in {experiment.data.size, experiment.data.evaluated_at}:
+            model.check_side(side)
         return lay_out(model, model.memory_format)
 
 

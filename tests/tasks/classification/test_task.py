@@ -198,3 +198,9 @@ def test_settings_that_follow_are_said_in_words(shapes: Path) -> None:
     groups = task.parameter_groups(task.build(weights=False))
     assert [group["base_lr"] for group in groups] == [1e-3, 1e-3]
     assert [group.get("weight_decay") for group in groups] == [None, 0.0]
+
+
+def test_the_size_of_training_is_checked_beside_that_of_evaluation(tmp_path: Path) -> None:
+    small = with_settings(debug(tmp_path), data__size=8, data__eval_size=64)
+    with pytest.raises(ValueError, match=r"images of 8 pixels: .* use data\.size=16 or more"):
+        model_of(small, 3)
