@@ -142,6 +142,8 @@ def _until_it_ends(
                 yield name, answer.get("found"), answer.get("failed", ""), False
         finally:
             process.kill()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 def _read(stream: IO[str], put: Callable[[str], object]) -> None:
