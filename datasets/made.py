@@ -5,8 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from detr_container.base.checked import read_plain
+
+
+@dataclass(frozen=True)
+class MadeConfig:
+    """What determines a data set. Numbers of images, the side of their squares in pixels, and the seed."""
+
+    train: int
+    val: int
+    size: int
+    seed: int
+
+    def check_drawing(self, least: int, usual: int) -> None:
+        """Raise ValueError for a side below the `least` one, in pixels, or a seed that is none."""
+        if self.size < least:
+            raise ValueError(
+                f"size={self.size} is too small to tell the shapes apart: use {least} pixels or more ({usual} is usual)"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed}: use a whole number of 0 or above")
 
 
 def make_once(root: Path, write: Callable[[Path], None], check_same: Callable[[Path], None]) -> bool:
@@ -37,6 +59,25 @@ def make_once(root: Path, write: Callable[[Path], None], check_same: Callable[[P
     finally:
         shutil.rmtree(partial_root, ignore_errors=True)
     return True
+
+
+def check_same(root: Path, config: MadeConfig, manifest: str, kind: str, parts: Sequence[tuple[str, str, int]]) -> None:
+    """Raise FileExistsError unless `root` is a whole data set of this kind that was made with these settings.
+
+    manifest: the file that records how it was made; parts: what there must be, a name, a pattern and a number each.
+    """
+    remedy = "delete it, or name another folder"
+    if not (root / manifest).is_file():
+        raise FileExistsError(f"{root} exists and is not a data set of {kind}: name another folder")
+    try:
+        found = read_plain(root / manifest)
+    except ValueError as error:
+        raise FileExistsError(f"{root} exists and its {manifest} cannot be read ({error}): {remedy}") from error
+    if found != asdict(config):
+        raise FileExistsError(f"{root} was made with {found}, not with {asdict(config)}: {remedy}")
+    for what, pattern, count in parts:
+        if (there := sum(1 for _ in root.glob(pattern))) != count:
+            raise FileExistsError(f"{root} is damaged ({there} of {count} {what} are there): {remedy}")
 
 
 def write_text(path: Path, text: str) -> None:

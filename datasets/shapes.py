@@ -12,7 +12,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detr_container.base.checked import read_plain
-
 from .drawn_shapes import Shape, ground, paint, random_shape
-from .made import make_once, write_text
+from .made import MadeConfig, check_same, make_once, write_text
 from .progress_bar import track
 from .records import Record
 
@@ -42,16 +40,6 @@ FIRST_VAL_ID = 1_000_001
 LEAST_SIZE = 64
 
 
-@dataclass(frozen=True)
-class ShapesConfig:
-    """What determines the data set. Numbers of images, the side of their squares in pixels, and the seed."""
-
-    train: int = 2000
-    val: int = 200
-    size: int = 128
-    seed: int = 0
-
-
 def make_shapes(
     root: Path,
     train: int = 2000,
@@ -67,7 +55,7 @@ def make_shapes(
     The folder appears only when it is complete. Raises ValueError for settings that make no data set, FileExistsError
     when `root` holds anything else, and OSError, which names it, when it cannot be written.
     """
-    config = ShapesConfig(train, val, size, seed)
+    config = MadeConfig(train, val, size, seed)
     _check(config)
     return make_once(
         root,
@@ -76,39 +64,24 @@ def make_shapes(
     )
 
 
-def _check(config: ShapesConfig) -> None:
+def _check(config: MadeConfig) -> None:
     if min(config.train, config.val) < 1 or config.train >= FIRST_VAL_ID:
         raise ValueError(
             f"train={config.train}, val={config.val}: each split needs at least one image, "
             f"and training fewer than {FIRST_VAL_ID}"
         )
-    if config.size < LEAST_SIZE:
-        raise ValueError(
-            f"size={config.size} is too small to tell the shapes apart: use {LEAST_SIZE} pixels or more (128 is usual)"
-        )
-    if config.seed < 0:
-        raise ValueError(f"seed={config.seed}: use a whole number of 0 or above")
+    config.check_drawing(LEAST_SIZE, usual=128)
 
 
-def _check_same(root: Path, config: ShapesConfig) -> None:
-    manifest = root / MANIFEST
-    remedy = "delete it, or name another folder"
-    if not manifest.is_file():
-        raise FileExistsError(f"{root} exists and is not a data set of shapes: name another folder")
-    try:
-        found = read_plain(manifest)
-    except ValueError as error:
-        raise FileExistsError(f"{root} exists and its {MANIFEST} cannot be read ({error}): {remedy}") from error
-    if found != asdict(config):
-        raise FileExistsError(f"{root} was made with {found}, not with {asdict(config)}: {remedy}")
+def _check_same(root: Path, config: MadeConfig) -> None:
+    parts = []
     for split, count in (("train", config.train), ("val", config.val)):
-        folder = root / f"{split}2017"
-        images = sum(1 for _ in folder.glob("*.jpg")) if folder.is_dir() else 0
-        if images != count or not (root / "annotations" / f"instances_{split}2017.json").is_file():
-            raise FileExistsError(f"{root} is damaged ({images} of {count} {split} images are there): {remedy}")
+        parts.append((f"{split} images", f"{split}2017/*.jpg", count))
+        parts.append((f"{split} annotation files", f"annotations/instances_{split}2017.json", 1))
+    check_same(root, config, MANIFEST, "shapes", parts)
 
 
-def _write(root: Path, config: ShapesConfig, workers: int, progress: bool) -> None:
+def _write(root: Path, config: MadeConfig, workers: int, progress: bool) -> None:
     (root / "annotations").mkdir()
     splits: tuple[tuple[Split, int], ...] = (("train", config.train), ("val", config.val))
     for split, count in splits:
@@ -133,7 +106,7 @@ def _write(root: Path, config: ShapesConfig, workers: int, progress: bool) -> No
 
 
 def _draw_all(
-    folder: Path, split: Split, count: int, config: ShapesConfig, workers: int
+    folder: Path, split: Split, count: int, config: MadeConfig, workers: int
 ) -> Iterator[tuple[Record, list[Record]]]:
     draw = partial(_draw_file, folder, split, config.size, config.seed)
     if workers <= 0:

@@ -7,17 +7,15 @@ split depends on (seed, split, size, i) alone.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detr_container.base.checked import read_plain
-
 from .drawn_shapes import Points, Shape, ground, paint, random_shape
-from .made import make_once, write_text
+from .made import MadeConfig, check_same, make_once, write_text
 
 SHAPES = ("circle", "cross", "rectangle", "star", "triangle")
 CLASSES = tuple(f"{shape}-{kind}" for shape in SHAPES for kind in ("filled", "outline"))
@@ -31,16 +29,6 @@ HOLE = 0.6
 """Size of what is cut out of an outline, of the shape's."""
 
 
-@dataclass(frozen=True)
-class SingleShapesConfig:
-    """What determines the data set. Numbers of images, the side of their squares in pixels, and the seed."""
-
-    train: int
-    val: int
-    size: int
-    seed: int = 0
-
-
 def make_single_shapes(root: Path, train: int, val: int, size: int, seed: int = 0) -> bool:
     """Write train/CLASS and val/CLASS to `root`; False when they are there already, made with the same settings.
 
@@ -48,41 +36,26 @@ def make_single_shapes(root: Path, train: int, val: int, size: int, seed: int = 
     complete. Raises ValueError for settings that make no data set, FileExistsError when `root` holds anything else, and
     OSError, which names it, when it cannot be written.
     """
-    config = SingleShapesConfig(train, val, size, seed)
+    config = MadeConfig(train, val, size, seed)
     _check(config)
     return make_once(root, lambda folder: _write(folder, config), lambda folder: _check_same(folder, config))
 
 
-def _check(config: SingleShapesConfig) -> None:
+def _check(config: MadeConfig) -> None:
     if min(config.train, config.val) < len(CLASSES):
         raise ValueError(
             f"train={config.train}, val={config.val}: each split needs an image of each of the {len(CLASSES)} classes"
         )
-    if config.size < LEAST_SIZE:
-        raise ValueError(
-            f"size={config.size} is too small to tell the shapes apart: use {LEAST_SIZE} pixels or more (56 is usual)"
-        )
-    if config.seed < 0:
-        raise ValueError(f"seed={config.seed}: use a whole number of 0 or above")
+    config.check_drawing(LEAST_SIZE, usual=56)
 
 
-def _check_same(root: Path, config: SingleShapesConfig) -> None:
-    remedy = "delete it, or name another folder"
-    if not (root / MANIFEST).is_file():
-        raise FileExistsError(f"{root} exists and is not a data set of single shapes: name another folder")
-    try:
-        found = read_plain(root / MANIFEST)
-    except ValueError as error:
-        raise FileExistsError(f"{root} exists and its {MANIFEST} cannot be read ({error}): {remedy}") from error
-    if found != asdict(config):
-        raise FileExistsError(f"{root} was made with {found}, not with {asdict(config)}: {remedy}")
-    for split, count in (("train", config.train), ("val", config.val)):
-        images = sum(1 for _ in (root / split).glob("*/*.jpg"))
-        if images != count:
-            raise FileExistsError(f"{root} is damaged ({images} of {count} {split} images are there): {remedy}")
+def _check_same(root: Path, config: MadeConfig) -> None:
+    counts = {"train": config.train, "val": config.val}
+    parts = [(f"{split} images", f"{split}/*/*.jpg", count) for split, count in counts.items()]
+    check_same(root, config, MANIFEST, "single shapes", parts)
 
 
-def _write(root: Path, config: SingleShapesConfig) -> None:
+def _write(root: Path, config: MadeConfig) -> None:
     for split, count in (("train", config.train), ("val", config.val)):
         for name in CLASSES:
             (root / split / name).mkdir(parents=True)

@@ -146,6 +146,10 @@ def test_a_second_call_does_nothing_and_another_data_set_is_never_overwritten(tm
     with pytest.raises(FileExistsError, match=r"was made with .*'seed': 0.* not with .*'seed': 4"):
         make_shapes(root, **settings, seed=4)
     assert contents(root) == before
+    shutil.move(root / "annotations", tmp_path)
+    with pytest.raises(FileExistsError, match="0 of 1 train annotation files"):
+        make_shapes(root, **settings)
+    shutil.move(tmp_path / "annotations", root)
     next((root / "train2017").iterdir()).unlink()
     with pytest.raises(FileExistsError, match="2 of 3 train images"):
         make_shapes(root, **settings)
