@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detr_container.base.checked import read_json
 from detr_container.base.files import sha256
-from detr_container.engine.run_files import ScoresFile
 from detr_container.tasks.detection.coco_results import is_kept, read_kept
 from detr_container.tasks.detection.detections import NAME, Columns
 
-from .reading import RunRecord
+from .reading import RunRecord, nothing_kept, read_scores
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,8 @@ def read_evaluation(record: RunRecord, epoch: int, annotations: Path | None = No
     """
     folder = record.evaluated(epoch)
     if not is_kept(folder):
-        raise ValueError(
-            f"{folder / NAME} is missing, so nothing is left of its evaluation after epoch {epoch}: runs keep "
-            "detections of their newest and their best epoch, and with train.keep_detections=all of every one"
-        )
-    eval_settings = eval_settings_of(folder / "scores.json")
+        raise nothing_kept(folder / NAME, epoch, "detections")
+    eval_settings = read_scores(folder / "scores.json")["evaluated_with"]
     path = annotations or Path(eval_settings.get("annotations", ""))
     if not path.is_file():
         raise ValueError(
@@ -51,11 +46,3 @@ def read_evaluation(record: RunRecord, epoch: int, annotations: Path | None = No
             f"{noted[:12]}): put that one back, or name it with --annotations"
         )
     return Evaluation(epoch, read_kept(folder), path, eval_settings)
-
-
-def eval_settings_of(path: Path) -> dict[str, Any]:
-    """How an evaluation was made, from its scores.json. Raises ValueError when that cannot be read."""
-    try:
-        return dict(read_json(path, ScoresFile)["evaluated_with"])
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): it holds how the evaluation was made") from error

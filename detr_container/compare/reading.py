@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detr_container.base.checked import Schema, read_lines
+from detr_container.base.checked import Schema, read_json, read_lines
 from detr_container.config import settings as config
 from detr_container.config.classification import ClassificationExperiment
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.settings import Experiment
 from detr_container.config.traits import NO_MATTER, traits_of
 from detr_container.engine.run import Run, evaluation_of
-from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine
+from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
 from detr_container.jobs.status import ACTIVE, RunStatus, statuses_of
 
 HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
@@ -125,6 +125,22 @@ def _lines(path: Path, faults: list[str], schema: type[Schema]) -> list[dict[str
     except (OSError, ValueError) as error:
         faults.append(str(error))
         return []
+
+
+def nothing_kept(path: Path, epoch: int, what: str) -> ValueError:
+    """The error that a file of an evaluation is gone. what: it kept, as the setting calls it."""
+    return ValueError(
+        f"{path} is missing, so nothing is left of its evaluation after epoch {epoch}: runs keep {what} of their "
+        f"newest and their best epoch, and with train.keep_{what}=all of every one"
+    )
+
+
+def read_scores(path: Path, schema: type[ScoresFile] = ScoresFile) -> dict[str, Any]:
+    """An evaluation's scores.json, which says how it was made. Raises ValueError when that cannot be read."""
+    try:
+        return read_json(path, schema)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): it holds how the evaluation was made") from error
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detr_container.base.checked import Schema, read_json
+from detr_container.base.checked import Schema
 from detr_container.base.terminal import shown
 from detr_container.engine.run_files import ScoresFile
 from detr_container.tasks.classification.class_names import spoken
 from detr_container.tasks.classification.predictions import NAME, Predictions
 
-from ..reading import RunRecord
+from ..reading import RunRecord, nothing_kept, read_scores
 
 DATA = ("annotations", "sha256", "images")
 """What an evaluation notes of its data, which is compared by itself."""
@@ -89,15 +89,9 @@ def read_evaluation(record: RunRecord, epoch: int) -> Evaluation:
     """Read the predictions of an epoch. Raises ValueError or OSError when they are missing or cannot be read."""
     folder = record.evaluated(epoch)
     if not is_kept(folder):
-        raise ValueError(
-            f"{folder / NAME} is missing, so nothing is left of its evaluation after epoch {epoch}: runs keep "
-            "predictions of their newest and their best epoch, and with train.keep_predictions=all of every one"
-        )
+        raise nothing_kept(folder / NAME, epoch, "predictions")
     path = folder / "scores.json"
-    try:
-        scores = read_json(path, _Scores)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): it holds how the predictions were made") from error
+    scores = read_scores(path, _Scores)
     found, names = Predictions.read(folder / NAME), tuple(one["name"] for one in scores["per_class"])
     if not len(found.labels):
         raise ValueError(f"{folder / NAME} is of no image: evaluate on a validation split that has some")
