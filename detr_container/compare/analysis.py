@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,9 +31,6 @@ from .options import RESAMPLES
 from .precision import METRICS, metrics_of, precision_at_recall
 from .quality import Calibration, calibration, image_quality
 from .reading import RunRecord, read_runs
-
-DRIFT = 1e-6
-"""By how much the AP that a run logged may differ from that of its detections before something is wrong."""
 
 
 @dataclass(frozen=True)
@@ -181,14 +177,9 @@ def _mean_curve(curves: Sequence[NDArray[np.float64]]) -> Floats:
 
 def _oddities(result: RunResult) -> list[str]:
     """What a reader should know of a run whose metrics are used nevertheless."""
-    oddities, logged = [], result.record.logged(result.epoch)
+    oddities = []
     if not len(result.found.scores):
         oddities.append("it has detected nothing at all")
     elif not result.plain[0] > 0:
         oddities.append("none of its detections is right at any IoU that counts")
-    if logged is not None and not math.isclose(logged, float(result.plain[0]), abs_tol=DRIFT):
-        oddities.append(
-            f"its detections give AP {100 * result.plain[0]:.2f}, but it logged {100 * logged:.2f} after that epoch: "
-            "were files changed since?"
-        )
-    return oddities
+    return [*oddities, *result.drift("its detections give AP")]

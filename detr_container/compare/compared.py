@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from .fairness import Difference
 from .intervals import Floats, Sample
 from .measured import Measured
 from .reading import RunRecord
+
+DRIFT = 1e-6
+"""By how much the metric that a run logged may differ from that of what it kept before something is wrong."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,16 @@ class Result:
     def headline(self) -> float:
         """The metric that stands for the run, from 0 to 1."""
         return float(self.plain[0])
+
+    def drift(self, gives: str) -> list[str]:
+        """What a reader should know where the run logged another headline metric. gives: what kept gives which."""
+        logged = self.record.logged(self.epoch)
+        if logged is None or math.isclose(logged, self.headline, abs_tol=DRIFT):
+            return []
+        return [
+            f"{gives} {100 * self.headline:.2f}, but it logged {100 * logged:.2f} after that epoch: "
+            "were files changed since?"
+        ]
 
 
 @dataclass(frozen=True)

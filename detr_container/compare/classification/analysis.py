@@ -5,7 +5,6 @@ Shapes: N images, K classes, B resamples, T classes kept of each image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -31,8 +30,6 @@ from .evaluations import Evaluation, Truth, is_kept, read_evaluation
 METRICS = {"top1": "top-1", "top5": "top-5"}
 KEPT = 5
 """The k of top-k that says something only where there are more classes."""
-DRIFT = 1e-6
-"""By how much the accuracy that a run logged may differ from that of its predictions before something is wrong."""
 
 WHOLE = (1.0, 0)
 """The share of the training set of who trains on all of it, whatever the seed."""
@@ -203,12 +200,7 @@ def _arm_result(arm: Arm, results: Mapping[Path, RunResult], counts: NDArray[np.
 
 def _oddities(result: RunResult) -> list[str]:
     """What a reader should know of a run whose metrics are used nevertheless."""
-    oddities, logged = [], result.record.logged(result.epoch)
+    oddities = []
     if len(np.unique(result.guess[:, 0])) == 1:
         oddities.append("it takes every image for the same class")
-    if logged is not None and not math.isclose(logged, result.headline, abs_tol=DRIFT):
-        oddities.append(
-            f"its predictions give top-1 {100 * result.headline:.2f}, but it logged {100 * logged:.2f} after that "
-            "epoch: were files changed since?"
-        )
-    return oddities
+    return [*oddities, *result.drift("its predictions give top-1")]
