@@ -15,6 +15,8 @@ from .document import Document, Table, file_name
 from .svg import standalone
 
 PAGE = "index.html"
+LONG = 16
+"""Letters of a name that may be broken."""
 
 
 def html(document: Document) -> str:
@@ -56,12 +58,15 @@ def _inline(image: bytes) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Text whose long names may be broken where they have joints, rather than anywhere."""
-    words = re.split(r"(\S{16,})", text)
-    return Markup("").join(
-        Markup("<wbr>").join(map(escape, re.split(r"(?<=[_/=,])(?=\w)", word))) if place % 2 else escape(word)
-        for place, word in enumerate(words)
-    )
+    """Text whose long names may be broken where they have joints, rather than anywhere, and "top-1" nowhere."""
+    words = re.split(rf"(\S{{{LONG},}}|\b[^\W\d_]{{1,6}}-\d{{1,2}}\b)", text)
+    return Markup("").join(_word(word) if place % 2 else escape(word) for place, word in enumerate(words))
+
+
+def _word(word: str) -> Markup:
+    if len(word) < LONG:
+        return Markup('<span class="whole">{}</span>').format(word)
+    return Markup("<wbr>").join(map(escape, re.split(r"(?<=[_/=,])(?=\w)", word)))
 
 
 def _prose(text: str) -> Markup:

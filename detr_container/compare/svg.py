@@ -20,6 +20,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from .document import Figure as Drawing
 
@@ -144,16 +145,19 @@ def horizontal_intervals(axes: Axes, rows: Sequence[tuple[str, float, float, flo
     """Values with their intervals, one below the other, each beside its name; returns inches of height.
 
     rows: name, value, its interval (NaN where there is none) and whether to fill its mark. Names that leave no room for
-    the intervals beside them are written above.
+    the intervals beside them are written above, each on a strip that no line crosses.
     """
     beside = all(len(row[0]) <= BESIDE for row in rows)
     top, places = 0.0, []
     for name, value, low, high, filled in rows:
         if not beside:
             text = wrapped(name, WIDTH - 0.15)
-            top -= _LINE * (text.count("\n") + 1)
-            ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
-            axes.text(0, top, text, transform=axes.get_yaxis_transform(), va="bottom", bbox=ground, zorder=2.5)
+            height = _LINE * (text.count("\n") + 1)
+            top -= height
+            across = axes.get_yaxis_transform()
+            strip = Rectangle((0, top), 1, height, transform=across, facecolor=PAPER, edgecolor="none", zorder=2.5)
+            axes.add_patch(strip)
+            axes.text(0, top, text, transform=across, va="bottom", zorder=2.6)
         places.append(top - (0.14 if beside else 0.1))
         if not math.isnan(low):
             axes.plot([low, high], 2 * places[-1:], color=colour(0), linewidth=2, marker="|", markersize=7)

@@ -125,6 +125,23 @@ def test_letters_are_large_enough_and_whole_on_a_phone_and_a_desk(page: Page) ->
         assert not cut
 
 
+def test_top_1_is_never_broken(chromium: Browser, reports: dict[str, Path]) -> None:
+    page = chromium.new_page()
+    page.goto(reports["classifiers"].as_uri())
+    for width in (360, 1180):
+        settle(page, width)
+        lines = page.evaluate("""() => { const found = [], walk = document.createTreeWalker(document.body, 4);
+            while (walk.nextNode()) { const one = walk.currentNode;
+                if (one.parentElement.closest('svg, code, pre')) continue;
+                for (const match of one.data.matchAll(/top-[15]/g)) { const range = document.createRange();
+                    range.setStart(one, match.index); range.setEnd(one, match.index + 5);
+                    found.push([one.data, new Set([...range.getClientRects()].map(box => box.top)).size]); } }
+            return found; }""")
+        assert len(lines) > 10
+        assert [text for text, count in lines if count > 1] == []
+    page.close()
+
+
 def test_names_of_series_and_ticks_do_not_lie_on_one_another(page: Page) -> None:
     for width in (360, 1280):
         settle(page, width)

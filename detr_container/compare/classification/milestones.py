@@ -139,6 +139,8 @@ def findings(analysis: Analysis, target: Target) -> str:
         for label, (epochs, exact) in sorted(means.items(), key=lambda item: item[1][0])
     ]
     goal = f"{100 * target.accuracy:.1f} % top-1"
+    if means and all(len(curve_of(result.record)) == 1 for arm in analysis.evaluated for result in arm.results):
+        return f"How soon {goal} was reached is not known: each run was evaluated only once (`train.eval_every`)."
     if not parts:
         return f"No backbone reaches {goal} in every run."
     rest = f"; not in every run: {', '.join(never)}" if never else ""

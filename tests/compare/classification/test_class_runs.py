@@ -85,6 +85,16 @@ def test_a_target_may_be_given_and_missed(home: Path) -> None:
     assert f"--target {best}" in code
 
 
+def test_runs_that_were_evaluated_once_do_not_say_how_soon(tmp_path: Path) -> None:
+    world = make_data(tmp_path / "data", ("cat", "dog"), images=6)
+    for seed, name in enumerate(("resnet18", "mh_dw_tiny")):
+        make_run(tmp_path / "runs" / name, experiment_of(world, name), world, 5.0, epochs=1, draw=seed)
+    said = reported(tmp_path, target=0.1)["summary"][1]
+    assert (
+        said == "How soon 10.0 % top-1 was reached is not known: each run was evaluated only once (`train.eval_every`)."
+    )
+
+
 def test_what_an_epoch_shows_follows_from_its_steps(home: Path) -> None:
     record = read_runs([home / "runs" / "resnet18-seed0"])[0]
     experiment = classification(named("classify_demo").experiment)
