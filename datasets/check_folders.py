@@ -81,7 +81,9 @@ def check_folders(
 def is_image_folders(root: Path) -> bool:
     """Whether a data set is image folders rather than in COCO's layout. Raises ValueError when it is neither."""
     if not root.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such data set", str(root))
+        fault = "is a file, not a data set" if root.exists() else "there is no such data set"
+        remedy = "name the folder that holds train/ and val/, or COCO's train2017/, val2017/ and annotations/"
+        raise FileNotFoundError(errno.ENOENT, f"{fault}: {remedy}", str(root))
     if any((root / name).exists() for name in ("train2017", "val2017", "annotations")):
         return False
     if any((root / name).exists() for name in ("train", "val", *ARCHIVES)):

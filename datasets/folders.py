@@ -223,6 +223,11 @@ def resolve(root: Path | None, train: Path | None, val: Path | None) -> tuple[Pa
         if not folder.is_dir():
             if root is not None and not given:
                 _refuse_archives(root, name)
+                if (root / "annotations").is_dir():
+                    raise FileNotFoundError(
+                        f"{root} has annotations/ and no {name}/, as a data set of a detector: a classifier needs "
+                        "train/ and val/, in each of which a folder per class holds its images"
+                    )
             raise FileNotFoundError(
                 f"{folder} does not exist: data.root is a folder with train/ and val/, in each of which a folder per "
                 f"class holds its images; or name the split's folder with data.{name}_images"

@@ -227,4 +227,5 @@ def _offer(folder: Path, name: str) -> str:
         near = difflib.get_close_matches(name, names, n=3) or names[-5:]
         if near:
             return f"; did you mean {', '.join(str((place / each).relative_to(folder)) for each in near)}?"
-    return f"; {folder} holds none"
+    where = "this folder" if folder == Path() else str(folder)
+    return f"; {where} holds none: name a run's folder, or a file of weights"

@@ -320,8 +320,11 @@ def test_the_command_tells_both_layouts_apart(
     assert "objects" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"is no data set: COCO's layout has train2017/.*image folders have train/"):
         data_check([str(tmp_path)])
-    with pytest.raises(FileNotFoundError, match="there is no such data set"):
+    with pytest.raises(FileNotFoundError, match="there is no such data set: name the folder that holds train/"):
         data_check([str(tmp_path / "absent")])
+    (tmp_path / "list.txt").touch()
+    with pytest.raises(FileNotFoundError, match="is a file, not a data set: name the folder that holds train/"):
+        data_check([str(tmp_path / "list.txt")])
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -231,6 +231,9 @@ def test_splits_are_found_below_the_root_or_by_name(tmp_path: Path) -> None:
         resolve(tmp_path, None, None)
     with pytest.raises(ValueError, match=r"no val images: give data\.root"):
         resolve(None, tmp_path / "other", None)
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has annotations/ and no val/, as a data set of a detector"):
+        resolve(tmp_path, None, None)
 
 
 def test_names_of_any_bytes_are_kept(tmp_path: Path) -> None:

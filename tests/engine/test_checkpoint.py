@@ -202,12 +202,16 @@ def test_no_code_is_run(tmp_path: Path, new: bool) -> None:
         load(tmp_path / "trap.pt")
 
 
-def test_errors_of_the_user_are_explained(tmp_path: Path) -> None:
+def test_errors_of_the_user_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Checkpoints(tmp_path).save({"step": 1}, 1200)
     with pytest.raises(FileNotFoundError, match=r"did you mean checkpoint-00001200\.pt\?"):
         load(tmp_path / "checkpoint-0001200.pt")
     with pytest.raises(FileNotFoundError, match="nor a folder"):
         load(tmp_path / "absent" / "checkpoint.pt")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="this folder holds none: name a run's folder, or a file of weights"):
+        load("nothere")
     with pytest.raises(ValueError, match=r"is a folder.*checkpoint-00001200\.pt"):
         load(tmp_path)
     Checkpoints(tmp_path / "run" / "checkpoints").save({"step": 1}, 7)

@@ -87,9 +87,10 @@ def matched(folder: ImageFolder, classes: Sequence[str], rows: int) -> tuple[Ima
             return folder, f"the {rows} classes of {folder.root} in sorted order are taken for ImageNet's"
         listed = ", ".join(map(repr, strange[:_LISTED]))
         more = f" and {len(strange) - _LISTED} more" if len(strange) > _LISTED else ""
+        known = ", ".join([*map(repr, classes[:3]), "..."] if len(classes) > 3 else map(repr, classes))
         raise ValueError(
             f"{folder.root} has {len(names)} classes, of which {len(strange)} are none of the classifier's {rows} "
-            f"({', '.join(map(repr, classes[:3]))}, ...): {listed}{more}. Use data of its classes, or train on these"
+            f"({known}): {listed}{more}. Use data of its classes, or train on these"
         )
     row_of = [place[name] for name in names]
     folders = [""] * rows

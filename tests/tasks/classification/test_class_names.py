@@ -42,7 +42,7 @@ def test_without_names_in_sorted_order(tmp_path: Path) -> None:
 
 def test_other_classes_are_refused_by_name(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "cat", "unicorn")
-    with pytest.raises(ValueError, match=r"2 classes, of which 1 are none of the classifier's 2 .*'unicorn'"):
+    with pytest.raises(ValueError, match=r"of which 1 are none of the classifier's 2 \('cat', 'dog'\): 'unicorn'"):
         matched(folder, ("cat", "dog"), 2)
 
 
