@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from detr_container.base.checked import read_plain
 from detr_container.config.experiments import find
 from detr_container.config.tasks import known
 
@@ -94,7 +94,7 @@ def _of_run(folder: Path) -> str:
 def _written(config: Path) -> str:
     """The task that a configuration of another version, or with a mistake in it, says it is of."""
     try:
-        task = _stated(json.loads(config.read_text()))
+        task = _stated(read_plain(config))
     except (ValueError, OSError):
         return ""
     return task if task in known() else ""

@@ -92,3 +92,5 @@ def test_a_run_of_another_version_is_still_of_its_task(tmp_path: Path) -> None:
     assert of_model(str(tmp_path)) == "classification"
     write_json(tmp_path / "config.json", config | {"task": "nothing that is known"})
     assert of_model(str(tmp_path)) == ""
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    assert of_model(str(tmp_path)) == ""
