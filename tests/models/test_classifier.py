@@ -132,8 +132,7 @@ def test_the_stages_of_a_model_that_cannot_be_made_without_memory(monkeypatch: p
     made = timm_fit.create
 
     def reading(name: str, options: dict[str, Any], pretrained: bool = False) -> Any:
-        if torch.get_default_device().type == "meta":
-            raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+        torch.linspace(0, 1, 2).cpu()
         return made(name, options, pretrained)
 
     for module in (timm_fit, timm_whole):
