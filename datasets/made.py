@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from detr_container.base.checked import read_plain
+from detr_container.base.files import make_folder
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def make_once(root: Path, write: Callable[[Path], None], check_same: Callable[[P
         check_same(root)
         return False
     partial_root = root.with_name(f".{root.name}.partial-{os.getpid()}-{time.time_ns()}")
-    partial_root.mkdir(parents=True)
+    make_folder(partial_root)
     try:
         write(partial_root)
         try:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from detr_container.base.alive import mark
 from detr_container.base.checked import PathText, Schema, read_json
-from detr_container.base.files import write_json
+from detr_container.base.files import make_folder, write_json
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.lock import Seconds
 from detr_container.base.ownership import keep_own, refuse_foreign
@@ -113,7 +113,7 @@ def attempt_name() -> str:
 
 def next_folder(parent: Path) -> Path:
     """A new numbered folder."""
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     number = max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0)
     while True:
         number += 1

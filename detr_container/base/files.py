@@ -82,7 +82,7 @@ def atomic_write(
     if not follow:
         refuse_link(path)
     target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a file is to be written, but a folder has this name", str(path))
     temporary = target.parent / f".{target.name[:180]}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
@@ -99,6 +99,18 @@ def atomic_write(
             raise _no_room(path, reason, size, written) from error
         raise
     return path
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in, unless they are there. Raises OSError, naming what is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        # The system names the folder that it could not make, not the file that has a folder's name.
+        way = next(above for above in (folder, *folder.parents) if os.path.lexists(above))
+        raise NotADirectoryError(
+            errno.ENOTDIR, "this is not a folder, and one is needed here: choose another name", str(way)
+        ) from error
 
 
 def refuse_link(path: Path | str) -> None:
@@ -170,7 +182,7 @@ class JsonLines:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         refuse_link(self.path)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._descriptor = os.open(self.path, flags, 0o666)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from .alive import mark
 from .checked import Schema, read_json
-from .files import refuse_link
+from .files import make_folder, refuse_link
 from .leftovers import sweep
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class FolderLock:
 
     def __enter__(self) -> Self:
         self._created = not self.path.parent.exists()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         began = time.monotonic()
         while not self._taken():
             other = _content(self.path)

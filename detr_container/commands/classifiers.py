@@ -182,8 +182,10 @@ def export(arguments: Sequence[str], about: str) -> int:
     options = parse(ExportOptions, arguments, "export", about)
     import torch
 
+    from detr_container.engine.weight_files import check_target
     from detr_container.tasks.classification.export import write_export
 
+    check_target(options.target, options.model)
     trained = options.opened(options.model, torch.device("cpu"))
     count, note = write_export(trained, options.target, options.layout)
     console().print(f"wrote {count} tensors to {options.target}, and what they are to {note}", soft_wrap=True)

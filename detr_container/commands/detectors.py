@@ -242,8 +242,10 @@ def export(arguments: Sequence[str], about: str) -> int:
     options = parse(ExportOptions, arguments, "export", about)
     import torch
 
+    from detr_container.engine.weight_files import check_target
     from detr_container.tasks.detection.export import write_export
 
+    check_target(options.target, options.model)
     trained = options.opened(options.model, torch.device("cpu"))
     count = write_export(trained, options.target, options.layout, options.rows)
     console().print(f"wrote {count} tensors to {options.target}", soft_wrap=True)

@@ -32,6 +32,17 @@ def of_backbone(weights: str) -> Path:
     return Path(weights)
 
 
+def check_target(target: Path, source: str | Path) -> None:
+    """Raise ValueError where an export to `target` would replace what it is made from, or what a run resumes from."""
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise ValueError(f"{target} is what is to be exported, and would be replaced: choose another name")
+    run = Run(target.resolve().parent.parent)
+    if run.exists and target.resolve().parent == run.checkpoints().folder.resolve():
+        raise ValueError(
+            f"{target} would be among the checkpoints from which {run.folder} resumes: choose another folder"
+        )
+
+
 def load_weights(path: Path) -> dict[str, Any]:
     """A checkpoint's content from a file, a run's folder (its newest) or one of Hugging Face, shards put together."""
     return read_weights(path)[1]

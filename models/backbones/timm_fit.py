@@ -111,7 +111,7 @@ def check_known(name: str) -> None:
 
     if not timm.is_model(name):
         base = name.split(".")[0]
-        near = timm.list_models(f"*{base.split('_')[0]}*")[:8] or difflib.get_close_matches(base, timm.list_models(), 8)
+        near = difflib.get_close_matches(base, timm.list_models(), 8) or timm.list_models(f"*{base.split('_')[0]}*")[:8]
         raise ValueError(
             f"timm has no model {name!r}. "
             + (f"Near: {', '.join(near)}" if near else "`detr-container backbones` lists those that there are")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detr_container.base.files import JsonLines, atomic_write, open_regular, read_jsonl, sha256, write_json, write_jsonl
+from detr_container.base.files import (
+    JsonLines,
+    atomic_write,
+    make_folder,
+    open_regular,
+    read_jsonl,
+    sha256,
+    write_json,
+    write_jsonl,
+)
 
 
 def python(code: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
@@ -77,6 +87,24 @@ def test_a_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="folder"):
         atomic_write(tmp_path, lambda file: file.write(b"x"))
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("below", ["x", "a/x", "a/b/x"])
+@pytest.mark.parametrize("write", [lambda path: write_json(path, {}), JsonLines, make_folder])
+def test_what_is_in_a_folders_way_is_named(write: Callable[[Path], object], below: str, tmp_path: Path) -> None:
+    way = tmp_path / "way"
+    way.write_text("kept")
+    with pytest.raises(NotADirectoryError, match="choose another name") as caught:
+        write(way / below)
+    assert caught.value.filename == str(way)
+    assert way.read_text() == "kept"
+
+
+def test_a_link_to_nothing_is_in_a_folders_way(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(NotADirectoryError) as caught:
+        make_folder(tmp_path / "link" / "a")
+    assert caught.value.filename == str(tmp_path / "link")
 
 
 LIMITED = """

@@ -17,6 +17,7 @@ from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.models.classifier import TimmClassifier
 from detr_container.models.weights.classifiers import as_published
 
+from .note import KEY, beside
 from .trained import Trained
 
 Layout = Literal["auto", "container", "torchvision", "timm"]
@@ -38,11 +39,9 @@ def write_export(trained: Trained, target: Path, layout: Layout) -> tuple[int, P
         atomic_write(target, lambda file: file.write(data), len(data), follow=True)
     else:
         # As the published checkpoints of DeiT and CONTAINER are, with what it is beside.
-        content = {"model": state, "about": about}
+        content = {"model": state, KEY: about}
         atomic_write(target, partial(torch.save, content), follow=True)
-    beside = target.with_name(target.name + ".json")
-    write_json(beside, about)
-    return len(state), beside
+    return len(state), write_json(beside(target), about)
 
 
 def usual_layout(trained: Trained) -> Layout:

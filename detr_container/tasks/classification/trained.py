@@ -26,6 +26,7 @@ from detr_container.models.weights.fit import load_checked
 
 from .build import model_of
 from .class_names import IMAGENET, imagenet_ids, read_names
+from .note import read_note
 
 _log = logging.getLogger(__name__)
 _CONTAINER = "patch_embed1.proj.weight"
@@ -141,7 +142,11 @@ def _of_file(path: Path, asked: Asked) -> Trained:
         found = find_weights(checkpoint, asked.which)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    names: tuple[str, ...] = ()
     settings = _stated(asked)
+    noted = None if asked.experiment else read_note(path, checkpoint)
+    if noted and asked.backbone in ("", noted[0].backbone.name):
+        settings, names = noted
     rows = _rows(path, found.state, settings.backbone.name if settings else "")
     settings = settings or _of_network(_guess(path, found.state), asked)[0]
     backbone = replace(settings.backbone, weights=str(path), file_weights=asked.which)
@@ -150,7 +155,8 @@ def _of_file(path: Path, asked: Asked) -> Trained:
     became = load_classifier(model, checkpoint, str(path), asked.which)
     if not became.kept:
         raise ValueError(f"{path}: {became.words}, so that it would not be what was trained. {_OTHER_NETWORK}")
-    return Trained(model, settings, _row_names(rows, asked), rows, str(path))
+    classes = names if len(names) == rows and asked.classes is None else _row_names(rows, asked)
+    return Trained(model, settings, classes, rows, str(path))
 
 
 def _stated(asked: Asked) -> ClassificationExperiment | None:

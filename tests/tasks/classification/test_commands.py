@@ -181,6 +181,46 @@ def test_export_of_a_run_says_how_good_it_is(trained: Path, shapes: Path, tmp_pa
     assert {"patch_embed1.proj.weight", "norm.weight", "head.bias"} <= content["model"].keys()
 
 
+@pytest.mark.parametrize("name", ["exported.pth", "exported.safetensors"])
+def test_an_exported_file_is_evaluated_as_the_run_is(
+    name: str, trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says which network it is of, on images of which size, and what its classes are called."""
+    assert run("export", trained, tmp_path / name) == 0
+    for said in ([], ["--backbone", "container_light_tiny"]):
+        assert (
+            run(
+                "evaluate", tmp_path / name, "--data-root", shapes, "--output", tmp_path / "o", "--device", "cpu", *said
+            )
+            == 0
+        )
+        assert "all 10 classes by name" in capsys.readouterr().out
+        scores = json.loads((tmp_path / "o" / "scores.json").read_text())
+        assert {key: scores[key] for key in ("top1", "loss")} == {
+            key: Run(trained).evaluations()[-1][key] for key in ("top1", "loss")
+        }
+    # Another network is not taken for it because a person says so, nor is a note believed that cannot be.
+    assert run("evaluate", tmp_path / name, "--data-root", shapes, "--backbone", "container_light_small") == 2
+    assert "does not fit" in capsys.readouterr().err
+    note = tmp_path / f"{name}.json"
+    if name.endswith("safetensors"):
+        note.write_text(note.read_text().replace('"crop_ratio": 0.875', '"crop_ratio": 8.75'))
+        assert run("evaluate", tmp_path / name, "--data-root", shapes) == 2
+        assert "crop_ratio=8.75" in capsys.readouterr().err
+
+
+def test_an_export_replaces_no_checkpoint(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    newest = Run(folder).checkpoints().paths()[0]
+    content = newest.read_bytes()
+    for source, target in ((newest, newest), (folder, newest), (folder, newest.with_name("new.pth"))):
+        assert run("export", source, target) == 2
+        assert "choose another" in capsys.readouterr().err
+    assert newest.read_bytes() == content
+    assert not newest.with_name("new.pth").exists()
+
+
 def test_export_says_how_good_averaged_weights_are_of_these_alone(trained: Path, tmp_path: Path) -> None:
     """Where a run keeps both, its evaluations are of the averaged ones."""
     folder = tmp_path / "run"
