@@ -75,3 +75,5 @@ def start_logging() -> None:
     handler.setFormatter(_Lines(f"{prefix}%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("detr_container").setLevel(logging.INFO)
+    # It has a handler of its own; through ours it would print everything twice.
+    logging.getLogger("huggingface_hub").propagate = False

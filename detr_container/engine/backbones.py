@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +54,8 @@ def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0
     if pretrained and not config.name.startswith("timm/"):
         load_imagenet(backbone, config.name)
     elif weights and config.weights not in ("imagenet", "none"):
-        load_backbone(backbone, weights_of(config), config.weights, config.file_weights)
+        with weights_of(config) as content:
+            load_backbone(backbone, content, config.weights, config.file_weights)
     if config.norm == "sync":
         if weights:
             warn_of_no_norms(backbone, config)
@@ -66,9 +69,28 @@ def warn_of_no_norms(model: nn.Module, config: BackboneConfig) -> None:
         _log.warning("backbone.norm=%s has no effect on %s, which has no BatchNorm", config.norm, config.name)
 
 
-def weights_of(config: BackboneConfig) -> dict[str, Any]:
-    """What is in the file, or the newest checkpoint of the run, that the settings name. Raises OSError, ValueError."""
-    return load_weights(of_backbone(config.weights))
+@contextmanager
+def weights_of(config: BackboneConfig) -> Iterator[dict[str, Any]]:
+    """What is in the file, or the newest checkpoint of the run, that the settings name. Raises OSError, ValueError.
+
+    A ValueError that is raised within, for weights that do not fit, names the network that a checkpoint is of.
+    """
+    content = load_weights(of_backbone(config.weights))
+    try:
+        yield content
+    except ValueError as error:
+        stated = _stated_network(content)
+        if stated in ("", config.name):
+            raise
+        raise ValueError(f"{error}: it is of backbone.name={stated}, not of {config.name}") from error
+
+
+def _stated_network(content: Mapping[str, Any]) -> str:
+    """The backbone of the run that a checkpoint is of; "" where it says none."""
+    experiment = content.get("experiment")
+    backbone = experiment.get("backbone") if isinstance(experiment, dict) else None
+    name = backbone.get("name") if isinstance(backbone, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def _bare(config: BackboneConfig, pretrained: bool, canvas: int) -> Backbone:

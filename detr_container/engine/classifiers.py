@@ -32,7 +32,8 @@ def build_classifier(config: BackboneConfig, classes: int, size: int, weights: b
     if named == "imagenet" and not isinstance(model, TimmClassifier):
         _log.info("%s: %s", config.name, load_classifier(model, *imagenet(config.name)).words)
     elif named not in ("imagenet", "none"):
-        loaded = load_classifier(model, weights_of(config), named, config.file_weights)
+        with weights_of(config) as content:
+            loaded = load_classifier(model, content, named, config.file_weights)
         _log.info("%s: %s", named, loaded.words)
     if weights and config.norm != "batch":
         warn_of_no_norms(model, config)

@@ -153,7 +153,7 @@ def making(name: str, drop_path: float) -> Iterator[None]:
     except OSError as error:
         raise ValueError(
             f"the weights of timm/{name} could not be downloaded ({error}): fetch them where there is a network "
-            f"({_address(name)}), or start from random weights with backbone.weights=none"
+            f"({_address(name)}); training can also start from random ones (backbone.weights=none)"
         ) from error
 
 

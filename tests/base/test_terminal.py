@@ -129,3 +129,13 @@ def test_stray_bytes_are_shown_whatever_the_terminal_can_show(encoding: str, tmp
 def test_predict_without_images_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", str(tmp_path)]) == 2
     assert "error: no image is given" in capsys.readouterr().err
+
+
+def test_messages_of_a_download_are_printed_once(repository: Path) -> None:
+    """timm downloads through huggingface_hub, whose messages have a handler of their own."""
+    code = (
+        "from detr_container.base.terminal import start_logging; start_logging();"
+        "from huggingface_hub.utils import logging; logging.get_logger('huggingface_hub.utils').warning('Retrying')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, stderr=subprocess.PIPE, text=True, check=True)
+    assert done.stderr.count("Retrying") == 1

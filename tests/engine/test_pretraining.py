@@ -1,6 +1,7 @@
 """What a run notes of the weights it starts from: of a run of ours all that makes it what it is, else what is known."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from detr_container.config.experiments import named
 from detr_container.datasets.folders import open_folder
 from detr_container.datasets.single_shapes import make_single_shapes
 from detr_container.engine.backbones import build_backbone
+from detr_container.engine.classifiers import build_classifier
 from detr_container.engine.pretraining import check_unchanged, identity, in_words, pretraining
 from detr_container.engine.run import Run
 from detr_container.engine.run_files import Pretraining
@@ -105,6 +107,20 @@ def test_a_checkpoint_outside_its_run_says_what_it_carries(run: Path, tmp_path: 
     assert found["data"]["train"] == {"sha256": inside["data"]["train"]["sha256"]}
     assert "metric" not in found
     assert in_words({"init": found}) == [f"init from {moved}: container_light_tiny, 2 epochs of {root.name}"]
+
+
+def test_weights_that_do_not_fit_are_named_by_their_run(run: Path) -> None:
+    """By the run's network, whatever the task; a file that states none is answered without."""
+    config = BackboneConfig(name="container_light_small", weights=str(run))
+    said = r"does not fit .* it is of backbone\.name=container_light_tiny, not of container_light_small"
+    with pytest.raises(ValueError, match=said):
+        build_backbone(config)
+    with pytest.raises(ValueError, match=said):
+        build_classifier(config, 3, 64)
+    bare = run.with_name("bare.pth")
+    torch.save({"model": build_backbone(BackboneConfig(name="resnet18_tiny", weights="none")).state_dict()}, bare)
+    with pytest.raises(ValueError, match=r"Check backbone\.name and backbone\.weights$"):
+        build_backbone(replace(config, weights=str(bare)))
 
 
 def test_the_record_outlives_the_file_and_is_passed_on(run: Path, root: Path, tmp_path: Path) -> None:
