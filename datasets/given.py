@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+from .folders import is_image_name
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -22,7 +22,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             inside = list(_inside(path))
             if not inside:
-                raise ValueError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise ValueError(f"{path} holds no image: no file in it has an image's name, as .jpg or .png")
             found += inside
         elif path.exists():
             found.append(path)
@@ -35,7 +35,7 @@ def _inside(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            if not name.startswith(".") and is_image_name(name):
                 yield Path(place, name)
 
 

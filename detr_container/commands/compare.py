@@ -93,15 +93,14 @@ def backbones(arguments: Sequence[str]) -> int:
 
 def _costs(options: BackbonesOptions) -> int:
     from detr_container.measure.backbones import names_of
-    from detr_container.measure.classifier_costs import FAMILY, classifier_costs, markdown_rows
+    from detr_container.measure.classifier_costs import FAMILY, classifier_costs, markdown_head, markdown_row
 
     found = []
-    for line in markdown_rows(options.costs, None):
+    for line in markdown_head(options.costs):
         console().print(line, soft_wrap=True, markup=False)
     for name in names_of(options.pattern) if options.pattern else FAMILY:
         found.append(classifier_costs(name, options.costs))
-        for line in markdown_rows(options.costs, found[-1]):
-            console().print(line, soft_wrap=True, markup=False)
+        console().print(markdown_row(found[-1]), soft_wrap=True, markup=False)
     if options.output is not None:
         write_json(
             options.output, {"pixels": options.costs, "classifiers": [asdict(each) for each in found]}, follow=True

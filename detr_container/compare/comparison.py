@@ -152,7 +152,7 @@ class Comparison:
             images = amount.images * arms[label].train.epochs
             work = (1 + BACKWARD) * cost.gflops.total * images
             lines.append(
-                f"{label}: {cost.parameters.total / 1e6:.1f} M parameters, {cost.gflops.total:.2f} GFLOPs on "
+                f"{label}: {cost.parameters.total / 1e6:.3g} M parameters, {cost.gflops.total:.3g} GFLOPs on "
                 f"{amount.size[0]} x {amount.size[1]} pixels; {images:,} {amount.unit} a seed, about {_amount_of(work)}"
             )
         return lines

@@ -66,15 +66,18 @@ def classifier_costs(name: str, pixels: int, classes: int = CLASSES) -> Classifi
     return ClassifierCosts(name, parameters, counter.get_total_flops() / 2e9, affinities / 2e9)
 
 
-def markdown_rows(pixels: int, costs: ClassifierCosts | None) -> list[str]:
-    """A line of the table; None: its head."""
-    if costs is None:
-        return [
-            f"| classifier | parameters | multiply-adds at {pixels} | of these, with affinities | published (224) |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-    published = PUBLISHED.get(costs.name, "-")
+def markdown_head(pixels: int) -> list[str]:
+    """The head of the table, for images of so many pixels a side."""
     return [
+        f"| classifier | parameters | multiply-adds at {pixels} | of these, with affinities | published (224) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+
+
+def markdown_row(costs: ClassifierCosts) -> str:
+    """A line of the table."""
+    published = PUBLISHED.get(costs.name, "-")
+    return (
         f"| `{costs.name}` | {costs.parameters / 1e6:.2f} M | {costs.multiply_adds:.2f} G | "
         f"{costs.affinities:.2f} G | {published} |"
-    ]
+    )

@@ -9,7 +9,7 @@ from golden import pattern
 from detr_container.commands.cli import main
 from detr_container.config.backbones import BackboneConfig
 from detr_container.engine.classifiers import build_classifier
-from detr_container.measure.classifier_costs import FAMILY, classifier_costs, markdown_rows
+from detr_container.measure.classifier_costs import FAMILY, classifier_costs, markdown_row
 from detr_container.measure.costs import count_flops
 from detr_container.models.backbones.container import SIZES
 from detr_container.models.backbones.plain import PLAIN
@@ -100,7 +100,7 @@ def test_other_names_and_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["backbones", "resnet18_*", "--costs", "64"]) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert "multiply-adds at 64" in head
-    expected = [markdown_rows(64, classifier_costs(name, 64))[0] for name in ("resnet18_tiny", "resnet18_small")]
+    expected = [markdown_row(classifier_costs(name, 64)) for name in ("resnet18_tiny", "resnet18_small")]
     assert rows == expected
     assert main(["backbones", "resnet18_*", "--costs", "-1"]) == 2
 

@@ -29,10 +29,8 @@ class Exposure:
         return self.views / self.distinct
 
 
-def exposure(record: RunRecord, experiment: ClassificationExperiment) -> Exposure | None:
-    """What an epoch of a run showed, from the steps that it took; None of a run that was never evaluated."""
-    if not record.evaluations:
-        return None
+def exposure(record: RunRecord, experiment: ClassificationExperiment) -> Exposure:
+    """What an epoch of a run that was evaluated showed, from the steps that it took."""
     row = record.evaluations[-1]
     steps = row["step"] / row["epoch"]
     views = steps * experiment.train.batch

@@ -101,8 +101,8 @@ def _row(arm: ArmResult, accuracy: float) -> list[Value]:
     row.append(spread_of([one.epochs for _, one in there]))
     row.append(spread_of([float(one.evaluation) for _, one in there]))
     shown = [(exposure(result.record, arm.experiment), one.epochs) for result, one in there]
-    row.append(spread_of([each.distinct * epochs / 1000 for each, epochs in shown if each]))
-    row.append(spread_of([each.views * epochs / 1000 for each, epochs in shown if each]))
+    row.append(spread_of([each.distinct * epochs / 1000 for each, epochs in shown]))
+    row.append(spread_of([each.views * epochs / 1000 for each, epochs in shown]))
     row.append(spread_of([_hours(result, one.epochs) for result, one in there]))
     return row
 

@@ -40,16 +40,13 @@ def over_epochs(analysis: Analysis, target: Target) -> Figure:
 def over_images(analysis: Analysis) -> Figure:
     """Top-1 over the images that were shown, epoch by epoch; their views on a second axis where it is one for all."""
     shown = {arm.label: exposure(arm.results[0].record, arm.experiment) for arm in analysis.evaluated}
-    known = {label: one for label, one in shown.items() if one is not None}
-    most = max(
-        (one.distinct * arm.results[0].epoch for arm in analysis.evaluated if (one := known.get(arm.label))), default=0
-    )
+    most = max(shown[arm.label].distinct * arm.results[0].epoch for arm in analysis.evaluated)
     power = 2 if most >= 2e6 else 1 if most >= 2e3 else 0
     unit, word = 1000**power, ("", ", thousands", ", millions")[power]
-    repeats = {one.repeats for one in known.values()}
+    repeats = {one.repeats for one in shown.values()}
     caption = "Top-1 over images seen, summed over epochs: those of an epoch are different ones."
     with canvas("top1-images") as (figure, axes):
-        ends = _lines(axes, analysis, _accuracy, lambda arm, epoch: known[arm.label].distinct * epoch / unit)
+        ends = _lines(axes, analysis, _accuracy, lambda arm, epoch: shown[arm.label].distinct * epoch / unit)
         axes.set(xlabel=f"different images seen{word}", ylabel="top-1, %")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlim(left=0)

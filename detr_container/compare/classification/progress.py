@@ -30,9 +30,8 @@ def section(analysis: Analysis, target: Target) -> Section:
     for arm in analysis.evaluated:
         result = arm.results[0]
         one = exposure(result.record, arm.experiment)
-        if one is not None:
-            shown: list[Value] = [one.images, one.distinct, one.repeats, one.views, one.steps]
-            rows.append([arm.label, *shown, result.epoch, one.views * result.epoch / 1000])
+        shown: list[Value] = [one.images, one.distinct, one.repeats, one.views, one.steps]
+        rows.append([arm.label, *shown, result.epoch, one.views * result.epoch / 1000])
     table = Table("shown", "What training showed, by the steps that it took", columns, rows)
     figures = [plots.over_epochs(analysis, target), plots.over_images(analysis), plots.losses(analysis)]
     return Section("curves", "Accuracy over epochs and images", text, tables=[table], figures=figures)

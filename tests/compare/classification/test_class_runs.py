@@ -100,11 +100,9 @@ def test_what_an_epoch_shows_follows_from_its_steps(home: Path) -> None:
     experiment = classification(named("classify_demo").experiment)
     # 12 steps an epoch of the settings' 8 images; the demo's own repeats are 1.
     once = exposure(record, replace(experiment, train=replace(experiment.train, batch=8)))
-    assert once is not None
     assert (once.steps, once.views, once.distinct, once.images) == (12, 96, 96, 90)
     assert record.experiment is not None
     thrice = exposure(record, classification(record.experiment))
-    assert thrice is not None
     assert (thrice.views, thrice.distinct, thrice.repeats) == (96, 32, 3)
 
 

@@ -188,7 +188,7 @@ def test_images_of_the_same_name_and_of_other_kinds(run: Path, root: Path, tmp_p
     ("name", "message"),
     [
         ("nowhere.jpg", "there is no image"),
-        ("empty", "holds no image (.bmp, "),
+        ("empty", "holds no image: no file"),
         ("broken.jpg", "broken.jpg cannot be read as an image"),
     ],
 )
