@@ -61,6 +61,11 @@ class _Lines(logging.Formatter):
         return shown(super().format(record), keep="\n\t")
 
 
+def digits(value: float) -> str:
+    """A number that is not negative, with three digits that count."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def start_logging() -> None:
     """Send messages to stderr, those of other processes than the first with their rank.
 

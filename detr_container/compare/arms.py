@@ -40,13 +40,18 @@ class Arm:
 def arms_of(records: Sequence[RunRecord]) -> tuple[list[Arm], dict[Path, str]]:
     """Group runs by their settings, in the order in which they first appear.
 
-    Also returns why some belong to no arm: their settings cannot be read, or another run has the same and the seed.
+    Also returns why some belong to no arm: they have not started, their settings cannot be read, or another run has the
+    same and the seed.
     """
     groups: dict[str, dict[int, RunRecord]] = {}
     left_out: dict[Path, str] = {}
     for record in records:
         if record.experiment is None:
-            left_out[record.folder] = f"its settings cannot be read: {record.faults[0]}"
+            left_out[record.folder] = (
+                f"its settings cannot be read: {record.faults[0]}"
+                if record.folder.exists()
+                else "there is no such folder: it has not started, or has another name"
+            )
             continue
         group = groups.setdefault(json.dumps(settings_of(record.experiment)), {})
         other = group.setdefault(record.experiment.seed, record)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detr_container.base.files import write_json
-from detr_container.base.terminal import console, shown
+from detr_container.base.terminal import console, digits, shown
 from detr_container.config.settings import Experiment, validate
 
 from .options import PARTS, MeasureOptions, size_text
@@ -198,11 +198,6 @@ def _cells(metrics: Metrics, key: str, scale: float, alone: bool) -> tuple[str, 
         f"{ratio[name]:.2f}" if ratio[name] < 10 else digits(ratio[name]) for name in ("median", "least", "most")
     )
     return text, f"{median} ({least}..{most})" if "rounds" in metric else median
-
-
-def digits(value: float) -> str:
-    """A number with three digits that count."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _notes(result: dict[str, Any]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from detr_container.base.clock import clock
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.limits import Many, between, check, natural
 from detr_container.base.processes import current_process
+from detr_container.base.terminal import digits
 from detr_container.config.settings import Experiment, flatten, validate
 from detr_container.datasets.loader import StepBatches, steps_per_epoch
 from detr_container.engine.micro_batch import fit
@@ -247,7 +248,7 @@ class _Preflight:
             )
         rate = self.experiment.train.batch / self.options.processes / self.step_seconds
         return (
-            f"{self.step_seconds:.3g} s (median of {len(rows)} after {len(warm)}), {rate:.3g} images/s, "
+            f"{self.step_seconds:.3g} s (median of {len(rows)} after {len(warm)}), {digits(rate)} images/s, "
             f"{100 * waiting:.0f} % of it waiting for data"
         )
 
@@ -315,7 +316,7 @@ class _Preflight:
         headline = self.experiment.metrics[0]
         value = found.metrics[headline.key]
         score = "nothing to find" if value is None else f"{headline.label} {headline.text(value)}, before training"
-        return f"{task.validation_images} images, {self.eval_rate:.3g} images/s; {score}"
+        return f"{task.validation_images} images, {digits(self.eval_rate)} images/s; {score}"
 
     def time(self) -> str:
         """How long the run will take, from what was measured."""

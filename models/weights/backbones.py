@@ -14,6 +14,8 @@ from .match import Match, match
 CONTAINER_SOURCE = "https://github.com/allenai/container (container_light, ImageNet-1k)"
 TORCHVISION = "IMAGENET1K_V1"
 """Which of torchvision's weights a ResNet starts from."""
+CHECK = "Check backbone.name and backbone.weights"
+"""What to do about weights that do not fit, where settings name them."""
 _OPTIONAL = ("num_batches_tracked",)
 """Frozen norms have none."""
 
@@ -83,15 +85,12 @@ def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str
     return list(matched.rest)
 
 
-def take(backbone: Backbone, matched: Match, source: str) -> None:
-    """Load what of a file is the backbone's; raises as `load_backbone`."""
+def take(backbone: Backbone, matched: Match, source: str, remedy: str = CHECK) -> None:
+    """Load what of a file is the backbone's; raises as `load_backbone`, with the remedy where it does not fit."""
     own = backbone.state_dict()
     found = backbone.fitted(matched.found, source)
     faults = state_faults(own, found, _OPTIONAL)
     if faults:
-        raise ValueError(
-            f"{source} does not fit {type(backbone).__name__}: {listed(faults)}. "
-            "Check backbone.name and backbone.weights"
-        )
+        raise ValueError(f"{source} does not fit {type(backbone).__name__}: {listed(faults)}. {remedy}")
     check_sound(found, source)
     backbone.load_state_dict(found, strict=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backbones.resnet import ResNetBackbone
 from ..classifier import BackboneClassifier, ImageClassifier, TimmClassifier
-from .backbones import take
+from .backbones import CHECK, take
 from .find import Which, check_sound
 from .fit import listed, state_faults
 from .layouts import to_container
@@ -33,19 +33,19 @@ class Became(NamedTuple):
 
 
 def load_classifier(
-    model: ImageClassifier, checkpoint: Mapping[str, Any], source: str, which: Which = "auto"
+    model: ImageClassifier, checkpoint: Mapping[str, Any], source: str, which: Which = "auto", remedy: str = CHECK
 ) -> Became:
     """Load a network's weights, and its classifier where the file has one of as many classes.
 
     The file may be of a whole classifier, ours or published, or of a network within another, see `match`; which: of
-    averaged and raw weights. Raises ValueError, before anything is loaded, when a tensor of the network is missing or
-    is another's.
+    averaged and raw weights. Raises ValueError with the remedy, before anything is loaded, when a tensor of the network
+    is missing or is another's.
     """
     if isinstance(model, TimmClassifier):
-        return _load_timm(model, match(model.state_dict(), checkpoint, source, which), source)
+        return _load_timm(model, match(model.state_dict(), checkpoint, source, which), source, remedy)
     assert isinstance(model, BackboneClassifier)
     matched = match(model.backbone.state_dict(), checkpoint, source, which)
-    take(model.backbone, matched, source)
+    take(model.backbone, matched, source, remedy)
     # Beside the network, whatever stands before its names.
     start = matched.start.removesuffix("body.").removesuffix("backbone.")
     beside = {name.removeprefix(start): value for name, value in matched.rest.items() if name.startswith(start)}
@@ -55,7 +55,7 @@ def load_classifier(
     return _became(_taken(model, head, source), head.get("head.weight"), len(model.head.weight))
 
 
-def _load_timm(model: TimmClassifier, matched: Match, source: str) -> Became:
+def _load_timm(model: TimmClassifier, matched: Match, source: str, remedy: str) -> Became:
     own, found = model.state_dict(), model.fitted(matched.found, source)
     last = model.last_names()
     head = {name: value for name, value in found.items() if name in last}
@@ -63,9 +63,7 @@ def _load_timm(model: TimmClassifier, matched: Match, source: str) -> Became:
     rest = {name: value for name, value in found.items() if name not in last}
     faults = state_faults({name: value for name, value in own.items() if name not in last}, rest, (_COUNT,))
     if faults:
-        raise ValueError(
-            f"{source} does not fit timm/{model.name}: {listed(faults)}. Check backbone.name and backbone.weights"
-        )
+        raise ValueError(f"{source} does not fit timm/{model.name}: {listed(faults)}. {remedy}")
     loaded = rest | (head if kept else {})
     check_sound(loaded, source)
     model.load_state_dict(loaded, strict=False)

@@ -250,6 +250,12 @@ def test_the_same_settings_and_seed_twice_count_once(home: Path) -> None:
     assert "adds nothing new" in found.left_out[home / "runs" / "detr-resnet18-seed0-again"]
 
 
+def test_a_run_that_has_not_started_is_not_called_damaged(tmp_path: Path) -> None:
+    arms, left_out = arms_of(read_runs([tmp_path / "planned"]))
+    assert not arms
+    assert re.match("there is no such folder: it has not started", left_out[tmp_path / "planned"])
+
+
 def test_settings_that_differ_make_arms_of_their_own_and_name_them(home: Path) -> None:
     config = home / "runs" / "detr-resnet18-seed1" / "config.json"
     values = read_json(config)

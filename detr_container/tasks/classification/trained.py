@@ -152,7 +152,7 @@ def _of_file(path: Path, asked: Asked) -> Trained:
     backbone = replace(settings.backbone, weights=str(path), file_weights=asked.which)
     settings = replace(settings, backbone=backbone)
     model = model_of(settings, rows, weights=False)
-    became = load_classifier(model, checkpoint, str(path), asked.which)
+    became = load_classifier(model, checkpoint, str(path), asked.which, _OTHER_NETWORK)
     if not became.kept:
         raise ValueError(f"{path}: {became.words}, so that it would not be what was trained. {_OTHER_NETWORK}")
     classes = names if len(names) == rows and asked.classes is None else _row_names(rows, asked)
