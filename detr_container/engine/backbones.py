@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 OWN = (*DEPTHS, *NARROW, *SIZES, *PLAIN)
 """The names of our own backbones."""
 
+DENSE_LIMIT = 1_000_000_000
+"""Numbers in dense affinities above which they are refused: with gradients and AdamW's moments 16 GB."""
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -42,6 +45,23 @@ def plain_side(config: BackboneConfig, canvas: int = 0) -> int:
     """The side in pixels that a plain network's affinities are built for, 0 for other networks; canvas: see below."""
     size = PLAIN.get(config.name)
     return size.built_side(canvas, config.dense == "interpolate") if size else 0
+
+
+def check_dense(config: BackboneConfig, canvas: int, smaller: str) -> tuple[int, int]:
+    """The side in pixels that dense affinities are built for, and how many numbers they are; 0 where there are none.
+
+    smaller: the settings of smaller images, with {side} for the usual one.
+    Raises ValueError for more numbers than a weight can be expected to hold.
+    """
+    side = plain_side(config, canvas)
+    numbers = PLAIN[config.name].static(side) if side else 0
+    if numbers > DENSE_LIMIT:
+        raise ValueError(
+            f"{config.name} for images of {side} x {side} pixels has {numbers / 1e9:.1f} billion numbers in its dense "
+            f"affinities: use smaller images, as with {smaller.format(side=PLAIN[config.name].side)}, or interpolate "
+            "affinities of that size with --backbone.dense interpolate"
+        )
+    return side, numbers
 
 
 def build_backbone(config: BackboneConfig, weights: bool = True, canvas: int = 0) -> Backbone:

@@ -13,7 +13,7 @@ from detr_container.models.layers.sync_norm import share_norms
 from detr_container.models.weights.backbones import imagenet
 from detr_container.models.weights.classifiers import load_classifier
 
-from .backbones import build_backbone, warn_of_no_norms, weights_of
+from .backbones import build_backbone, check_dense, warn_of_no_norms, weights_of
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def _of_timm(config: BackboneConfig, classes: int, size: int, pretrained: bool) 
 
 def _on_backbone(config: BackboneConfig, classes: int, size: int) -> ImageClassifier:
     # It reads the last map, whatever a detector would read. Norms are frozen once weights are loaded.
+    check_dense(config, size, "--data.size {side}")
     plain = replace(config, stage=-1, stride=0, dilation=False, frozen_stages=0, norm="batch")
     backbone = build_backbone(plain, weights=False, canvas=size)
     return BackboneClassifier(backbone, classes, norm=isinstance(backbone, Container))

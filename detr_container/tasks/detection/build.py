@@ -19,7 +19,7 @@ from detr_container.datasets.annotations import Annotations, Category, read_anno
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
 from detr_container.datasets.transforms import Augmentation
-from detr_container.engine.backbones import build_backbone, known, lay_out, plain_side
+from detr_container.engine.backbones import build_backbone, check_dense, known, lay_out, plain_side
 from detr_container.models.backbones.plain import PLAIN
 from detr_container.models.backbones.timm_fit import fit
 from detr_container.models.criterion import Criterion
@@ -32,10 +32,6 @@ from detr_container.models.weights.detectors import Loaded, fine_tune_from
 from .detector_file import read_detector
 
 _log = logging.getLogger(__name__)
-
-
-DENSE_LIMIT = 1_000_000_000
-"""Numbers in dense affinities above which they are refused: with gradients and AdamW's moments 16 GB."""
 
 
 def longest_side(data: DataConfig) -> int:
@@ -63,21 +59,13 @@ def _dense_remark(config: BackboneConfig, longest: int) -> str:
 
     Raises ValueError for more of them than a weight can be expected to hold.
     """
-    side = plain_side(config, longest)
+    side, numbers = check_dense(config, longest, "--data.resize square --data.scales {side} --data.eval-size {side}")
     if not side:
         return ""
-    numbers = PLAIN[config.name].static(side)
     if config.dense == "interpolate":
         return (
             f"{config.name} has dense affinities for {side} x {side} pixels ({numbers / 1e6:.1f} M numbers), which are "
             "interpolated for each size of image"
-        )
-    if numbers > DENSE_LIMIT:
-        raise ValueError(
-            f"{config.name} for images of {side} x {side} pixels has {numbers / 1e9:.1f} billion numbers in its dense "
-            f"affinities: use smaller images, as with --data.resize square --data.scales {PLAIN[config.name].side} "
-            f"--data.eval-size {PLAIN[config.name].side}, or interpolate affinities of that size with "
-            "--backbone.dense interpolate"
         )
     return (
         f"{config.name} takes one size only: all images are padded to {side} x {side} pixels, for which its dense "

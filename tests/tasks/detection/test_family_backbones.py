@@ -9,6 +9,7 @@ from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import FOCAL, named
 from detr_container.config.settings import validate
 from detr_container.engine.backbones import OWN
+from detr_container.engine.classifiers import build_classifier
 from detr_container.models.backbones.plain import PLAIN
 from detr_container.models.backbones.resnet import DEPTHS
 from detr_container.tasks.detection.build import build_detector, check_backbone, longest_side, size_multiple
@@ -60,6 +61,8 @@ def test_affinities_that_no_machine_would_hold_are_refused_with_the_remedy() -> 
         check_backbone(large)
     fewer = replace(large.data, resize="square", scales=(224,), eval_size=224)
     assert "224 x 224" in check_backbone(replace(large, data=fewer))
+    with pytest.raises(ValueError, match=r"1024 x 1024 pixels has 1\.2 billion numbers .* --data\.size 224, or inter"):
+        build_classifier(large.backbone, 10, 1024)
 
 
 def test_others_have_none_and_take_any_size() -> None:
