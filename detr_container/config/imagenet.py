@@ -88,14 +88,14 @@ def classify_demo() -> ClassificationExperiment:
             workers=1,
         ),
         train=ClassificationTrainConfig(
-            epochs=30,
+            epochs=15,
             batch=32,
             micro_batch=32,
             lr=4e-3,
             lr_batch=0,
             schedule="cosine",
-            warmup_steps=200,
-            eval_every=6,
+            warmup_steps=100,
+            eval_every=3,
             log_every=50,
         ),
     )

@@ -78,7 +78,8 @@ def note(trained: Trained, layout: Layout) -> dict[str, Any]:
         "architecture": name.removeprefix("timm/"),
         "library": {"timm": "timm", "torchvision": "torchvision", "container": "CONTAINER"}[layout],
         "num_classes": trained.rows,
-        "classes": list(trained.names),
+        # None where nothing says them.
+        "classes": list(trained.classes),
         "input_size": [3, data.evaluated_at, data.evaluated_at],
         "trained_at": data.size,
         "crop_ratio": data.crop_ratio,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detr_container.base.files import atomic_write, write_json
 from detr_container.base.shortage import asking
+from detr_container.base.terminal import shown
 from detr_container.datasets.given import UnreadableError, keep_inputs, none_readable
 from detr_container.datasets.images import read_image
 from detr_container.drawing.fonts import legible_names
@@ -31,6 +32,8 @@ from .trained import Trained
 SHEET = "predictions.jpg"
 SHOWN, COLUMNS, SIDE = 48, 4, 240
 """Images on a sheet, those in a line, and the longer side of each in pixels."""
+LETTERS = 26
+"""Of a file's name above its image, so that it takes one line."""
 
 
 class Guess(TypedDict):
@@ -102,7 +105,7 @@ def write_predictions(
             }
         )
         if sheet and len(drawn) < SHOWN:
-            titles = [f"{legible[at]} {100 * probability:.1f} %" for at, probability in rows[:2]]
+            titles = [_short(path.name), *(f"{legible[at]} {100 * probability:.1f} %" for at, probability in rows[:2])]
             drawn.append(row([_small(image)], ["\n".join(titles)], least=SIDE))
     if not records:
         raise none_readable(refused)
@@ -128,6 +131,12 @@ def as_csv(records: Sequence[Record]) -> str:
         for rank, guess in enumerate(record["classes"], 1):
             lines.writerow([record["file"], rank, *(guess[key] for key in ("row", "category", "name", "probability"))])
     return text.getvalue()
+
+
+def _short(name: str) -> str:
+    """A file's name on one line of the sheet: of a long one the ends, which tell it from others."""
+    text = shown(name)
+    return text if len(text) <= LETTERS else f"{text[: LETTERS // 2]}…{text[-LETTERS // 2 :]}"
 
 
 def _small(image: Tensor) -> Image.Image:

@@ -155,8 +155,9 @@ def _of_file(path: Path, asked: Asked) -> Trained:
     became = load_classifier(model, checkpoint, str(path), asked.which, _OTHER_NETWORK)
     if not became.kept:
         raise ValueError(f"{path}: {became.words}, so that it would not be what was trained. {_OTHER_NETWORK}")
-    classes = names if len(names) == rows and asked.classes is None else _row_names(rows, asked)
-    return Trained(model, settings, classes, rows, str(path))
+    if len(names) != rows or asked.classes is not None:
+        names = _row_names(rows, asked)
+    return Trained(model, settings, names, rows, str(path))
 
 
 def _stated(asked: Asked) -> ClassificationExperiment | None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from detr_container.commands import cli
 from detr_container.engine.run import Run
+from detr_container.tasks.classification import predict
 from detr_container.tasks.classification.predictions import NAME, Predictions
 from detr_container.tasks.classification.trained import open_trained
 
@@ -129,6 +130,26 @@ def test_predict(trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.Cap
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+def test_the_sheet_names_files_on_one_line(
+    trained: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    drawn = predict.row
+    monkeypatch.setattr(
+        predict, "row", lambda images, names, **more: titles.extend(names) or drawn(images, names, **more)
+    )
+    source = next((shapes / "val" / "star-filled").iterdir())
+    names = ["short.png", f"one{'-of-many' * 9}-0001.png", f"one{'-of-many' * 9}-0002.png"]
+    for name in names:
+        shutil.copy(source, tmp_path / name)
+    paths = [tmp_path / name for name in names]
+    assert run("predict", trained, *paths, "--output", tmp_path / "out", "--device", "cpu") == 0
+    first, *others = (title.splitlines()[0] for title in titles)
+    assert first == "short.png"
+    assert len(set(others)) == 2
+    assert all(name.startswith("one-of") and "…" in name and len(name) <= 27 for name in others)
+
+
 def test_predict_as_a_table(trained: Path, shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     folder = shapes / "val" / "star-filled"
@@ -152,6 +173,11 @@ def test_export_to_torchvision_and_back(resnet: Path, shapes: Path, tmp_path: Pa
     exported = load_file(target)
     assert exported.keys() == original.keys()
     assert all(torch.equal(exported[name], value) for name, value in original.items())
+    # Names that nobody gave are not made up.
+    assert run("export", resnet, target) == 0
+    assert json.loads((tmp_path / "mine.safetensors.json").read_text())["classes"] == []
+    images = ["--images", shapes / "val", "--output", tmp_path / "out", "--device", "cpu"]
+    assert run("evaluate", target, *images, "--size", 32) == 0
 
 
 def test_export_of_a_timm_model_is_loaded_by_timm(shapes: Path, tmp_path: Path) -> None:

@@ -16,5 +16,5 @@ def test_the_demo_tells_its_shapes_apart(tmp_path: Path, monkeypatch: pytest.Mon
     with one_thread():
         assert main(["train", "classify_demo", "--device", "cpu"]) == 0
     last = Run(Path("runs/classify_demo")).evaluations()[-1]
-    assert (last["epoch"], last["images"]) == (30, 400)
-    assert last["top1"] >= 0.9
+    assert (last["epoch"], last["images"]) == (15, 400)
+    assert last["top1"] >= 0.95
