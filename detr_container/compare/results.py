@@ -34,7 +34,7 @@ def headline(analysis: Analysis, costs: Mapping[str, Costs]) -> Section:
         Column("GFLOPs", ".2f"),
         Column("images/s"),
         Column("memory, GiB", ".2f"),
-        Column("device-hours", ".2f"),
+        Column("device-hours", ".2f", least=0.01),
         *(Column(_SIX[name], published=True) for name in metrics),
         *([Column("source", published=True)] if metrics else []),
     ]

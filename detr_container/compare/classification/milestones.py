@@ -84,7 +84,7 @@ def section(analysis: Analysis, target: Target) -> Section:
         Column("first evaluation", ".1f"),
         Column("images, thousands"),
         Column("views, thousands"),
-        Column("device-hours", ".2f"),
+        Column("device-hours", ".2f", least=0.01),
     ]
     rows = [_row(arm, target.accuracy) for arm in analysis.evaluated]
     caption = f"Until {100 * target.accuracy:.1f} % top-1"

@@ -36,7 +36,7 @@ def headline(analysis: Analysis, costs: Mapping[str, Costs], milliseconds: Mappi
         Column("images/s"),
         *([Column("latency, ms")] if milliseconds else []),
         Column("memory, GiB", ".2f"),
-        Column("device-hours", ".2f"),
+        Column("device-hours", ".2f", least=0.01),
         *([Column(name, published=True) for name in ("top-1", "top-5", "source")] if theirs else []),
     ]
     rows: list[list[Value]] = []
