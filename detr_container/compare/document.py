@@ -63,6 +63,8 @@ class Column:
         if isinstance(value, str):
             return value
         if isinstance(value, Spread):
+            if 0 <= value.mean < self.least:
+                return self._number(value.mean)
             deviation = "" if value.deviation is None else f" ± {value.deviation:{self.form}}"
             return self._number(value.mean) + deviation
         if isinstance(value, Range):

@@ -267,7 +267,7 @@ def test_what_cannot_be_built_says_what_can(config: BackboneConfig, message: str
         ),
         (
             "timm/resnet10t",
-            r"timm/resnet10t could not .* \(https://huggingface\.co/timm/resnet10t\S*\), .*weights=none",
+            r"timm/resnet10t could not .* \(https://huggingface\.co/timm/resnet10t\S*\); .*weights=none",
         ),
     ],
 )
