@@ -27,6 +27,7 @@ from detr_container.base.files import refuse_links
 from detr_container.base.host_memory import keep_freed_memory
 from detr_container.base.interrupt import StopRequest
 from detr_container.base.lock import FolderLock
+from detr_container.base.native_threads import wait_until_asleep
 from detr_container.base.processes import ProcessInfo, count, current_process
 
 from .peak_memory import peak_memory
@@ -43,6 +44,7 @@ _FAILED = "failed"
 _ALONE = (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
 # gloo has no exceptions of its own; these are what a connection to a process that has ended gives.
 _GLOO = ("by peer", "Broken pipe", "gloo/transport", "Application timeout caused pair closure")
+_GLOO_THREADS = "pt_gloo_runloop"
 # What NCCL reports, in an exception of the same kind as of a lost neighbour, when something is wrong on this process;
 # its ncclSystemError may be either, as the words of the system show.
 _NCCL_OWN = (
@@ -211,6 +213,9 @@ def open_session(device: str = "auto", stop: StopRequest | None = None) -> Itera
         over.set()
         watcher.join()
         dist.destroy_process_group()
+        # Its threads outlive it where DistributedDataParallel has held it. One that lets go of its last tensors while
+        # Python is ending brings the process down (pytorch/pytorch#179291).
+        wait_until_asleep(_GLOO_THREADS, 2.0)
 
 
 def is_lost(error: BaseException) -> bool:
