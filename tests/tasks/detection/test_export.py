@@ -11,6 +11,7 @@ from golden import pattern
 from test_trained import CLASSES, CPU, SMALL, SMCA, model_of, outputs
 from torch import Tensor
 
+from detr_container.commands import cli
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import FOCAL
 from detr_container.config.settings import to_dict
@@ -221,3 +222,17 @@ def test_class_names_that_were_given_are_exported(tmp_path: Path) -> None:
     again = open_trained(tmp_path / "hub", CPU)
     assert [category.name for category in again.classes] == ["cat", "dog", "zebra"]
     assert torch.equal(outputs(again.model)[0], outputs(before.model)[0])
+
+
+def test_the_command_replaces_no_file_that_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tmp_path / "detector.pth", tmp_path / "again.pth"
+    write_export(trained(SMALL), source, "published", "order")
+    content = source.read_bytes()
+    target.symlink_to(source)
+    for name in (source, target):
+        assert cli.main(["export", str(source), str(name)]) == 2
+        assert "choose another name" in capsys.readouterr().err
+    assert source.read_bytes() == content
+    target.unlink()
+    assert cli.main(["export", str(source), str(target), "--rows", "order"]) == 0
+    assert torch.load(target, weights_only=True).keys() == {"model", "args"}
