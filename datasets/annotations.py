@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from detr_container.base.files import open_regular
 
 from .objects import DOUBTS, Objects
 from .records import Findings, Problem, Record, integer_column, section, show, unique_ids
+from .segmentations import Segmentations, pack
 
 __all__ = [
     "Annotations",
@@ -74,8 +76,8 @@ class Annotations:
     """Whether the file has annotations at all: COCO's image_info files of its test sets have none."""
     doubts: tuple[str, ...] = ()
     """Why the boxes as a whole look like another convention's, if they do."""
-    segmentations: tuple[Any, ...] | None = None
-    """[A] as the file has them, unchecked (polygons, a run-length code, or None), where they were asked for."""
+    segmentations: Segmentations | None = None
+    """[A] where they were asked for; every object that is no crowd and has an area has one."""
 
 
 @dataclass
@@ -95,11 +97,12 @@ def read_annotations(
     """Read an annotation file in COCO's format whose images lie in `image_dir`.
 
     unlabelled: a file without 'annotations' will do. names_and_sizes: images must have them; without, an image is an
-    id, as scoring needs it: names are empty, sizes 0, and no box can lie outside. segmentations: keep them.
+    id, as scoring needs it: names are empty, sizes 0, and no box can lie outside. segmentations: read them, too, for
+    which images must have sizes in any case.
     Raises FileNotFoundError when there is no such file, and ValueError, naming the first few records, when something
     in it cannot be trained on. Warnings of `find_problems` do not raise; `doubts` has those that ruin a whole run.
     """
-    raw = load_json(path, segmentations)
+    raw = load_json(path, pack if segmentations else without_segmentation)
     without = unlabelled and isinstance(raw, dict) and "annotations" not in raw
     if without:
         raw["annotations"] = []
@@ -112,7 +115,8 @@ def read_annotations(
         listed = "".join(f"\n  {message}" for message in errors[:LISTED_ERRORS])
         raise ValueError(
             f"{path} cannot be used: {len(errors)} error{'s' * (len(errors) != 1)}{listed}{more}\n"
-            "Correct the file, or remove these records; `detr-container data check` lists every problem."
+            f"Correct the file, or remove these records; `detr-container data check{' --masks' * segmentations}` lists "
+            "every problem."
         )
     return annotations
 
@@ -135,8 +139,14 @@ def find_problems(raw: object, path: Path) -> list[Problem]:
     return parse_annotations(raw, path, path.parent)[1]
 
 
-def load_json(path: Path, segmentations: bool = False) -> Any:
-    """Parse an annotation file, without its segmentations unless asked: most of its size, and detection needs none.
+def without_segmentation(record: Record) -> Record:
+    """Leave out what is most of a file's size, and what boxes do not need."""
+    record.pop("segmentation", None)
+    return record
+
+
+def load_json(path: Path, each: Callable[[Record], Record] | None = without_segmentation) -> Any:
+    """Parse an annotation file; each: what is done to every object of it as it is parsed, if anything.
 
     Raises FileNotFoundError, or ValueError with line and column where the text stops being JSON.
     """
@@ -152,7 +162,7 @@ def load_json(path: Path, segmentations: bool = False) -> Any:
             f"no annotation file {path}: check the path, or that the download was unpacked"
         ) from None
     try:
-        return json.loads(content, object_hook=None if segmentations else _without_segmentation)
+        return json.loads(content, object_hook=each)
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} (character "
@@ -160,11 +170,6 @@ def load_json(path: Path, segmentations: bool = False) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:  # Not UTF-8, -16 or -32; too deep; a number of thousands of digits.
         raise ValueError(f"{path} is not a JSON text file ({error}): download or export it again.") from error
-
-
-def _without_segmentation(record: Record) -> Record:
-    record.pop("segmentation", None)
-    return record
 
 
 def parse_annotations(
@@ -179,11 +184,23 @@ def parse_annotations(
     for key in ("categories", "images", "annotations"):
         sections[key] = section(raw, key, findings)
     categories, names_twice = _categories(sections["categories"], findings)
-    images = _images(sections["images"], findings) if names_and_sizes else _bare_images(sections["images"], findings)
+    records = sections["images"]
+    images = _images(records, findings) if names_and_sizes else _bare_images(records, findings, segmentations)
     objects = Objects.read(sections["annotations"], findings)
     category_ids = np.array([category.id for category in categories], dtype=np.int64)
-    keep, image, label = objects.check(images.ids, images.sizes, category_ids, findings)
+    bounds = images.sizes if names_and_sizes else np.zeros_like(images.sizes)
+    keep, image, label = objects.check(images.ids, bounds, category_ids, findings)
     keep = keep[np.argsort(image[keep], kind="stable")]
+    masks = None
+    if segmentations:
+        masks = Segmentations.read(
+            [sections["annotations"][row].get("segmentation") for row in keep],
+            objects.ids[keep],
+            images.sizes[image[keep]],
+            objects.crowd[keep],
+            np.any(objects.boxes[keep, 2:] == 0, axis=1),
+            findings,
+        )
     annotations = Annotations(
         path=path,
         image_dir=image_dir,
@@ -197,9 +214,7 @@ def parse_annotations(
         areas=objects.areas[keep],
         annotation_ids=objects.ids[keep],
         starts=np.searchsorted(image[keep], np.arange(len(images.ids) + 1)).astype(np.int64),
-        segmentations=tuple(sections["annotations"][row].get("segmentation") for row in keep)
-        if segmentations
-        else None,
+        segmentations=masks,
     )
     _check_classes(annotations, names_twice, findings)
     return annotations, findings.problems
@@ -240,23 +255,35 @@ def _can_name(name: object) -> bool:
     return isinstance(name, str) and bool(name) and "\0" not in name and not re.search("[\ud800-\udfff]", name)
 
 
-def _bare_images(records: list[Record], findings: Findings) -> _Images:
+def _bare_images(records: list[Record], findings: Findings, sized: bool) -> _Images:
     ids, good = unique_ids(records, "image", findings)
-    known = np.sort(ids[good])
-    return _Images(known, ("",) * len(known), np.zeros((len(known), 2), dtype=np.int64))
+    sizes = np.zeros((len(ids), 2), dtype=np.int64)
+    if sized:
+        sizes, size_good = _sizes(records, ids, good, findings)
+        good &= size_good
+    rows = np.flatnonzero(good)
+    rows = rows[np.argsort(ids[rows], kind="stable")]
+    return _Images(ids[rows], ("",) * len(rows), sizes[rows])
+
+
+def _sizes(
+    records: list[Record], ids: NDArray[np.int64], good: NDArray[np.bool_], findings: Findings
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(height, width) of every image, and which can be; only of good records is the rest a problem."""
+    heights, heights_good = integer_column([record.get("height") for record in records], {int})
+    widths, widths_good = integer_column([record.get("width") for record in records], {int})
+    size_good = heights_good & widths_good & (heights > 0) & (widths > 0)
+    for index in np.flatnonzero(good & ~size_good):
+        shown = f"width {show(records[index].get('width'))}, height {show(records[index].get('height'))}"
+        findings.add("error", "image-size", f"image {ids[index]}: {shown}; both must be whole pixels above 0")
+    return np.stack([heights, widths], axis=1), size_good
 
 
 def _images(records: list[Record], findings: Findings) -> _Images:
     ids, good = unique_ids(records, "image", findings)
     names = [record.get("file_name") for record in records]
-    heights, heights_good = integer_column([record.get("height") for record in records], {int})
-    widths, widths_good = integer_column([record.get("width") for record in records], {int})
-    sizes = np.stack([heights, widths], axis=1)
-    size_good = heights_good & widths_good & (heights > 0) & (widths > 0)
+    sizes, size_good = _sizes(records, ids, good, findings)
     name_good = np.array([_can_name(name) for name in names], dtype=bool)
-    for index in np.flatnonzero(good & ~size_good):
-        shown = f"width {show(records[index].get('width'))}, height {show(records[index].get('height'))}"
-        findings.add("error", "image-size", f"image {ids[index]}: {shown}; both must be whole pixels above 0")
     bad = np.flatnonzero(good & ~name_good)
     of_lvis = [index for index in bad if names[index] is None and isinstance(records[index].get("coco_url"), str)]
     if of_lvis:

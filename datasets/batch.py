@@ -19,7 +19,8 @@ class Sample:
     """One image as the data set gives it.
 
     image: [3, h, w] uint8; boxes: [n, 4] float32 (cx, cy, w, h in [0, 1]); labels: [n] int64, contiguous from 0;
-    image_id: its id in the annotation file; original_size: (height, width) on disk, in pixels.
+    image_id: its id in the annotation file; original_size: (height, width) on disk, in pixels. masks: [n, S, S] bool,
+    each in the frame of its own box, where they are read (see `masks.rasters`).
     """
 
     image: Tensor
@@ -27,6 +28,7 @@ class Sample:
     labels: Tensor
     image_id: int
     original_size: tuple[int, int]
+    masks: Tensor | None = None
 
 
 @dataclass
@@ -34,17 +36,28 @@ class Targets:
     """The objects of a batch, each image's in its first slots.
 
     labels: [B, T] int64, 0 beyond an image's objects; boxes: [B, T, 4] float32 (cx, cy, w, h in [0, 1]), the whole
-    image beyond; valid: [B, T] bool, where objects are; counts: how many each image has, always on the host.
+    image beyond; valid: [B, T] bool, where objects are; counts: how many each image has, always on the host;
+    masks: [B, T, S, S] bool, each in the frame of its own box and empty beyond, where they are read.
     """
 
     labels: Tensor
     boxes: Tensor
     valid: Tensor
     counts: tuple[int, ...]
+    masks: Tensor | None = None
 
     @classmethod
-    def of_images(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor], slots: int = 0) -> Targets:
-        """Those of images with labels [n] and boxes [n, 4] each, in `slots`, or in as many as the fullest needs."""
+    def of_images(
+        cls,
+        labels: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        slots: int = 0,
+        masks: Sequence[Tensor] | None = None,
+    ) -> Targets:
+        """Those of images with labels [n], boxes [n, 4] and perhaps masks [n, S, S] each.
+
+        They get `slots`, or as many as the fullest needs.
+        """
         counts = tuple(map(len, labels))
         slots = max(slots, *counts)
         valid = torch.arange(slots) < torch.tensor(counts)[:, None]
@@ -56,6 +69,10 @@ class Targets:
         )
         padded.labels[valid] = torch.cat([*labels])
         padded.boxes[valid] = torch.cat([*boxes])
+        if masks is not None:
+            padded.masks = torch.zeros(*valid.shape, *masks[0].shape[1:], dtype=torch.bool)
+            for slot, own in zip(padded.masks, masks, strict=True):
+                slot[: len(own)] = own
         return padded
 
 
@@ -78,12 +95,14 @@ class Batch:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of its tensors, always in this order."""
-        return self.images, self.sizes, self.targets.labels, self.targets.boxes, self.targets.valid
+        targets = self.targets
+        every = self.images, self.sizes, targets.labels, targets.boxes, targets.valid
+        return every if targets.masks is None else (*every, targets.masks)
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Batch:
         """The same batch with others in the place of its `tensors`."""
-        images, sizes, labels, boxes, valid = tensors
-        targets = Targets(labels, boxes, valid, self.targets.counts)
+        images, sizes, labels, boxes, valid, *masks = tensors
+        targets = Targets(labels, boxes, valid, self.targets.counts, *masks)
         return replace(self, images=images, sizes=sizes, targets=targets)
 
     @property
@@ -103,7 +122,7 @@ class Batch:
 def collate(samples: Sequence[Sample], padding: Padding = TO_LARGEST) -> Batch:
     """Pad images to one size, and their objects to one number.
 
-    Raises ValueError when the images do not fit (see `Padding`).
+    All of them have masks, or none. Raises ValueError when the images do not fit (see `Padding`).
     """
     sizes = [(sample.image.shape[1], sample.image.shape[2]) for sample in samples]
     height, width = padding.size(*(max(side) for side in zip(*sizes, strict=True)))
@@ -112,8 +131,9 @@ def collate(samples: Sequence[Sample], padding: Padding = TO_LARGEST) -> Batch:
     images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for padded, sample, (h, w) in zip(images, samples, sizes, strict=True):
         padded[:, :h, :w].copy_(sample.image)
+    masks = [sample.masks for sample in samples if sample.masks is not None]
     targets = Targets.of_images(
-        [sample.labels for sample in samples], [sample.boxes for sample in samples], padding.slots
+        [sample.labels for sample in samples], [sample.boxes for sample in samples], padding.slots, masks or None
     )
     return Batch(
         images,

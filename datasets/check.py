@@ -9,10 +9,12 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 
-from .annotations import Annotations, Problem, load_json, parse_annotations
+from .annotations import Annotations, Problem, load_json, parse_annotations, without_segmentation
 from .check_report import DetectionReport, summarise
 from .images import faultless
 from .reading import Files, Reader, Seen, read_files, read_if_missing, read_one, repeated, shared
+from .records import Severity
+from .segmentations import KIND, pack
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,15 @@ def check_dataset(
     progress: bool = False,
     sample: int = 0,
     apply_orientation: bool = False,
+    masks: bool = False,
 ) -> DetectionReport:
     """Check the splits of a data set and everything between them.
 
     splits: name -> (folder of images, annotation file), as `annotations.resolve` finds them; workers: threads that
     read images. sample: how many images of each split to read, always the same ones, and compare with each other;
     of the others it is only checked that they are there, and their annotations are. 0: all.
-    apply_orientation: read images as training with data.apply_orientation does.
+    apply_orientation: read images as training with data.apply_orientation does. masks: check segmentations, too; what
+    is wrong with them is a warning, since boxes do without.
     Nothing that is wrong with the data raises: it is in the report. RuntimeError: memory or open files ran out.
     """
     problems: list[Problem] = []
@@ -48,11 +52,14 @@ def check_dataset(
     for name, (image_dir, path) in splits.items():
         try:
             with faultless(path):
-                annotations, found = parse_annotations(load_json(path), path, image_dir)
+                raw = load_json(path, pack if masks else without_segmentation)
+                annotations, found = parse_annotations(raw, path, image_dir, segmentations=masks)
         except (OSError, ValueError) as error:
             problems.append(Problem("error", "annotation-file", f"{name}: {error}"))
             continue
-        problems += [Problem(problem.severity, problem.kind, f"{name}: {problem.message}") for problem in found]
+        for problem in found:
+            severity: Severity = "warning" if problem.kind == KIND else problem.severity
+            problems.append(Problem(severity, problem.kind, f"{name}: {problem.message}"))
         readable.append(_Split(name, annotations))
     reader = partial(read_one, apply_orientation=apply_orientation)
     seen = {split.name: _read_images(split, reader, workers, progress, sample, problems) for split in readable}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,8 +19,9 @@ from .annotations import Annotations
 from .batch import Sample, collate
 from .handover import Join
 from .images import read_image
+from .masks import SIDE, rasters
 from .padding import Padding
-from .transforms import Augmentation, Plan, apply, clamp_boxes, has_area
+from .transforms import Augmentation, Plan, apply_boxes, apply_image, clamp_boxes, has_area, normalise_boxes
 from .workers import PRELOADED
 
 Key = tuple[int, int]
@@ -38,20 +40,29 @@ class DetectionDataset(Dataset[Sample]):
     Crowd regions are left out, boxes are cut at the image's edges, and those without area are dropped; images
     without objects are kept (the published code does all of this in training and evaluation).
     apply_orientation: images are turned as their orientation tags say before anything else; sizes and boxes are of the
-    turned ones.
+    turned ones. masks: samples have their objects' masks, too; the annotations were read with their segmentations.
     An item's randomness is a function of `seed` and its key alone, so any process, worker or resumed run gets the
     same image for the same key.
+    Raises ValueError for masks that were not read.
     """
 
     preloaded = PRELOADED
 
     def __init__(
-        self, annotations: Annotations, augmentation: Augmentation, seed: int = 0, apply_orientation: bool = False
+        self,
+        annotations: Annotations,
+        augmentation: Augmentation,
+        seed: int = 0,
+        apply_orientation: bool = False,
+        masks: bool = False,
     ) -> None:
+        if masks and annotations.segmentations is None:
+            raise ValueError(f"{annotations.path} was read without segmentations: read it with segmentations=True")
         self.annotations = annotations
         self.augmentation = augmentation
         self.seed = seed
         self.apply_orientation = apply_orientation
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.annotations.image_ids)
@@ -65,6 +76,10 @@ class DetectionDataset(Dataset[Sample]):
         augmentation = self.augmentation
         longest = max(augmentation.scales) if augmentation.resize == "square" else augmentation.max_size
         objects = 100 * 1024
+        if self.masks:
+            single = np.append(0, np.cumsum(~self.annotations.crowd))
+            most = int(np.diff(single[self.annotations.starts]).max(initial=0))
+            objects += max(padding.slots, most) * SIDE**2
         return batch * (3 * padding.largest(longest) + objects)
 
     def plan(self, key: Key) -> Plan:
@@ -74,15 +89,19 @@ class DetectionDataset(Dataset[Sample]):
 
     def objects(self, index: int) -> tuple[Tensor, Tensor]:
         """The objects of an image: boxes [n, 4] float32 xyxy in pixels of the file, and labels [n] int64."""
+        boxes, rows = self._boxes(index)
+        return boxes, torch.from_numpy(self.annotations.labels[rows].astype(np.int64))
+
+    def _boxes(self, index: int) -> tuple[Tensor, NDArray[np.int64]]:
+        """The boxes of an image's objects, as `objects`, and their rows in the annotations, [n]."""
         of = self.annotations
-        rows = slice(int(of.starts[index]), int(of.starts[index + 1]))
-        single = ~of.crowd[rows]
-        boxes = torch.from_numpy(of.boxes[rows][single].astype(np.float32))
-        labels = torch.from_numpy(of.labels[rows][single].astype(np.int64))
+        rows = np.arange(of.starts[index], of.starts[index + 1])
+        rows = rows[~of.crowd[rows]]
+        boxes = torch.from_numpy(of.boxes[rows].astype(np.float32))
         boxes[:, 2:] += boxes[:, :2]
         boxes = clamp_boxes(boxes, (int(of.sizes[index, 0]), int(of.sizes[index, 1])))
         kept = has_area(boxes)
-        return boxes[kept], labels[kept]
+        return boxes[kept], rows[kept.numpy()]
 
     def __getitem__(self, key: Key) -> Sample:
         """The sample of (epoch, index).
@@ -93,8 +112,21 @@ class DetectionDataset(Dataset[Sample]):
         index = key[1]
         image = self._read(index)
         size = (image.shape[1], image.shape[2])
-        image, boxes, labels = apply(self.plan(key), image, *self.objects(index))
-        return Sample(image, boxes, labels, int(self.annotations.image_ids[index]), size)
+        plan, of = self.plan(key), self.annotations
+        boxes, rows = self._boxes(index)
+        boxes, kept = apply_boxes(plan, size, boxes)
+        rows = rows[kept.numpy()]
+        masks = None
+        if self.masks and of.segmentations is not None:
+            masks = rasters(of.segmentations, rows, plan, size, boxes.double().numpy())
+        return Sample(
+            apply_image(plan, image),
+            normalise_boxes(boxes, plan.size),
+            torch.from_numpy(of.labels[rows].astype(np.int64)),
+            int(of.image_ids[index]),
+            size,
+            masks,
+        )
 
     def _read(self, index: int) -> Tensor:
         path = self.annotations.image_dir / self.annotations.file_names[index]

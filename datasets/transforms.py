@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -140,6 +142,21 @@ def apply_boxes(plan: Plan, size: Size, boxes: Tensor) -> tuple[Tensor, Tensor]:
             boxes, rows = boxes[kept], rows[kept]
         size = step.size
     return boxes, rows
+
+
+def scale_and_shift(plan: Plan, size: Size) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where the points of an image of `size` are after `plan`: at scale x point + shift, each [2] (x, y), in pixels."""
+    scale, shift = np.ones(2), np.zeros(2)
+    if plan.flip:
+        scale[0], shift[0] = -1, size[1]
+    for step in plan.steps:
+        if isinstance(step, Resize):
+            ratio = step.size[1] / size[1], step.size[0] / size[0]
+            scale, shift = scale * ratio, shift * ratio
+        else:
+            shift = shift - (step.left, step.top)
+        size = step.size
+    return scale, shift
 
 
 def apply(plan: Plan, image: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -74,8 +74,23 @@ class Criterion:
         own = [max(weight, 1e-6) * parts for weight, _ in mine]
         return torch.stack((to_device(own, whole.device, whole.dtype), boxes), dim=1)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each term in the total."""
+        return {"class": self.class_weight, "l1": self.l1_weight, "giou": self.giou_weight}
+
     def __call__(self, output: Output, targets: Targets, matches: Tensor, normalisers: Tensor | None = None) -> Losses:
-        """The losses of one batch.
+        """The losses of one batch; see `of_layers`."""
+        losses = self.of_layers(output, targets, matches, normalisers)
+        total = (
+            self.class_weight * losses["class"] + self.l1_weight * losses["l1"] + self.giou_weight * losses["giou"]
+        ).sum()
+        return Losses(total, {name: loss.detach() for name, loss in losses.items()})
+
+    def of_layers(
+        self, output: Output, targets: Targets, matches: Tensor, normalisers: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """[D] the unweighted losses of each decoder layer, by name.
 
         matches: [D, B, T] the query of each object, -1 in slots without one, as the matcher gives them. normalisers:
         [2] float32 on the device, as `normalisers` gives them for the whole step; default: this batch's.
@@ -93,9 +108,7 @@ class Criterion:
         overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets.boxes))
         giou = (1 - overlap).masked_fill(unmatched, 0).sum(dim=(1, 2)) / box_norm
         classes = self._class_sum(logits, targets.labels, matches) / class_norm
-        total = (self.class_weight * classes + self.l1_weight * l1 + self.giou_weight * giou).sum()
-        terms = {"class": classes.detach(), "l1": l1.detach(), "giou": giou.detach()}
-        return Losses(total, terms)
+        return {"class": classes, "l1": l1, "giou": giou}
 
     def _class_sum(self, logits: Tensor, labels: Tensor, matches: Tensor) -> Tensor:
         """[D] classification loss summed over images and queries; labels: [B, T]."""

@@ -1,4 +1,4 @@
-"""What detectors share: images to encoded feature levels, and what a detector returns.
+"""What detectors share: images to what a backbone takes; those with queries, to encoded feature levels.
 
 Shapes: B images, h x w positions of a level, S of all levels, C width, D decoder layers, Q queries, K logits,
 A attention heads.
@@ -48,50 +48,33 @@ class Memory:
 
 
 class Detector(nn.Module, ABC):
-    """Backbone, projection to the transformer's width, positions and encoder.
+    """What has a backbone and detects objects in images of any size.
 
-    strides: of the levels that the head reads, finest first; what the backbone gives, unless a subclass makes more in
-    `project`. Subclasses make `class_embed` and `bbox_embed`, which get float32 with autocast off, and `input_proj`;
-    they make that last: of all that is random only its shape depends on the backbone, so the same seed gives the rest
-    the same start over every backbone.
+    strides: of the levels that its head reads, finest first.
     """
 
-    input_proj: nn.Module
-    class_embed: nn.Module
-    bbox_embed: nn.Module
+    backbone: Backbone
+    strides: tuple[int, ...]
     pixel_mean: Tensor
     pixel_scale: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        width: int,
-        heads: int,
-        encoder_layers: int,
-        feedforward: int,
-        dropout: float,
-        pre_norm: bool,
-        position: str,
-    ) -> None:
+    def __init__(self, backbone: Backbone) -> None:
+        """backbone: whose input normalisation it is; a subclass keeps it."""
         super().__init__()
-        if len(set(backbone.strides)) < len(backbone.strides):
-            raise ValueError(
-                f"feature levels of the strides {backbone.strides}: the stride tells them apart, so ask for one "
-                "of each (backbone.at_strides)"
-            )
-        self.backbone, self.strides = backbone, backbone.strides
-        self.position, self.head_dimensions = POSITIONS[position](width), width // heads
-        layers = [EncoderLayer(width, heads, feedforward, dropout, pre_norm) for _ in range(encoder_layers)]
-        self.encoder = Encoder(layers, width, pre_norm)
         # Not in the state dict: they belong to the backbone. Buffers, so that they are on the device already.
         self.register_buffer("pixel_mean", torch.tensor(backbone.mean).mul(255)[:, None, None], persistent=False)
         self.register_buffer(
             "pixel_scale", torch.tensor(backbone.std).mul(255).reciprocal()[:, None, None], persistent=False
         )
 
-    def own_precision(self) -> list[nn.Module]:
-        """The parts that compute in float32 whatever the precision."""
-        return [self.class_embed, self.bbox_embed]
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of images are padded to a multiple of, in pixels."""
+        return self.backbone.size_multiple
+
+    def beside_backbone(self) -> list[nn.Module]:
+        """What trains at the backbone's learning rate without being a part of it."""
+        return []
 
     def normalise(self, images: Tensor, sizes: Tensor, padded: bool) -> Tensor:
         """[B, 3, H, W] uint8 to float32 as the backbone wants it, with zeros on padding; floats pass through."""
@@ -104,6 +87,55 @@ class Detector(nn.Module, ABC):
             columns = torch.arange(width, device=images.device) < sizes[:, 1:]
             pixels.mul_((rows[:, :, None] & columns[:, None, :])[:, None])
         return pixels.contiguous(memory_format=self.backbone.memory_format)
+
+    def checkpointed(self, which: Literal["backbone", "all"]) -> list[nn.Module]:
+        """The parts whose activations are made again for the gradient: `all` adds those beyond the backbone."""
+        del which
+        return self.backbone.checkpointed()
+
+
+class QueryDetector(Detector):
+    """Backbone, projection to the transformer's width, positions and encoder.
+
+    strides: of the levels that the head reads, finest first; what the backbone gives, unless a subclass makes more in
+    `project`. Subclasses make `class_embed` and `bbox_embed`, which get float32 with autocast off, and `input_proj`;
+    they make that last: of all that is random only its shape depends on the backbone, so the same seed gives the rest
+    the same start over every backbone.
+    """
+
+    input_proj: nn.Module
+    class_embed: nn.Module
+    bbox_embed: nn.Module
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        width: int,
+        heads: int,
+        encoder_layers: int,
+        feedforward: int,
+        dropout: float,
+        pre_norm: bool,
+        position: str,
+    ) -> None:
+        super().__init__(backbone)
+        if len(set(backbone.strides)) < len(backbone.strides):
+            raise ValueError(
+                f"feature levels of the strides {backbone.strides}: the stride tells them apart, so ask for one "
+                "of each (backbone.at_strides)"
+            )
+        self.backbone, self.strides = backbone, backbone.strides
+        self.position, self.head_dimensions = POSITIONS[position](width), width // heads
+        layers = [EncoderLayer(width, heads, feedforward, dropout, pre_norm) for _ in range(encoder_layers)]
+        self.encoder = Encoder(layers, width, pre_norm)
+
+    def own_precision(self) -> list[nn.Module]:
+        """The parts that compute in float32 whatever the precision."""
+        return [self.class_embed, self.bbox_embed]
+
+    def beside_backbone(self) -> list[nn.Module]:
+        """Learned positions, which the published code makes a part of the backbone."""
+        return [self.position]
 
     def project(self, maps: list[Tensor]) -> list[Tensor]:
         """The backbone's maps to one [B, C, h, w] for each of `strides`; heads of several levels have their own way."""
@@ -128,8 +160,8 @@ class Detector(nn.Module, ABC):
         return Memory(self.encoder(tokens_of(levels), position, bias), position, bias, levels)
 
     def checkpointed(self, which: Literal["backbone", "all"]) -> list[nn.Module]:
-        """The parts whose activations are made again for the gradient: `all` is backbone, encoder and decoder."""
-        parts = self.backbone.checkpointed()
+        """See `Detector`: `all` is backbone, encoder and decoder."""
+        parts = super().checkpointed(which)
         if which == "all":
             parts += [each for each in self.modules() if isinstance(each, EncoderLayer | DecoderLayer)]
         return parts

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.backbone import Backbone
-from .detector import Detector, Output, one_level
+from .detector import Output, QueryDetector, one_level
 from .layers.levels import by_stride
 from .layers.mlp import MLP
 from .layers.transformer import Decoder, DecoderLayer, initialise
 
 
-class Detr(Detector):
+class Detr(QueryDetector):
     """Learned queries attend to the encoded image; each becomes one box with class logits, the last: no object."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Detr(Detector):
         self.input_proj = nn.Conv2d(backbone.channels[-1], width, 1)
 
     def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:
-        """As `Detector.forward`."""
+        """As `QueryDetector.forward`."""
         memory = self.encode(images, sizes, padded)
         decoded = self.decoder(self.query_embed.weight, memory.tokens, memory.position, memory.bias, attention_maps)
         states = decoded.states if self.auxiliary else decoded.states[-1:]

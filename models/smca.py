@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.backbone import Backbone
-from .detector import Detector, Memory, Output, one_level
+from .detector import Memory, Output, QueryDetector, one_level
 from .layers.folded_bias import FoldedBias, folds
 from .layers.folded_gaussian import LONGEST, Places, places
 from .layers.layer_norm import float32_norm
@@ -102,7 +102,7 @@ class SmcaDecoder(nn.Module):
             yield cast(DecoderLayer, layer), cast(GaussianPrior, prior)
 
 
-class SmcaDetr(Detector):
+class SmcaDetr(QueryDetector):
     """SMCA-DETR with sigmoid class logits; boxes are predicted relative to each query's reference point."""
 
     def __init__(
@@ -143,7 +143,7 @@ class SmcaDetr(Detector):
         return [*super().own_precision(), self.decoder.reference, self.decoder.priors]
 
     def forward(self, images: Tensor, sizes: Tensor, padded: bool = True, attention_maps: bool = False) -> Output:
-        """As `Detector.forward`."""
+        """As `QueryDetector.forward`."""
         memory = self.encode(images, sizes, padded)
         (level,) = memory.levels
         keys = places(level.cover) if self._folds(level) else None

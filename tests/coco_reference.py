@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis.strategies import SearchStrategy
 from numpy.typing import NDArray
 
 from detr_container.compare.matching import Ground
+from detr_container.datasets.run_lengths import RunLengths
 from detr_container.tasks.detection.coco_results import records_of
 from detr_container.tasks.detection.detections import Columns
 
@@ -91,12 +93,24 @@ def oddities(seed: int, images: int = 10, classes: int = 5, many: int = 130) -> 
     crowded[:3, 2:] = 32, 96
     more(crowded, ground.image[one], 0)
     more([[5.0, 5.0, 32.0, 32.0]], 1, classes - 1)
-    found = Columns(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    found = Columns(*(np.concatenate(column) for column in zip(*(part[:4] for part in parts), strict=True)))
     chosen = np.flatnonzero((found.categories != ground.categories[1]) & (found.images != ground.images[2]))
     chosen = rng.permutation(chosen)
     return ground, Columns(
         found.images[chosen], found.categories[chosen], found.boxes[chosen], found.scores[chosen].round(1)
     )
+
+
+def with_masks(ground: Ground, found: Columns, seed: int) -> tuple[Ground, Columns]:
+    """The same with masks for all objects and detections; some of them are empty, and some identical."""
+    objects, detections = simulated.outlines(ground.box, seed), simulated.outlines(found.boxes, seed + 1)
+    # The exact mask of an object for every third detection of its box.
+    rows = [
+        int(same[0]) if place % 3 == 0 and len(same := np.flatnonzero((ground.box == box).all(axis=1))) else -1
+        for place, box in enumerate(found.boxes)
+    ]
+    masks = [objects[row] if row >= 0 else detections[place] for place, row in enumerate(rows)]
+    return replace(ground, masks=objects), found._replace(masks=RunLengths.of(masks))
 
 
 def distinct(found: Columns, seed: int) -> Columns:
@@ -117,21 +131,28 @@ def repeated(ground: Ground, found: Columns, times: Sequence[int]) -> tuple[Grou
     rows, images = np.array(detections, dtype=np.int64).reshape(-1, 2).T
     again = Ground(
         np.array(ids), ground.categories, ground.names, where,
-        ground.label[of], ground.box[of], ground.area[of], ground.crowd[of],
+        ground.label[of], ground.box[of], ground.area[of], ground.crowd[of], ground.masks and ground.masks.take(of),
     )  # fmt: skip
-    return again, Columns(images, found.categories[rows], found.boxes[rows], found.scores[rows])
+    masks = found.masks and found.masks.take(rows)
+    return again, Columns(images, found.categories[rows], found.boxes[rows], found.scores[rows], masks)
 
 
-def pycocotools_precision(ground: Ground, found: Columns) -> Floats:
-    """Precision [10 IoUs, 101 recalls, K classes, 4 areas] of at most 100 detections; -1 without objects."""
+def pycocotools_precision(ground: Ground, found: Columns, masks: bool = False) -> Floats:
+    """Precision [10 IoUs, 101 recalls, K classes, 4 areas] of at most 100 detections; -1 without objects.
+
+    masks: of those, by detectron2's rule that a detection is as large as its mask.
+    """
+    from pycocotools import mask
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     truth: dict[str, Any] = simulated.annotation_file(simulated.Scene(ground, np.zeros(0)))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {**record, "id": number, "area": record["bbox"][2] * record["bbox"][3], "iscrowd": 0}
-        for number, record in enumerate(records_of(found), start=1)
+        for number, record in enumerate(records_of(found._replace(masks=None)), start=1)
     ]
+    for row, code in zip(rows, found.masks, strict=True) if masks and found.masks else ():
+        row |= {"segmentation": code, "area": float(mask.area(code))}
     tables = []
     with contextlib.redirect_stdout(io.StringIO()):
         for annotations in (truth["annotations"], rows):
@@ -139,15 +160,15 @@ def pycocotools_precision(ground: Ground, found: Columns) -> Floats:
             table.dataset = {**truth, "annotations": annotations}
             table.createIndex()
             tables.append(table)
-        evaluation = COCOeval(*tables, "bbox")
+        evaluation = COCOeval(*tables, "segm" if masks else "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"])[..., -1]
 
 
-def pycocotools_metrics(ground: Ground, found: Columns) -> tuple[Floats, Floats]:
+def pycocotools_metrics(ground: Ground, found: Columns, masks: bool = False) -> tuple[Floats, Floats]:
     """AP, AP50, AP75, APs, APm and APl by class [K, 6] and overall [6] as COCO takes means; NaN for COCO's -1."""
-    precision = pycocotools_precision(ground, found)
+    precision = pycocotools_precision(ground, found, masks)
     parts = [precision[..., 0], precision[:1, ..., 0], precision[5:6, ..., 0], *(precision[..., a] for a in (1, 2, 3))]
 
     def mean(values: Floats) -> float:
@@ -165,6 +186,14 @@ def naive_iou(box: Sequence[float], other: Sequence[float], crowd: bool = False)
         return 0.0
     own, common = box[2] * box[3], width * height
     return common / (own if crowd else own + other[2] * other[3] - common)
+
+
+def naive_mask_iou(mask: NDArray[np.uint8], other: NDArray[np.uint8], crowd: bool = False) -> float:
+    """IoU of two masks [h, w]; with a crowd, the share of the first that is within."""
+    common = int((mask & other).sum())
+    if not common:
+        return 0.0
+    return common / int(mask.sum() if crowd else (mask | other).sum())
 
 
 def naive_precision(right: Sequence[bool], total: int) -> list[float]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr_container.models.backbones.backbone import Backbone
-from detr_container.models.detector import Detector, Output
+from detr_container.models.detector import Output, QueryDetector
 from detr_container.models.layers.levels import by_stride
 from detr_container.models.layers.mlp import MLP
 from detr_container.models.layers.transformer import Decoder, DecoderLayer
@@ -15,7 +15,7 @@ from detr_container.models.layers.transformer import Decoder, DecoderLayer
 WIDTH, HEADS, QUERIES, LAYERS = 16, 2, 5, 2
 
 
-class ManyLevels(Detector):
+class ManyLevels(QueryDetector):
     """DETR over all levels of a backbone, each with its own projection, and one level more if asked for."""
 
     def __init__(self, backbone: Backbone, logits: int, more: bool = False) -> None:

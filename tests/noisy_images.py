@@ -17,8 +17,8 @@ from detr_container.datasets.transforms import Augmentation
 IMAGES = 11
 
 
-def make_dataset(folder: Path) -> DetectionDataset:
-    """Eleven noisy images of different sizes with 0 to 3 objects each."""
+def make_dataset(folder: Path, masks: bool = False) -> DetectionDataset:
+    """Eleven noisy images of different sizes with 0 to 3 objects each, which are triangles where `masks` are read."""
     generator = np.random.default_rng(0)
     images, annotations = [], []
     for number in range(IMAGES):
@@ -28,12 +28,14 @@ def make_dataset(folder: Path) -> DetectionDataset:
         for _ in range(number % 4):
             left, top = (int(value) for value in generator.integers(0, 30, 2))
             record = {"id": len(annotations), "image_id": number, "category_id": 1, "iscrowd": 0, "area": 80}
-            annotations.append(record | {"bbox": [left, top, 8, 10]})
+            corners = [left, top, left + 8, top + len(annotations) % 10, left + 3, top + 10]
+            annotations.append(record | {"bbox": [left, top, 8, 10], "segmentation": [corners]})
     path = folder / "instances.json"
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     path.write_text(json.dumps(content))
     augmentation = Augmentation((32, 48), 80, crop_resize=(40, 50), crop_range=(20, 40), augment="detr")
-    return DetectionDataset(read_annotations(path, folder), augmentation, seed=3)
+    read = read_annotations(path, folder, segmentations=masks)
+    return DetectionDataset(read, augmentation, seed=3, masks=masks)
 
 
 def steps_of(start: int, total: int, **others: Any) -> StepBatches:
@@ -51,3 +53,6 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
         assert torch.equal(a.targets.boxes, b.targets.boxes)
         assert torch.equal(a.targets.labels, b.targets.labels)
         assert torch.equal(a.targets.valid, b.targets.valid)
+        assert len(a.tensors) == len(b.tensors)
+        if a.targets.masks is not None and b.targets.masks is not None:
+            assert torch.equal(a.targets.masks, b.targets.masks)

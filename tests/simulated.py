@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask
 
 from detr_container.compare.matching import Ground
+from detr_container.datasets.run_lengths import RunLengths
 from detr_container.tasks.detection.detections import Columns, Detections, starts_of
 
 WIDTH, HEIGHT = 640.0, 480.0
@@ -72,6 +74,22 @@ def detect(world: Scene, skill: float, seed: int, per_image: int = 100) -> Colum
     )
 
 
+def outlines(boxes: NDArray[np.float64], seed: int) -> RunLengths:
+    """A mask within each box [n, 4] (x, y, width, height): an octagon that fills more or less of it."""
+    rng = np.random.default_rng(seed)
+    corners = np.array([[0.3, 0], [0.7, 0], [1, 0.3], [1, 0.7], [0.7, 1], [0.3, 1], [0, 0.7], [0, 0.3]])
+    found = []
+    for (x, y, width, height), fill in zip(boxes.tolist(), rng.uniform(0.6, 1, len(boxes)), strict=True):
+        polygon = (np.array([x, y]) + corners * np.array([width, height]) * fill).ravel().tolist()
+        found += mask.frPyObjects([polygon], int(HEIGHT), int(WIDTH))
+    return RunLengths.of(found)
+
+
+def with_masks(world: Scene, seed: int) -> Scene:
+    """The same data set with masks; areas stay what they are, as the rule for sizes takes them."""
+    return replace(world, ground=replace(world.ground, masks=outlines(world.ground.box, seed)))
+
+
 def annotation_file(world: Scene) -> dict[str, Any]:
     """The data set as a file in COCO's format holds it."""
     ground = world.ground
@@ -88,10 +106,18 @@ def annotation_file(world: Scene) -> dict[str, Any]:
                 "bbox": ground.box[number].tolist(),
                 "area": float(ground.area[number]),
                 "iscrowd": int(ground.crowd[number]),
+                **_segmentation(ground, number),
             }
             for number in range(len(ground.image))
         ],
     }
+
+
+def _segmentation(ground: Ground, number: int) -> dict[str, Any]:
+    if ground.masks is None:
+        return {}
+    code = ground.masks[number]
+    return {"segmentation": {"size": code["size"], "counts": code["counts"].decode()}}
 
 
 def detections(found: Columns) -> Detections:
@@ -107,4 +133,5 @@ def detections(found: Columns) -> Detections:
         labels[order],
         corners[order].astype(np.float32),
         category_ids,
+        None if found.masks is None else found.masks.take(order),
     )

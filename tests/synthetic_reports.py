@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,9 @@ CLASSES = (
 )
 
 
-def ordinary(folder: Path, seeds: int) -> Path:
+def ordinary(folder: Path, seeds: int, arms: Sequence[tuple[str, str, float]] = synthetic_runs.ARMS) -> Path:
     """Two heads on two backbones; returns the report's page."""
-    synthetic_runs.comparison(folder, seeds)
+    synthetic_runs.comparison(folder, seeds, arms)
     return write_report(ReportOptions((str(folder / "runs"),), output=folder / "report", resamples=50))
 
 

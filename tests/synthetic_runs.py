@@ -12,7 +12,7 @@ import simulated
 from PIL import Image
 
 from detr_container.base.files import sha256, write_json, write_jsonl
-from detr_container.config.detection import DetectionExperiment
+from detr_container.config.detection import DetectionExperiment, PyramidConfig, detection
 from detr_container.config.experiments import named
 from detr_container.config.settings import to_dict
 from detr_container.jobs.sweep import with_settings
@@ -23,11 +23,20 @@ from detr_container.tasks.detection.scoring import score
 EPOCHS = 3
 
 
+LOSSES = {
+    "retinanet": ("class", "box"),
+    "mask_rcnn": ("class", "box", "mask", "proposal_class", "proposal_box"),
+}
+"""The terms that heads log, where they are not those of DETR and SMCA-DETR."""
+
+
 def make_data(
-    root: Path, count: int = 24, classes: int = 3, seed: int = 7, names: Sequence[str] = ()
+    root: Path, count: int = 24, classes: int = 3, seed: int = 7, names: Sequence[str] = (), masks: bool = False
 ) -> simulated.Scene:
     """A data set in COCO's layout with plain images, its training split of one of them; returns what is in it."""
     world = simulated.scene(count, len(names) or classes, seed)
+    if masks:
+        world = simulated.with_masks(world, seed)
     if names:
         world = replace(world, ground=replace(world.ground, names=tuple(names)))
     content = simulated.annotation_file(world)
@@ -46,9 +55,11 @@ def make_data(
 
 def experiment_of(root: Path, head: str, backbone: str, seed: int = 0, **train: Any) -> DetectionExperiment:
     """A small experiment on such a data set; train: other settings of its schedule."""
-    base = with_settings(named("debug").experiment, [("head.kind", head), ("backbone.name", backbone)])
+    base = detection(with_settings(named("debug").experiment, [("head.kind", head), ("backbone.name", backbone)]))
+    small = PyramidConfig(channels=16, convolutions=1, hidden=32, proposals=20)
     return replace(
         base,
+        pyramid=small if base.anchors else base.pyramid,
         data=replace(base.data, root=root, make_shapes=(0, 0, 0)),
         train=replace(base.train, **{"epochs": EPOCHS, "eval_every": 1, **train}),
         seed=seed,
@@ -67,7 +78,7 @@ def make_run(
 ) -> Path:
     """A run that was evaluated after each of so many epochs, a little better each time; draw: of its detections.
 
-    old: its detections are in COCO's result format, as earlier versions kept them.
+    old: its detections are in COCO's result format, as earlier versions kept them. A Mask R-CNN's have masks.
     """
     assert experiment.data.root is not None
     annotations = experiment.data.root / "annotations" / "instances_val2017.json"
@@ -75,6 +86,8 @@ def make_run(
     evaluations, metrics = [], []
     for epoch in range(1, epochs + 1):
         found = simulated.detect(world, skill - 0.4 * (EPOCHS - epoch), 1000 * draw + epoch, per_image=20)
+        if experiment.masks:
+            found = found._replace(masks=simulated.outlines(found.boxes, 1000 * draw + epoch))
         results = simulated.detections(found)
         place = folder / "detections" / f"epoch-{epoch:03d}"
         if old:
@@ -87,7 +100,8 @@ def make_run(
         del scores["per_class"]
         evaluations.append({"step": 10 * epoch, "epoch": epoch, **scores})
         for step in range(10 * epoch - 8, 10 * epoch + 1, 2):
-            losses = {name: (number + draw) / step for number, name in enumerate(("class", "l1", "giou"), start=1)}
+            terms = LOSSES.get(experiment.head.kind, ("class", "l1", "giou"))
+            losses = {name: (number + draw) / step for number, name in enumerate(terms, start=1)}
             row = {"step": step, "epoch": step / 10, "loss": (9 + draw) / step, "losses": losses, "lr": 1e-4}
             metrics.append({**row, "grad_norm": 1.0, "images_per_second": 20.0 + draw, "memory_gib": 0.5 + 0.1 * draw})
     write_jsonl(folder / "evaluations.jsonl", evaluations)
@@ -138,18 +152,25 @@ def rewrite(folder: Path, text: str) -> Path:
     return place / OLD_NAME
 
 
-def comparison(home: Path, seeds: int = 2) -> list[Path]:
-    """Both heads on two backbones with some seeds each, on a synthetic data set in `home`/data."""
-    world = make_data(home / "data")
+ARMS = (
+    ("detr", "resnet18", -0.6),
+    ("detr", "container_light_tiny", -0.2),
+    ("smca", "resnet18", 0.6),
+    ("smca", "container_light_tiny", 0.7),
+)
+"""Heads on backbones, and how good they are."""
+WITH_MASKS = (
+    ("detr", "resnet18", -0.6),
+    ("mask_rcnn", "resnet18", 0.1),
+    ("mask_rcnn", "container_light_tiny", 1.2),
+)
+
+
+def comparison(home: Path, seeds: int = 2, arms: Sequence[tuple[str, str, float]] = ARMS) -> list[Path]:
+    """Heads on two backbones with some seeds each, on a synthetic data set in `home`/data."""
+    world = make_data(home / "data", masks=any(head == "mask_rcnn" for head, _, _ in arms))
     folders = []
-    for number, (head, backbone, skill) in enumerate(
-        (
-            ("detr", "resnet18", -0.6),
-            ("detr", "container_light_tiny", -0.2),
-            ("smca", "resnet18", 0.6),
-            ("smca", "container_light_tiny", 0.7),
-        )
-    ):
+    for number, (head, backbone, skill) in enumerate(arms):
         for seed in range(seeds):
             folder = home / "runs" / f"{head}-{backbone}-seed{seed}"
             experiment = experiment_of(home / "data", head, backbone, seed)

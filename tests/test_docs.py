@@ -12,7 +12,7 @@ import pytest
 from test_layout import FLOORS
 
 from detr_container.base.files import write_json
-from detr_container.commands import classifiers, cli, compare, data, detectors, jobs
+from detr_container.commands import classifiers, cli, compare, d2, data, detectors, jobs
 from detr_container.compare.contest import contest_of
 from detr_container.compare.options import CompareOptions
 from detr_container.config import arguments
@@ -21,7 +21,7 @@ from detr_container.config.settings import flatten, to_dict
 from detr_container.jobs import sweep
 from detr_container.launch.resources import Resources
 
-COMMANDS: tuple[ModuleType, ...] = (cli, classifiers, compare, data, detectors, jobs)
+COMMANDS: tuple[ModuleType, ...] = (cli, classifiers, compare, d2, data, detectors, jobs)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^()\s]+)\)")

@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(("engine",), 3),
     **dict.fromkeys(("jobs",), 4),
     **dict.fromkeys(("tasks", "measure"), 5),
-    **dict.fromkeys(("compare",), 6),
+    **dict.fromkeys(("compare", "d2"), 6),
     **dict.fromkeys(("commands",), 7),
 }
 """What may import what: a package those of smaller numbers, none of the same."""

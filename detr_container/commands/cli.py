@@ -22,6 +22,7 @@ from detr_container.config.settings import Experiment
 from detr_container.jobs.names import place
 
 from .compare import backbones, compare, report
+from .d2 import d2_submit, d2_train
 from .data import data_canvases, data_check, data_make_shapes, data_speed
 from .detectors import detections, inspect
 from .jobs import cancel, logs, resubmit, status, submit, sweep
@@ -112,7 +113,8 @@ def experiments(arguments: Sequence[str]) -> int:
             screen.print(f"{chr(10) if task else ''}{entry.experiment.task}", style="underline")
             task = entry.experiment.task
         train = entry.experiment.train
-        drop = f"drop at {train.lr_drop}" if train.schedule == "step" else train.schedule
+        again = f" and {train.lr_drop_again}" if train.lr_drop_again else ""
+        drop = f"drop at {train.lr_drop}{again}" if train.schedule == "step" else train.schedule
         lines = [
             entry.experiment.model_label,
             f"{train.epochs} epochs, {drop}, batch {train.batch}",
@@ -225,5 +227,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data canvases": data_canvases,
     "compare": compare,
     "report": report,
+    "d2 train": d2_train,
+    "d2 submit": d2_submit,
     "demo": demo,
 }

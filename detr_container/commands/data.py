@@ -74,12 +74,18 @@ class CheckOptions:
     """Validation images, where they are not in the root."""
     val_annotations: Path | None = None
     """Validation annotations in COCO's format, where they are not in the root."""
+    d2_dataset: str = ""
+    """Instead a data set of detectron2's catalog: NAME for NAME_train and NAME_val, or two names as in a,b."""
+    d2_import: str = ""
+    """The Python module that registers it there."""
     workers: Workers = field(default_factory=lambda: os.cpu_count() or 1)
     """Threads that read images."""
     sample: Images = 0
     """How many images of each split to decode, always the same ones; 0: all."""
     apply_orientation: bool = False
     """Read images as training with data.apply_orientation does. COCO's layout only."""
+    masks: bool = False
+    """Check the segmentations as well, which only Mask R-CNN needs. COCO's layout only."""
     duplicates: bool = False
     """Image folders: compare the content of all files, within a split and between both. COCO's layout: always so."""
     size: Side = 224
@@ -108,14 +114,14 @@ def _is_image_folders(options: CheckOptions) -> bool:
 
 
 def _check_coco(options: CheckOptions) -> Report:
-    from detr_container.datasets.annotations import resolve
+    from detr_container.config.detection import DataConfig
     from detr_container.datasets.check import check_dataset
+    from detr_container.tasks.detection.splits import both_splits
 
-    pairs = resolve(
-        options.root, options.train_images, options.train_annotations, options.val_images, options.val_annotations
-    )
-    splits = dict(zip(("train", "val"), pairs, strict=True))
-    return check_dataset(splits, options.workers, True, options.sample, options.apply_orientation)
+    names = ("root", "train_images", "train_annotations", "val_images", "val_annotations", "d2_dataset", "d2_import")
+    data = DataConfig(**{name: getattr(options, name) for name in names})
+    splits = dict(zip(("train", "val"), both_splits(data), strict=True))
+    return check_dataset(splits, options.workers, True, options.sample, options.apply_orientation, options.masks)
 
 
 def _check_folders(options: CheckOptions) -> Report:

@@ -27,7 +27,7 @@ class ModelOptions:
     """What to know of a detector's file that does not say everything itself."""
 
     experiment: str = ""
-    """The named experiment of a published checkpoint, where it should not be guessed."""
+    """The named experiment of a published checkpoint, where it should not, or cannot, be guessed."""
     weights: Literal["auto", "ema", "model"] = "auto"
     """Of a file that has both: the averaged weights (`ema`), the raw ones (`model`), or averaged if any."""
     classes: Path | None = None
@@ -45,13 +45,17 @@ class EvaluateOptions(ModelOptions):
     """Options of `evaluate`."""
 
     model: tyro.conf.Positional[Path]
-    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
+    """A run's folder, or a file: ours, DETR's, SMCA-DETR's, detectron2's or Hugging Face's DETR's (or its folder)."""
     data_root: Path | None = None
     """Evaluate on this data set's validation split instead of the run's."""
     images: Path | None = None
     """Evaluate on these images (with --annotations)."""
     annotations: Path | None = None
     """Their annotations in COCO's format."""
+    d2_dataset: str = ""
+    """Evaluate on NAME_val of detectron2's catalog, as data.d2_dataset has it."""
+    d2_import: str = ""
+    """The Python module that registers it there."""
     output: Path | None = None
     """Where detections.npz and scores.json go; default: `evaluation` in the run, or beside the file."""
     coco_json: Path | None = None
@@ -80,7 +84,8 @@ def evaluate(arguments: Sequence[str], about: str) -> int:
 
     with open_session(options.device) as session:
         trained = trained_on_all(session, options.model, lambda path: options.opened(path, session.device))
-        experiment = with_data(trained.experiment, options.data_root, options.images, options.annotations)
+        given = (options.data_root, options.images, options.annotations, options.d2_dataset, options.d2_import)
+        experiment = with_data(trained.experiment, *given)
         data = experiment.data
         changed = replace(
             data,
@@ -139,7 +144,7 @@ class PredictOptions(ModelOptions):
     """Options of `predict`."""
 
     model: tyro.conf.Positional[Path]
-    """A run's folder, or a checkpoint file: ours, DETR's, SMCA-DETR's or Hugging Face's DETR's (or its folder)."""
+    """A run's folder, or a file: ours, DETR's, SMCA-DETR's, detectron2's or Hugging Face's DETR's (or its folder)."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Images, or folders of images."""
     output: Path = Path("predictions")
@@ -230,11 +235,12 @@ class ExportOptions(ModelOptions):
     """A run's folder or a checkpoint file."""
     target: tyro.conf.Positional[Path]
     """The file to write (of safetensors where it ends in .safetensors), or the folder."""
-    layout: Literal["published", "hugging-face", "hugging-face-folder"] = "published"
-    """Names as the published DETR and SMCA-DETR code, or Hugging Face's DETR, expects them; or a whole folder for
-    `from_pretrained` of transformers, with class names and settings."""
+    layout: Literal["published", "detectron2", "hugging-face", "hugging-face-folder"] = "published"
+    """Names as the published DETR and SMCA-DETR code, detectron2, or Hugging Face's DETR expects them; or a whole
+    folder for `from_pretrained` of transformers, with class names and settings."""
     rows: Literal["id", "order"] = "id"
-    """Class rows at their category ids, as published; or in the order of the class list, as fine-tuned heads often."""
+    """Class rows at their category ids, as published; or in the order of the class list, as fine-tuned heads often.
+    detectron2's are always in the order of the ids."""
 
 
 def export(arguments: Sequence[str], about: str) -> int:

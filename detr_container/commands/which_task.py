@@ -14,9 +14,9 @@ from detr_container.config.tasks import known
 
 USUAL = "detection"
 """What a model is taken for that says nothing; whatever is wrong with its file is then named."""
-_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".tar")
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".tar", ".pkl", ".pickle")
 _DETECTOR = re.compile(
-    r"(^|[._])(query_embed|query_position_embeddings|class_embed|bbox_embed|class_labels_classifier)"
+    r"(^|[._])(query_embed|query_position_embeddings|class_embed|bbox_embed|class_labels_classifier|cls_score)"
 )
 """The names of the layers that tell a published file of a detector from one of a classifier."""
 

@@ -34,7 +34,7 @@ class Arm:
     @property
     def seeds(self) -> list[int]:
         """Of all its runs, whether they can be used or not."""
-        return [run.experiment.seed for run in self.runs if run.experiment is not None]
+        return [run.seed for run in self.runs if run.seed is not None]
 
 
 def arms_of(records: Sequence[RunRecord]) -> tuple[list[Arm], dict[Path, str]]:
@@ -43,7 +43,7 @@ def arms_of(records: Sequence[RunRecord]) -> tuple[list[Arm], dict[Path, str]]:
     Also returns why some belong to no arm: they have not started, their settings cannot be read, or another run has the
     same and the seed.
     """
-    groups: dict[str, dict[int, RunRecord]] = {}
+    groups: dict[str, dict[tuple[int, str], RunRecord]] = {}
     left_out: dict[Path, str] = {}
     for record in records:
         if record.experiment is None:
@@ -54,7 +54,9 @@ def arms_of(records: Sequence[RunRecord]) -> tuple[list[Arm], dict[Path, str]]:
             )
             continue
         group = groups.setdefault(json.dumps(settings_of(record.experiment)), {})
-        other = group.setdefault(record.experiment.seed, record)
+        # What noted no seed has drawn one of its own.
+        key = (-1, str(record.folder)) if record.seed is None else (record.seed, "")
+        other = group.setdefault(key, record)
         if other is not record:
             left_out[record.folder] = f"it has the settings and the seed of {other.folder}, so it adds nothing new"
     runs = [tuple(group[seed] for seed in sorted(group)) for group in groups.values()]
@@ -72,7 +74,7 @@ def _labels(experiments: Sequence[Experiment]) -> list[str]:
     for name, experiment in zip(short, experiments, strict=True):
         same = [settings_of(other) for other_name, other in zip(short, experiments, strict=True) if other_name == name]
         mine = settings_of(experiment)
-        apart = [key for key in mine if len({json.dumps(other[key]) for other in same}) > 1]
+        apart = [key for key in mine if len({json.dumps(other.get(key)) for other in same}) > 1]
         labels.append(", ".join([name, *(f"{_short(key, apart)}={_plain(mine[key])}" for key in apart)]))
     return labels
 

@@ -17,14 +17,21 @@ MOST_CLASSES = 5
 
 
 def classes(
-    pairs: Sequence[Pair[R]], names: Sequence[str], counts: NDArray[np.int64], unit: str, title: str
+    pairs: Sequence[Pair[R]],
+    names: Sequence[str],
+    counts: NDArray[np.int64],
+    unit: str,
+    title: str,
+    anchor: str = "classes",
+    heading: str = "By class",
 ) -> Section:
     """For each pair under one head, the classes that gain and lose most.
 
-    names, counts: of each class, its name and how many of what (`unit`) the validation set has; title: of the metric.
+    names, counts: of each class, its name and how many of what (`unit`) the validation set has; title: of the metric;
+    anchor: of the section, and what its tables are named after.
     """
     within = [pair for pair in pairs if pair.a.head == pair.b.head] or list(pairs)
-    tables = list(_tables(within, names, counts, unit))
+    tables = list(_tables(within, names, counts, unit, anchor))
     figures = [
         drawings.class_differences(table, pair, title) for table, pair in zip(tables, within, strict=True) if table.rows
     ]
@@ -32,10 +39,12 @@ def classes(
         f"{title[:1].upper()}{title[1:]} by class with 95 % intervals of the difference. Among many classes some "
         "differ by chance alone; the last column names those that do not, considering all classes of the pair (Holm)."
     ]
-    return Section("classes", "By class", text if tables else [NO_PAIR], tables=tables, figures=figures)
+    return Section(anchor, heading, text if tables else [NO_PAIR], tables=tables, figures=figures)
 
 
-def _tables(pairs: Sequence[Pair[R]], names: Sequence[str], counts: NDArray[np.int64], unit: str) -> Iterator[Table]:
+def _tables(
+    pairs: Sequence[Pair[R]], names: Sequence[str], counts: NDArray[np.int64], unit: str, anchor: str
+) -> Iterator[Table]:
     """For each pair: the classes that gain and those that lose most."""
     present = np.flatnonzero(counts).tolist()
     for number, pair in enumerate(pairs, start=1):
@@ -56,4 +65,4 @@ def _tables(pairs: Sequence[Pair[R]], names: Sequence[str], counts: NDArray[np.i
             rows.append([names[k], int(counts[k]), *means, span(found[k]), real[k]])
         caption = f"{pair.name}: {'all' if shown is order else 'the most gaining and losing of'} {len(order)} classes"
         caption += limited([pair])
-        yield Table(f"classes-{number}", caption, columns, rows)
+        yield Table(f"{anchor}-{number}", caption, columns, rows)

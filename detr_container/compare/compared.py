@@ -43,11 +43,13 @@ class Result:
 
     def drift(self, gives: str) -> list[str]:
         """What a reader should know where the run logged another headline metric. gives: what kept gives which."""
-        logged = self.record.logged(self.epoch)
+        return self._drift(self.record.logged(self.epoch), gives)
+
+    def _drift(self, logged: float | None, gives: str) -> list[str]:
         if logged is None or math.isclose(logged, self.headline, abs_tol=DRIFT):
             return []
         return [
-            f"{gives} {100 * self.headline:.2f}, but it logged {100 * logged:.2f} after that epoch: "
+            f"{gives} {100 * self.headline:.2f}, but it logged {100 * logged:.2f} after that {self.record.unit}: "
             "were files changed since?"
         ]
 
@@ -112,7 +114,7 @@ class Compared(Generic[R]):
 
 def level_of(arms: Sequence[Arm], is_kept: Callable[[Path], bool]) -> int | None:
     """The latest epoch that all runs have reached and have kept, when none is finished. is_kept: of an evaluation."""
-    records = [record for arm in arms for record in arm.runs if record.evaluations]
+    records = [record for arm in arms for record in arm.runs if record.evaluations and record.keeps_epochs]
     if any(record.finished for record in records) or not records:
         return None
     common = set.intersection(*({row["epoch"] for row in record.evaluations} for record in records))
@@ -127,11 +129,12 @@ def read_each(
     """The evaluation that counts of each run; why there is none goes to `left_out`. ValueError when none has any."""
     evaluated = {}
     for record in (record for arm in arms for record in arm.runs):
-        if reason := _not_yet(record, level):
+        if reason := record.not_yet(level):
             left_out[record.folder] = reason
             continue
         try:
-            evaluated[record.folder] = read(record, level or record.last)
+            after = level if level and record.keeps_epochs else record.last
+            evaluated[record.folder] = read(record, after)
         except (ValueError, OSError) as error:
             left_out[record.folder] = str(error)
     if not evaluated:
@@ -147,12 +150,3 @@ def nothing(left_out: dict[Path, str]) -> ValueError:
     # Often all have the same one, which is named once.
     listed = "; ".join(f"{', '.join(folders)}: {why}" for why, folders in reasons.items())
     return ValueError(f"none of {len(left_out)} runs can be evaluated: {listed}")
-
-
-def _not_yet(record: RunRecord, level: int | None) -> str:
-    if level is not None and record.logged(level) is None:
-        why = "; ".join(record.faults) or f"its last evaluation was after epoch {record.last}"
-        return f"it was not evaluated after epoch {level}: {why}"
-    if level is None and not record.finished:
-        return "; ".join(record.faults) or "it is not finished"
-    return ""

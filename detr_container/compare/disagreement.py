@@ -1,4 +1,4 @@
-"""The images on which the compared models disagree most: ground truth, then what each of them found."""
+"""The images on which the compared models disagree most: ground truth, then what each of them found, masks and all."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from PIL import Image
 
 from detr_container.base.terminal import shown
 from detr_container.config.detection import DetectionExperiment
-from detr_container.datasets.annotations import Annotations, resolve_split
+from detr_container.datasets.annotations import Annotations
 from detr_container.datasets.images import read_image
+from detr_container.datasets.run_lengths import RunLengths
 from detr_container.drawing.images import draw_detections, row, to_image
+from detr_container.tasks.detection.detections import Columns
+from detr_container.tasks.detection.splits import one_split
 
 from .analysis import Analysis, ArmResult
+from .detectron2.experiment import is_theirs
 from .document import Figure
 from .svg import listed
 
@@ -52,20 +56,28 @@ def sheets(analysis: Analysis, count: int = IMAGES) -> tuple[list[Figure], str]:
 
 def _images_of(analysis: Analysis) -> Annotations | str:
     """The validation images, or why they cannot be shown."""
-    experiment: DetectionExperiment = analysis.evaluated[0].experiment
+    experiment = _ours(analysis)
+    if experiment is None:
+        return "The images cannot be shown: detectron2's folders do not say where they lie."
     data = experiment.data
     try:
-        images, _ = resolve_split("val", data.root, data.val_images, data.val_annotations)
+        images, _ = one_split("val", data)
         return replace(analysis.images, image_dir=images)
     except (OSError, ValueError) as error:
         return f"The images cannot be shown: {error}"
+
+
+def _ours(analysis: Analysis) -> DetectionExperiment | None:
+    """The first of the experiments that say where the images are."""
+    return next((arm.experiment for arm in analysis.evaluated if not is_theirs(arm.experiment)), None)
 
 
 def _sheet(analysis: Analysis, annotations: Annotations, index: int, name: str) -> Figure:
     image_id = analysis.ground.images[index]
     place = int(np.searchsorted(annotations.image_ids, image_id))
     path: Path = annotations.image_dir / annotations.file_names[place]
-    full = to_image(read_image(path, analysis.evaluated[0].experiment.data.apply_orientation))
+    experiment = _ours(analysis)
+    full = to_image(read_image(path, experiment is not None and experiment.data.apply_orientation))
     scale = SIDE / max(full.size)
     # Made small first, so that lines and names are of the size at which they are seen.
     image = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))
@@ -75,11 +87,17 @@ def _sheet(analysis: Analysis, annotations: Annotations, index: int, name: str) 
     names = [category.name for category in annotations.categories]
     drawn = partial(draw_detections, image, classes=names, threshold=0.0, legible=0, letters=LETTERS)
     crowd = annotations.crowd[objects]
-    drawings = [drawn(boxes=scale * boxes, labels=annotations.labels[objects], scores=None, crowd=crowd)]
+    # The rows of an image's objects have the same order in both.
+    masks = _masks(analysis.ground.masks, np.flatnonzero(analysis.ground.image == index))
+    labels = annotations.labels[objects]
+    drawings = [drawn(boxes=scale * boxes, labels=labels, scores=None, crowd=crowd, masks=masks)]
     titles, values = ["ground truth"], []
     for arm in analysis.evaluated:
-        found, labels, scores = _found(arm, int(image_id), analysis, int((~crowd).sum()))
-        drawings.append(drawn(boxes=scale * found, labels=labels, scores=scores))
+        found = _found(arm, int(image_id), int((~crowd).sum()))
+        corners = found.boxes.copy()
+        corners[:, 2:] += corners[:, :2]
+        labels = np.searchsorted(analysis.ground.categories, found.categories)
+        drawings.append(drawn(boxes=scale * corners, labels=labels, scores=found.scores, masks=found.masks))
         quality = float(np.mean([one.quality[index] for one in arm.results]))
         titles.append(f"{arm.label}: {100 * quality:.0f}")
         values.append(f"{arm.label} {100 * quality:.0f}")
@@ -96,14 +114,15 @@ def _jpeg(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _found(
-    arm: ArmResult, image: int, analysis: Analysis, count: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """The surest detections of the first seed on one image: boxes as corners, labels and scores."""
+def _found(arm: ArmResult, image: int, count: int) -> Columns:
+    """The surest detections of the first seed on one image."""
     found = arm.results[0].found
     rows = np.flatnonzero(found.images == image)
     # So many, whatever their scores, which of different models need not mean the same.
     rows = rows[np.argsort(-found.scores[rows], kind="stable")][:count]
-    boxes = found.boxes[rows].copy()
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes, np.searchsorted(analysis.ground.categories, found.categories[rows]), found.scores[rows]
+    masks = _masks(found.masks, rows)
+    return Columns(found.images[rows], found.categories[rows], found.boxes[rows], found.scores[rows], masks)
+
+
+def _masks(masks: RunLengths | None, rows: NDArray[np.int64]) -> RunLengths | None:
+    return None if masks is None else masks.take(rows)

@@ -78,14 +78,14 @@ def draw_interval(axes: Axes, x: float, interval: Interval, index: int, second: 
     axes.plot([x], [y], label=label, clip_on=False, **style)
 
 
-def forest(pairs: Sequence[Pair[R]], title: str) -> Figure:
-    """Differences of the headline metric with their intervals; filled marks are real."""
+def forest(pairs: Sequence[Pair[R]], title: str, name: str = "differences") -> Figure:
+    """Differences of the headline metric with their intervals; filled marks are real. name: the drawing's."""
     rows = [(pair.name, 100 * pair.main.value, 100 * pair.main.low, 100 * pair.main.high, pair.real) for pair in pairs]
     values = [f"{pair.name} {100 * pair.main.value:+.1f}, {pair.verdict}" for pair in pairs]
     caption = f"Differences of {title} with 95 % intervals. Filled: real also when all are considered. Open: not."
     if not all(pair.main.seeds for pair in pairs):
         caption += " With one seed a side, real of these runs only."
-    return differences("differences", rows, title, caption, f"Differences of {title}: {'; '.join(values)}.")
+    return differences(name, rows, title, caption, f"Differences of {title}: {'; '.join(values)}.")
 
 
 def differences(

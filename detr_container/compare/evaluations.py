@@ -10,17 +10,27 @@ from detr_container.base.files import sha256
 from detr_container.tasks.detection.coco_results import is_kept, read_kept
 from detr_container.tasks.detection.detections import NAME, Columns
 
+from .detectron2.folders import Detectron2Run, detections_of, renumbered
 from .reading import RunRecord, nothing_kept, read_scores
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of a run; annotations: the file it was made with; eval_settings: how it was made."""
+    """One evaluation of a run; annotations: the file it was made with; eval_settings: how it was made.
+
+    own: of detectron2's, which do not say what they were made with, the file that it made of the data set for itself,
+    if it did; the ids of classes in `found` are then that one's.
+    """
 
     epoch: int
     found: Columns
-    annotations: Path
+    annotations: Path | None
     eval_settings: dict[str, Any]
+    own: Path | None = None
+
+    def by(self, names: dict[int, str]) -> Columns:
+        """What was found, by the ids that an annotation file gives the classes, as it names them."""
+        return self.found if self.own is None else renumbered(self.found, self.own, names)
 
 
 def read_evaluation(record: RunRecord, epoch: int, annotations: Path | None = None) -> Evaluation:
@@ -29,6 +39,9 @@ def read_evaluation(record: RunRecord, epoch: int, annotations: Path | None = No
     annotations: use this file rather than the one that the evaluation names. Raises ValueError when they are
     missing, cannot be read, or the annotation file is not the one that the run was started with.
     """
+    if isinstance(record, Detectron2Run):
+        found, own = detections_of(record)
+        return Evaluation(epoch, found, annotations, record.evaluated_with or {}, own)
     folder = record.evaluated(epoch)
     if not is_kept(folder):
         raise nothing_kept(folder / NAME, epoch, "detections")

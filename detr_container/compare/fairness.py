@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from detr_container.tasks.detection.canvases import name_of
 
 from . import pretraining
 from .arms import Arm
+from .detectron2.experiment import is_theirs
 from .reading import RunRecord, settings_of
 
+_STARTS = ("MODEL.WEIGHTS", "train.init_checkpoint")
+"""Of the settings of a model of detectron2's, those that do not belong to what is compared."""
 _SPLITS = {"train": "training", "val": "validation"}
 
 
@@ -55,18 +58,26 @@ def differences(
     eval_settings: how each run's evaluation was made; data: what a split's digest is of; splits: of which all runs
     should have the same.
     """
-    found = [*_settings(arms), *_facts(arms, {split: f"{_SPLITS[split]} {data}" for split in splits})]
+    found = [*_settings_of_all(arms), *_facts(arms, {split: f"{_SPLITS[split]} {data}" for split in splits})]
     found += _evaluations(arms, eval_settings, {difference.name for difference in found})
     return sorted(found, key=lambda difference: difference.expected)
 
 
-def of_strides(strides: Mapping[str, tuple[int, ...] | None]) -> list[Difference]:
-    """Whether heads read feature maps of another stride, by arm's label: half of it is four times the positions."""
-    known = {stride for stride in strides.values() if stride is not None}
+def of_strides(strides: Mapping[str, tuple[int, ...] | None], pyramids: Mapping[str, str]) -> list[Difference]:
+    """Whether heads read feature maps of another stride, by arm's label: half of it is four times the positions.
+
+    pyramids: the heads of those arms that read several maps, which belongs to the head as long as all its arms agree.
+    """
+    known: dict[str, set[tuple[int, ...]]] = {}
+    for label, each in strides.items():
+        if each is not None:
+            known.setdefault(pyramids.get(label, ""), set()).add(each)
     values = {
         label: "unknown" if each is None else f"{', '.join(map(str, each))} pixels" for label, each in strides.items()
     }
-    return [Difference("feature map", "stride", values)] if len(known) > 1 else []
+    if len(set.union(set(), *known.values())) < 2:
+        return []
+    return [Difference("feature map", "stride", values, expected=all(len(group) == 1 for group in known.values()))]
 
 
 def refuse_other_data(records: Sequence[RunRecord], data: str = "the annotation file") -> None:
@@ -86,6 +97,24 @@ def refuse_other_data(records: Sequence[RunRecord], data: str = "the annotation 
                 f"these runs were {word} on different data (SHA-256 of {data}, and the runs: {listed}), so "
                 "their metrics cannot be compared: report each group by itself"
             )
+
+
+def _settings_of_all(arms: Sequence[Arm]) -> list[Difference]:
+    """Settings that differ between arms of ours, and between those that detectron2 trained, but not between both."""
+    labels = [arm.label for arm in arms]
+    theirs = {arm.label: arm.experiment.settings for arm in arms if is_theirs(arm.experiment)}
+    found = _settings([arm for arm in arms if arm.label not in theirs])
+    names = set.intersection(*(set(settings) for settings in theirs.values())) if theirs else ()
+    for name in sorted(names):
+        values = {label: _text(settings[name]) for label, settings in theirs.items()}
+        if len(set(values.values())) > 1:
+            compared = name.lower().startswith("model.") and name not in _STARTS
+            found.append(Difference("detectron2's settings", name, values, expected=compared))
+    if 0 < len(theirs) < len(arms):
+        other = "trained by detectron2 (settings not compared)"
+        program = {label: other if label in theirs else "trained here" for label in labels}
+        found.insert(0, Difference("training", "program", program))
+    return [replace(one, values={label: one.values.get(label, "not compared") for label in labels}) for one in found]
 
 
 def _settings(arms: Sequence[Arm]) -> list[Difference]:

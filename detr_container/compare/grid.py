@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from detr_container.base.optional import require_detectron2
 from detr_container.config.backbones import BackboneConfig
 from detr_container.config.detection import DetectionExperiment, LossConfig, detection
 from detr_container.config.experiments import FOCAL, detection_named
@@ -19,9 +20,15 @@ from detr_container.models.weights.backbones import not_on_a_server
 from detr_container.tasks.detection.build import size_multiple
 from detr_container.tasks.detection.canvases import grid_step
 
-Head = Literal["detr", "smca"]
+Head = Literal["detr", "smca", "retinanet", "mask_rcnn"]
 HEADS: tuple[Head, ...] = ("detr", "smca")
-PUBLISHED = {"detr": "detr_r50_50e", "smca": "smca_r50_50e"}
+"""What is compared unless other heads are named."""
+PUBLISHED = {
+    "detr": "detr_r50_50e",
+    "smca": "smca_r50_50e",
+    "retinanet": "retinanet_r50_1x",
+    "mask_rcnn": "mask_rcnn_r50_1x",
+}
 
 
 def runs_of(
@@ -81,12 +88,18 @@ def folder_of(home: Path, *words: str) -> Path:
 
 
 def with_head(base: str, head: Head) -> DetectionExperiment:
-    """A base experiment with a head: its own, or the other one with that one's published loss."""
+    """A base experiment with a head: its own, or another one with that one's published loss.
+
+    RetinaNet and Mask R-CNN bring theirs, and read all maps of a backbone, whichever of them the base chose.
+    """
     experiment = detection_named(base or PUBLISHED[head])
     if experiment.head.kind == head:
         return experiment
     loss = FOCAL if head == "smca" else LossConfig()
-    return replace(experiment, head=replace(experiment.head, kind=head), loss=loss)
+    experiment = replace(experiment, head=replace(experiment.head, kind=head), loss=loss)
+    if not experiment.anchors:
+        return experiment
+    return replace(experiment, backbone=replace(experiment.backbone, stage=-1, stride=0, dilation=False))
 
 
 def on_backbone(base: DetectionExperiment, name: str, weights: str = "") -> DetectionExperiment:
@@ -110,8 +123,10 @@ def on_one_grid(experiments: Sequence[DetectionExperiment]) -> int:
 
 
 def check_arm(experiment: DetectionExperiment) -> None:
-    """Raise ValueError for settings that do not go together, and for weights that a person has to fetch."""
+    """Raise ValueError for settings that do not go together, for what is not installed, and as `check_weights`."""
     validate(experiment)
+    if experiment.anchors:
+        require_detectron2()
     check_weights(experiment.backbone)
 
 

@@ -1,19 +1,22 @@
 """Which detection found which object, for every class, size and IoU: COCO's matching, kept per image.
 
 Average precision needs nothing else, so that it can be computed again for any weighting of the images without
-reading a box. The rules are those of pycocotools' COCOeval.evaluateImg, and the metrics that follow are the same.
+reading a box or a mask. The rules are those of pycocotools' COCOeval.evaluateImg, and the metrics that follow are the
+same. Of boxes and of masks they differ in nothing but what overlaps, and how large a detection is.
 
 Shapes: N images, G objects, A = 4 areas, T = 10 thresholds; of one class: n detections, g objects.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detr_container.base.terminal import shown
+from detr_container.datasets.run_lengths import RunLengths
 from detr_container.tasks.detection.detections import Columns
 from detr_container.tasks.detection.scoring import Truth
 
@@ -33,7 +36,8 @@ class Ground:
     """The objects of a data set.
 
     images: [N] ids, rising; categories: ids, rising; names: theirs; of each object image: [G] and label: [G]
-    (indices into those), box: [G, 4] x, y, width, height in pixels, area: [G] and crowd: [G].
+    (indices into those), box: [G, 4] x, y, width, height in pixels, area: [G] and crowd: [G]; masks: [G], None where
+    they were not read.
     """
 
     images: NDArray[np.int64]
@@ -44,6 +48,7 @@ class Ground:
     box: NDArray[np.float64]
     area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
+    masks: RunLengths | None = None
 
     @classmethod
     def of(cls, truth: Truth) -> Ground:
@@ -58,7 +63,44 @@ class Ground:
             truth.boxes,
             truth.areas,
             truth.crowd,
+            truth.masks,
         )
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What is compared of detections and objects. area: [n] of every detection in pixels, for COCO's sizes.
+
+    overlap: takes rows of detections [m] and objects [g], all of one image; gives their IoU [m, g], of a crowd the
+    share of the detection that is within.
+    """
+
+    area: NDArray[np.float64]
+    overlap: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+
+
+def of_boxes(ground: Ground, found: Columns) -> Regions:
+    """The boxes of both."""
+    area = found.boxes[:, 2] * found.boxes[:, 3]
+    return Regions(area, lambda rows, objects: iou(found.boxes[rows], ground.box[objects], ground.crowd[objects]))
+
+
+def of_masks(ground: Ground, found: Columns) -> Regions:
+    """The masks of both. Raises ValueError where either has none."""
+    if ground.masks is None or found.masks is None:
+        who = "the annotation file has" if ground.masks is None else "the detections have"
+        raise ValueError(f"{who} no masks: only their boxes can be compared")
+    theirs, objects_of = found.masks, ground.masks
+
+    def overlap(rows: NDArray[np.int64], objects: NDArray[np.int64]) -> NDArray[np.float64]:
+        from pycocotools import mask
+
+        crowd = ground.crowd[objects].astype(np.uint8)
+        mine, those = ([codes[row] for row in some] for codes, some in ((theirs, rows), (objects_of, objects)))
+        shared: NDArray[np.float64] = mask.iou(mine, those, crowd)
+        return shared
+
+    return Regions(theirs.areas(), overlap)
 
 
 @dataclass(frozen=True)
@@ -80,8 +122,9 @@ class ClassMatches:
     counted: NDArray[np.bool_]
 
 
-def match(ground: Ground, found: Columns) -> list[ClassMatches]:
-    """Match a run's detections to the objects, class by class."""
+def match(ground: Ground, found: Columns, by: Callable[[Ground, Columns], Regions] = of_boxes) -> list[ClassMatches]:
+    """Match a run's detections to the objects, class by class; by: `of_boxes`, or `of_masks` where both have them."""
+    regions = by(ground, found)
     label = np.searchsorted(ground.categories, found.categories)
     image = np.searchsorted(ground.images, found.images)
     order = np.lexsort((-found.scores, image, label))
@@ -95,7 +138,8 @@ def match(ground: Ground, found: Columns) -> list[ClassMatches]:
             objects[object_ends[k] : object_ends[k + 1]],
             order[ends[k] : ends[k + 1]],
             image,
-            found,
+            found.scores,
+            regions,
         )
         for k in range(len(ground.names))
     ]
@@ -126,16 +170,17 @@ def _match_class(
     objects: NDArray[np.int64],
     rows: NDArray[np.int64],
     image: NDArray[np.int64],
-    found: Columns,
+    scores: NDArray[np.float64],
+    regions: Regions,
 ) -> ClassMatches:
     """objects: [g] of this class, by image; rows: [n] of this class, by image, surest first."""
     area = ground.area[objects]
     ignored = ground.crowd[objects] | (area < _LOW) | (area > _HIGH)
-    size = found.boxes[rows, 2] * found.boxes[rows, 3]
+    size = regions.area[rows]
     outcome = np.where((size < _LOW) | (size > _HIGH), UNCOUNTED, FALSE).astype(np.uint8)[:, None].repeat(10, axis=1)
     hit = np.full(len(rows), -1)
     for mine, theirs in _together(image[rows], ground.image[objects]):
-        overlap = iou(found.boxes[rows[mine]], ground.box[objects[theirs]], ground.crowd[objects[theirs]])
+        overlap = regions.overlap(rows[mine], objects[theirs])
         state = _State(ignored[:, theirs], ground.crowd[objects[theirs]])
         for place in np.flatnonzero(overlap.max(axis=1) >= THRESHOLDS[0]):
             index = mine.start + place
@@ -145,10 +190,10 @@ def _match_class(
             outcome[:, :, index] = np.where(matched, state_of, outcome[:, :, index])
             if which[0, 0] >= 0:
                 hit[index] = objects[theirs.start + which[0, 0]]
-    order = np.argsort(-found.scores[rows], kind="stable")
+    order = np.argsort(-scores[rows], kind="stable")
     return ClassMatches(
         image[rows][order],
-        found.scores[rows][order],
+        scores[rows][order],
         outcome[:, :, order],
         hit[order],
         rows[order],

@@ -32,7 +32,7 @@ def measured(record: RunRecord) -> Measured:
 
 
 def _hours(record: RunRecord) -> float | None:
-    if record.experiment is None or not record.metrics:
+    if record.experiment is None or not record.metrics or not record.counts_devices:
         return None
     total, before = 0.0, 0
     for row in record.metrics:

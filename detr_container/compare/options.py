@@ -22,8 +22,8 @@ class CompareOptions:
 
     task: Literal["detection", "classification"] = "detection"
     """What is learnt: boxes, by heads on backbones, or the classes of whole images, by backbones alone."""
-    heads: tuple[Literal["detr", "smca"], ...] = ()
-    """Heads of detection: each gets every backbone; default: both, detr and smca."""
+    heads: tuple[Literal["detr", "smca", "retinanet", "mask_rcnn"], ...] = ()
+    """Heads of detection: each gets every backbone; default: detr and smca. retinanet and mask_rcnn need detectron2."""
     backbones: tuple[str, ...] = ("resnet50", "container_light")
     """Backbones, as backbone.name has them; with =FILE where the pretrained weights are a file."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
@@ -55,11 +55,12 @@ class ReportOptions:
     """Options of `report`."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Runs, folders of runs, or patterns ("runs/*-seed?")."""
+    """Runs, folders of runs, or patterns ("runs/*-seed?"); also folders that detectron2 wrote (its OUTPUT_DIR)."""
     output: Path = Path("report")
     """The folder that the report is written to."""
     annotations: Path | None = None
-    """The annotation file of the evaluations, where it is not where they name it; it must be the same file."""
+    """The annotation file of the evaluations, where it is not where they name it; it must be the same file. Of folders
+    of detectron2's alone it must be given, since they do not name it."""
     epoch: Many = 0
     """Evaluate all runs after this epoch; 0: after their last, and if none is finished after the latest they share."""
     target: Annotated[float, between(0, 1)] = 0.0

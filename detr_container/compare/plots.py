@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from .analysis import Analysis, ArmResult
+from .compared import R
 from .document import Figure
 from .drawings import LEAST_SHOWN, calibrations, draw_interval, second_heads, series
 from .errors import KINDS
@@ -23,26 +24,38 @@ from .svg import canvas, colour, empty, finish, hatch, legend, listed, series_st
 
 CURVES = {
     "ap": "AP, %",
+    "mask_ap": "mask AP, %",
     "loss": "training loss",
     "class": "classification loss",
     "l1": "L1 loss of boxes",
     "giou": "GIoU loss of boxes",
+    "box": "loss of boxes",
+    "mask": "loss of masks",
+    "proposal_class": "classification loss of proposals",
+    "proposal_box": "loss of proposals' boxes",
 }
-"""What learning curves are of: AP, the loss that is trained on, and its terms, those of the last decoder layer."""
+"""What learning curves are of, each of what its head has of them: AP, the loss that is trained on, and its terms."""
+OF_QUERIES = ("ap", "loss", "class", "l1", "giou")
+"""What DETR and SMCA-DETR have; their terms are those of the last decoder layer."""
+_EVALUATED = ("ap", "mask_ap")
 
 
 def learning_curves(analysis: Analysis) -> list[Figure]:
-    """CURVES over epochs, a drawing of each per head; thin lines are seeds, thick ones their mean."""
+    """Curves over epochs, a drawing of each per head; thin lines are seeds, thick ones their mean."""
     drawings, place = [], series(analysis.arms)
+    heads = by_head(analysis.arms)
+    kinds = {head: _kinds(arms) for head, arms in heads.items()}
     # Heads innermost: two of them stand side by side.
     for what, title in CURVES.items():
-        for number, (head, arms) in enumerate(by_head(analysis.arms).items(), start=1):
+        for number, (head, arms) in enumerate(heads.items(), start=1):
+            if what not in kinds[head]:
+                continue
             with canvas(f"curves-{what}-{number}") as (figure, axes):
                 ends = [_curves(axes, place[arm.backbone], arm, what) for arm in arms]
                 axes.set(xlabel="epoch", ylabel=title)
                 axes.set_xlim(left=0)
                 axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-                if what == "ap":
+                if what in _EVALUATED:
                     axes.set_ylim(bottom=0)
                 if any(ends):
                     legend(figure, axes)
@@ -56,9 +69,17 @@ def learning_curves(analysis: Analysis) -> list[Figure]:
     return drawings
 
 
+def _kinds(arms: Sequence[ArmResult]) -> Collection[str]:
+    """What the curves of one head's arms are of."""
+    if not arms[0].experiment.anchors:
+        return OF_QUERIES
+    rows = [row for arm in arms for record in arm.runs for row in (*record.evaluations, *record.metrics)]
+    return {"ap", "loss"}.union(*rows, *(row.get("losses") or () for row in rows))
+
+
 def _curves(axes: Axes, index: int, arm: ArmResult, what: str) -> str:
     """Draw the curves of one arm; returns its name and last value."""
-    curves = [_curve(record.evaluations if what == "ap" else record.metrics, what) for record in arm.runs]
+    curves = [_curve(record.evaluations if what in _EVALUATED else record.metrics, what) for record in arm.runs]
     curves = [curve for curve in curves if curve]
     if not curves:
         return ""
@@ -77,7 +98,7 @@ def _curve(rows: Sequence[Mapping[str, object]], key: str) -> dict[float, float]
     """Value by epoch; losses are averaged over a hundredth of the curve, since they are of few images each."""
     known = [(row.get("epoch"), row.get(key, _term(row, key))) for row in rows]
     found = {float(x): float(y) for x, y in known if isinstance(x, int | float) and isinstance(y, int | float)}
-    if key == "ap":
+    if key in _EVALUATED:
         return {epoch: 100 * value for epoch, value in found.items()}
     group = max(1, len(found) // 100)
     epochs, values = list(found), list(found.values())
@@ -92,10 +113,10 @@ def _term(row: Mapping[str, object], name: str) -> object:
     return terms.get(name) if isinstance(terms, Mapping) else None
 
 
-def sizes(analysis: Analysis) -> Figure:
-    """AP of small, medium and large objects with intervals."""
-    arms, place, second, texts = analysis.evaluated, series(analysis.arms), second_heads(analysis.arms), []
-    with canvas("sizes") as (figure, axes):
+def sizes(analysis: Analysis, arms: Sequence[R], title: str = "AP", drawing: str = "sizes") -> Figure:
+    """AP of small, medium and large objects with intervals, of these arms of an analysis; title: what it is called."""
+    place, second, texts = series(analysis.arms), second_heads(analysis.arms), list[str]()
+    with canvas(drawing) as (figure, axes):
         for number, arm in enumerate(arms):
             offset = 0.8 * ((number + 0.5) / len(arms) - 0.5)
             values = [of_metric(arm.sample(name)) for name in SIZES]
@@ -108,11 +129,12 @@ def sizes(analysis: Analysis) -> Figure:
         axes.set_xticks(range(len(SIZES)), list(SIZES.values()))
         axes.set_ylim(bottom=0)
         axes.set_xlim(-0.5, len(SIZES) - 0.5)
-        axes.set_ylabel("AP, %")
+        axes.set_ylabel(f"{title}, %")
         axes.grid(axis="x", visible=False)
         legend(figure, axes)
-        caption = "AP by object size with 95 % intervals."
-        return finish(figure, "sizes", caption, f"AP of small, medium and large objects: {'; '.join(texts)}.")
+        caption = f"{title[:1].upper()}{title[1:]} by object size with 95 % intervals."
+        alt = f"{title[:1].upper()}{title[1:]} of small, medium and large objects: {'; '.join(texts)}."
+        return finish(figure, drawing, caption, alt)
 
 
 def errors(analysis: Analysis) -> list[Figure]:

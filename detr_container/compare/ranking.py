@@ -92,12 +92,18 @@ def differences(pairs: Sequence[Pair[R]], metrics: Sequence[str], images: int, r
     ]
     if not pairs:
         return Section("differences", "Differences", [NO_PAIR])
+    tables = [difference_table(pairs, metrics, "differences", "Pairs")]
+    return Section("differences", "Differences", text, tables=tables)
+
+
+def difference_table(pairs: Sequence[Pair[R]], metrics: Sequence[str], name: str, caption: str) -> Table:
+    """A row for each pair; metrics: as for `differences`."""
     points = [Column(title, signed=True) for title in metrics]
     columns = [Column("difference"), *points, Column("p", ".3f", least=0.001), Column(f"{metrics[0]} is")]
     rows: list[list[Value]] = []
     for pair in pairs:
         rows.append([pair.name, *map(span, pair.apart), pair.main.p, pair.verdict])
-    return Section("differences", "Differences", text, tables=[Table("differences", "Pairs", columns, rows)])
+    return Table(name, caption, columns, rows)
 
 
 def _seeds_needed(pairs: int) -> str:
@@ -121,8 +127,12 @@ def warnings(analysis: Compared[R]) -> list[str]:
     return found + [f"{folder}: {note}" for folder, notes in analysis.notes.items() for note in notes]
 
 
-def findings(arms: Sequence[R], pairs: Sequence[Pair[R]], metric: str, title: str) -> list[str]:
-    """The ranking in sentences, a head each; metric: the headline, title: as sentences name it."""
+def findings(arms: Sequence[R], pairs: Sequence[Pair[R]], metric: str, title: str, by: str = "") -> list[str]:
+    """The ranking in sentences, a head each.
+
+    metric: the headline, title: as sentences name it; by: what else is said of a head's name, where it has another
+    ranking.
+    """
     sentences = []
     for head, group in by_head(arms).items():
         if len(group) < 2:
@@ -134,7 +144,7 @@ def findings(arms: Sequence[R], pairs: Sequence[Pair[R]], metric: str, title: st
         listed = ", ".join(
             f"{_place(places[index])} {group[index].backbone} ({100 * values[index]:.1f})" for index in order
         )
-        what = head or title[:1].upper() + title[1:]
+        what = head + by if head else title[:1].upper() + title[1:]
         sentences.append(f"{what}: {listed}. {_gap(pairs, group[order[0]], group[order[1]], title)}")
     return sentences
 
@@ -191,7 +201,7 @@ def runs(analysis: Compared[R], metric: str) -> Section:
     rows: list[list[Value]] = []
     for record in analysis.records:
         result, best = evaluated.get(record.folder), record.logged(record.best)
-        seed = str(record.experiment.seed) if record.experiment else None
+        seed = None if record.seed is None else str(record.seed)
         remarks = analysis.notes.get(record.folder, ())
         reason = analysis.left_out.get(record.folder)
         rows.append(
@@ -199,10 +209,10 @@ def runs(analysis: Compared[R], metric: str) -> Section:
                 str(record.folder),
                 seed,
                 record.state,
-                str(result.epoch) if result else None,
+                record.moment(result.epoch) if result else None,
                 100 * result.headline if result else None,
-                str(record.last or UNEVALUATED),
-                str(record.best or UNEVALUATED),
+                record.moment(record.last) if record.last else UNEVALUATED,
+                record.moment(record.best) if record.best else UNEVALUATED,
                 None if best is None else 100 * best,
                 f"left out: {reason}" if reason else "; ".join(remarks),
             ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from detr_container.base.checked import Schema, read_json, read_lines
 from detr_container.config import settings as config
@@ -20,7 +20,9 @@ from detr_container.engine.run import Run, evaluation_of
 from detr_container.engine.run_files import EvaluationLine, MetricsLine, ProvenanceLine, ScoresFile
 from detr_container.jobs.status import ACTIVE, RunStatus, statuses_of
 
-HEADS = {"detr": "DETR", "smca": "SMCA-DETR"}
+from .detectron2.experiment import is_theirs
+
+HEADS = {"detr": "DETR", "smca": "SMCA-DETR", "retinanet": "RetinaNet", "mask_rcnn": "Mask R-CNN"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,21 @@ class RunRecord:
     provenance: list[dict[str, Any]] = field(default_factory=list)
     faults: tuple[str, ...] = ()
 
+    unit: ClassVar[str] = "epoch"
+    """What `last`, `best` and the argument of `logged` count."""
+    keeps_epochs: ClassVar[bool] = True
+    """Whether it may be evaluated after an earlier one than its last."""
+
+    @property
+    def seed(self) -> int | None:
+        """None where it noted none."""
+        return self.experiment.seed if self.experiment is not None else None
+
+    @property
+    def counts_devices(self) -> bool:
+        """Whether it is known on how many devices it ran."""
+        return True
+
     @property
     def finished(self) -> bool:
         """Whether its last epoch was evaluated."""
@@ -55,9 +72,9 @@ class RunRecord:
         rated = [row for row in self.evaluations if row.get(self._headline) is not None]
         return max(rated, key=lambda row: row[self._headline])["epoch"] if rated else 0
 
-    def logged(self, epoch: int) -> float | None:
-        """The headline metric that the run itself logged for an epoch."""
-        return next((row.get(self._headline) for row in self.evaluations if row["epoch"] == epoch), None)
+    def logged(self, epoch: int, key: str = "") -> float | None:
+        """The metric that the run itself logged for an epoch; without a key, the headline."""
+        return next((row.get(key or self._headline) for row in self.evaluations if row["epoch"] == epoch), None)
 
     @property
     def _headline(self) -> str:
@@ -65,6 +82,19 @@ class RunRecord:
             return self.experiment.metrics[0].key
         # Settings that cannot be read do not say whose evaluations these are.
         return "top1" if any("top1" in row for row in self.evaluations) else "ap"
+
+    def moment(self, epoch: int) -> str:
+        """An epoch as tables show it."""
+        return str(epoch)
+
+    def not_yet(self, level: int | None) -> str:
+        """Why it cannot be evaluated after an epoch (None: its last); empty where it can."""
+        if level is not None and self.logged(level) is None:
+            why = "; ".join(self.faults) or f"its last evaluation was after epoch {self.last}"
+            return f"it was not evaluated after epoch {level}: {why}"
+        if level is None and not self.finished:
+            return "; ".join(self.faults) or "it is not finished"
+        return ""
 
     def evaluated(self, epoch: int) -> Path:
         """The folder of an epoch's evaluation."""
@@ -145,17 +175,23 @@ def read_scores(path: Path, schema: type[ScoresFile] = ScoresFile) -> dict[str, 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
     """The settings that make a run what it is, its seed aside."""
+    if is_theirs(experiment):
+        return dict(experiment.settings)
     traits = traits_of(type(experiment))
     return {name: value for name, value in config.flatten(experiment).items() if traits[name].topic != NO_MATTER}
 
 
 def head_of(experiment: Experiment) -> str:
     """The head as tables name it; empty where none is compared."""
+    if is_theirs(experiment):
+        return experiment.head_name
     return HEADS[experiment.head.kind] if isinstance(experiment, DetectionExperiment) else ""
 
 
 def label_of(experiment: Experiment) -> str:
     """Head and backbone as tables name them, or what there is of them."""
+    if is_theirs(experiment):
+        return f"{experiment.head_name}, {experiment.backbone_name}"
     if isinstance(experiment, DetectionExperiment | ClassificationExperiment):
         return ", ".join(filter(None, (head_of(experiment), experiment.backbone.label)))
     return experiment.model_label

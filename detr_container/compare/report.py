@@ -21,6 +21,8 @@ from detr_container.jobs.status import runs_in
 from detr_container.measure.costs import Costs
 
 from .contest import C, Contest, contest_of
+from .detectron2.experiment import REFUSAL, is_theirs
+from .detectron2.folders import is_output, outputs_in
 from .options import PLAN, ReportOptions
 from .page import write
 
@@ -66,6 +68,8 @@ def _task_of(folders: Sequence[Path]) -> str:
     """The task of all runs that say theirs; detection of none. Raises ValueError for runs of several."""
     tasks: dict[str, list[str]] = {}
     for folder in folders:
+        if is_output(folder):
+            tasks.setdefault("detection", []).append(str(folder))
         # What is wrong with a run is named by the report.
         with suppress(ValueError, OSError):
             tasks.setdefault(Run(folder).experiment().task, []).append(str(folder))
@@ -90,7 +94,7 @@ def folders_of(names: Sequence[str]) -> list[Path]:
             raise ValueError(f"{name} is neither a folder nor a pattern that fits any: name runs' folders")
         for path in paths:
             if path.is_dir():
-                found |= dict.fromkeys([*_planned_or_none(path), *runs_in([path])] or [path])
+                found |= dict.fromkeys([*_planned_or_none(path), *runs_in([path]), *outputs_in(path)] or [path])
     return list(found)
 
 
@@ -158,7 +162,9 @@ def _measured(contest: Contest[C], analysis: C) -> dict[str, Any]:
     from detr_container.measure.options import MeasureOptions
     from detr_container.measure.side_by_side import side_by_side
 
-    experiments = {arm.label: arm.experiment for arm in analysis.evaluated}
+    experiments = {arm.label: arm.experiment for arm in analysis.evaluated if not is_theirs(arm.experiment)}
+    if not experiments:
+        raise ValueError(f"--measure: there is no model whose speed could be measured ({REFUSAL}); leave it out")
     size, classes = contest.largest(analysis)
     return side_by_side(experiments, MeasureOptions(sizes=(size,), classes=classes, training=False), progress=True)
 

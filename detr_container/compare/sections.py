@@ -9,6 +9,7 @@ from detr_container.config.settings import Metric
 
 from . import drawings
 from .compared import Compared, R
+from .detectron2.experiment import is_theirs
 from .document import Column, Section, Table, Value
 from .fairness import Difference
 
@@ -118,8 +119,11 @@ def again(analysis: Compared[R], commands: str) -> Section:
                 ]
             )
     table = Table("provenance", "Every start of every run", columns, rows)
+    theirs = any(is_theirs(arm.experiment) for arm in analysis.arms)
     text = [
         "Each run's config.json holds all of its settings; `train` with the same settings and commit gives the same "
-        "run, bit for bit on a CPU. What made the comparison, if it was one, and this report:"
+        "run, bit for bit on a CPU."
+        + " What detectron2 trained has a config.yaml, and is not promised to come out the same." * theirs
+        + " What made the comparison, if it was one, and this report:"
     ]
     return Section("again", "How to make it again", text, tables=[table], code=commands)

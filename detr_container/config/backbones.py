@@ -23,7 +23,8 @@ class BackboneConfig:
     name: str = "resnet50"
     """resnet18/34/50/101, container_light, container, mh_dw, self_attention, container_pam, mh_mlp, or timm/<any timm
     model>; all of ours but the first four also with _tiny, and resnet18, container_light, container, mh_dw and
-    self_attention with _small, for small images and CPUs."""
+    self_attention with _small, for small images and CPUs. The ResNets are torchvision's; resnet50_msra and
+    resnet101_msra are those of detectron2's models, with the strides and pixels of MSRA's."""
     weights: Annotated[str, MAY_CHANGE, Topic("pretraining")] = "imagenet"
     """`imagenet` (the published classification weights), `none` (random), or the path of a checkpoint file or a run."""
     file_weights: Annotated[Literal["auto", "ema", "model"], MAY_CHANGE] = "auto"

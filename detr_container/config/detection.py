@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,10 +25,11 @@ _INPUT_SIZE = Topic("input size")
 @with_config(STRICT)
 @dataclass(frozen=True)
 class HeadConfig:
-    """The transformer and what it predicts."""
+    """The transformer and what it predicts; RetinaNet and Mask R-CNN have none of it, see `PyramidConfig`."""
 
-    kind: Literal["detr", "smca"] = "detr"
-    """DETR (Carion et al. 2020) or single-scale SMCA-DETR (Gao et al. 2021)."""
+    kind: Literal["detr", "smca", "retinanet", "mask_rcnn"] = "detr"
+    """DETR (Carion et al. 2020), single-scale SMCA-DETR (Gao et al. 2021), or what detectron2 builds: RetinaNet (Lin et
+    al. 2017) or Mask R-CNN (He et al. 2017) on a feature pyramid."""
     queries: Annotated[int, positive(10_000)] = 100
     """Detections per image: more than any image has objects."""
     width: Annotated[int, positive(8192)] = 256
@@ -54,8 +56,36 @@ class HeadConfig:
 
 @with_config(STRICT)
 @dataclass(frozen=True)
+class PyramidConfig:
+    """RetinaNet and Mask R-CNN: the feature pyramid, detectron2's heads on it, and which detections they keep."""
+
+    channels: Annotated[int, positive(8192)] = 256
+    """Of every level of the feature pyramid (FPN, Lin et al. 2017)."""
+    map_norm: Literal["none", "layer"] = "none"
+    """A norm on each of the backbone's maps before the pyramid: `none`, or a LayerNorm over channels."""
+    convolutions: Annotated[int, natural(16)] = 4
+    """3 x 3 convolutions before the predictions: of both towers of RetinaNet, and of Mask R-CNN's mask head."""
+    hidden: Annotated[int, positive(65_536)] = 1024
+    """Mask R-CNN only: features of the two hidden layers of its box head."""
+    anchor_size: Annotated[int, natural(4096)] = 0
+    """Side in pixels of the anchors on the finest level (RetinaNet: of the smallest of three), which doubles with each
+    further one; 0: 32, as published. Less for small images."""
+    proposals: Annotated[int, positive(100_000)] = 1000
+    """Mask R-CNN only: proposals of an image that its heads see at most."""
+    samples: Annotated[int, positive(100_000)] = 512
+    """Mask R-CNN only: of how many of them its heads learn at most, a quarter of which may hold objects."""
+    score_threshold: Share = 0.05
+    """Detections of a lower score are dropped."""
+    nms: Share = 0.5
+    """Of two detections of a class with a larger IoU the surer one stays."""
+    detections: Annotated[int, positive(100_000)] = 100
+    """The most that an image has, the surest first."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
 class LossConfig:
-    """Weights of the matching costs and of the losses."""
+    """Weights of the matching costs and of the losses; RetinaNet and Mask R-CNN have detectron2's own, unweighted."""
 
     classification: Literal["softmax", "focal"] = "softmax"
     """Softmax cross-entropy with a no-object class (DETR) or sigmoid focal loss (SMCA)."""
@@ -101,6 +131,11 @@ class DataConfig:
     """Validation images, where they are not in `root`."""
     val_annotations: Annotated[Path | None, NO_MATTER] = None
     """Validation annotations in COCO's format, where they are not in `root`."""
+    d2_dataset: Annotated[str, NO_MATTER] = ""
+    """Instead of all of these, a data set of detectron2's catalog: NAME for NAME_train and NAME_val, or two names as in
+    a,b. One that is no file in COCO's format becomes one in data/detectron2/."""
+    d2_import: Annotated[str, NO_MATTER] = ""
+    """The Python module that registers it there, which is imported first; none for detectron2's own."""
     make_shapes: Annotated[tuple[Images, Images, Annotated[int, natural(4096)]], NO_MATTER] = (0, 0, 0)
     """Make the shapes data set in `root` when nothing is there: training and validation images, and their side."""
     apply_orientation: Annotated[bool, Topic("orientation of images")] = False
@@ -155,6 +190,7 @@ class DetectionExperiment(BackboneExperiment):
     task: Annotated[Literal["detection"], tyro.conf.Suppress, FIXED] = "detection"
     """What is learnt."""
     head: Annotated[HeadConfig, FIXED, Topic("head", compared=True)] = field(default_factory=HeadConfig)
+    pyramid: Annotated[PyramidConfig, FIXED, Topic("head", compared=True)] = field(default_factory=PyramidConfig)
     loss: Annotated[LossConfig, FIXED, Topic("loss", compared=True)] = field(default_factory=LossConfig)
     data: Annotated[DataConfig, Topic("augmentation")] = field(default_factory=DataConfig)
     train: Annotated[DetectionTrainConfig, Topic("schedule")] = field(default_factory=DetectionTrainConfig)
@@ -163,7 +199,9 @@ class DetectionExperiment(BackboneExperiment):
 
     module: ClassVar[str] = "detr_container.tasks.detection.task"
     trials: ClassVar[str] = "detr_container.tasks.detection.trials:DetectionTrials"
-    metrics: ClassVar[tuple[Metric, ...]] = (Metric("ap", "AP"), Metric("ap50", "AP50"))
+    splits: ClassVar[str] = "detr_container.tasks.detection.splits"
+    """The module that finds its data; it needs numpy, which `--help` need not wait for."""
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("ap", "AP"), Metric("ap50", "AP50"), Metric("mask_ap", "mask AP"))
     metrics_title: ClassVar[str] = "Average precision, %"
     in_float32: ClassVar[str] = "positions, boxes, matching and losses"
     shows_objects: ClassVar[bool] = True
@@ -176,7 +214,18 @@ class DetectionExperiment(BackboneExperiment):
     @property
     def model_label(self) -> str:
         """See `Experiment`."""
-        return f"{self.head.kind}, {self.head.queries} queries, on {self.backbone.label}"
+        queries = "" if self.anchors else f", {self.head.queries} queries,"
+        return f"{self.head.kind}{queries} on {self.backbone.label}"
+
+    @property
+    def anchors(self) -> bool:
+        """Whether the head classifies anchors, and detectron2 builds it."""
+        return self.head.kind in ("retinanet", "mask_rcnn")
+
+    @property
+    def masks(self) -> bool:
+        """Whether it predicts masks."""
+        return self.head.kind == "mask_rcnn"
 
     @property
     def parts(self) -> dict[str, str]:
@@ -201,28 +250,28 @@ class DetectionExperiment(BackboneExperiment):
     @property
     def data_folders(self) -> list[Path]:
         """See `Experiment`."""
-        return [self.data.root] if self.data.root else []
+        found: list[Path] = importlib.import_module(self.splits).folders(self.data)
+        return found
 
     def check_data(self) -> None:
         """See `Experiment`."""
-        # Reading data needs numpy, which `--help` need not wait for.
-        from detr_container.datasets.annotations import resolve
-
-        data = self.data
-        if not any(data.make_shapes):
-            resolve(data.root, data.train_images, data.train_annotations, data.val_images, data.val_annotations)
+        if not any(self.data.make_shapes):
+            importlib.import_module(self.splits).both_splits(self.data)
 
     def idle(self) -> Iterator[tuple[str, bool, str]]:
         """See `Experiment`."""
         data, softmax = self.data, self.loss.classification == "softmax"
         yield from super().idle()
+        yield from _idle_of_heads(self)
         yield "head.gaussian head.smooth", self.head.kind == "detr", "on DETR: it is SMCA-DETR's (head.kind=smca)"
-        yield "loss.no_object_weight", not softmax, "on focal loss, which has no no-object class"
+        focal, softmax = not softmax and not self.anchors, softmax and not self.anchors
+        yield "loss.no_object_weight", focal, "on focal loss, which has no no-object class"
         yield "loss.focal_alpha loss.focal_gamma", softmax, "on softmax cross-entropy: it belongs to focal loss"
         yield "data.crop_resize data.crop_range", data.augment != "detr", f"with data.augment={data.augment}"
         alone = f"with data.canvas={data.canvas}, the only one then"
         yield "data.canvases data.canvas_multiple", bool(data.canvas), alone
         yield "data.canvas_multiple", not data.canvas and data.canvases == "off", "with data.canvases=off"
+        yield "data.d2_import", not data.d2_dataset, "without data.d2_dataset"
         yield "data.max_size", data.resize == "square", "on square images"
 
     def check_together(self) -> list[str]:
@@ -240,20 +289,16 @@ class DetectionExperiment(BackboneExperiment):
 
 def _check_together(experiment: DetectionExperiment) -> None:
     """Settings that contradict each other."""
-    backbone, head, data = experiment.backbone, experiment.head, experiment.data
+    head, data = experiment.head, experiment.data
     _check_micro_batch(experiment)
+    _check_maps(experiment)
     if head.kind == "smca" and head.pre_norm:
         raise ValueError("head.pre_norm=True: SMCA-DETR is defined with post-norm layers only; use head.kind=detr")
     if head.width % head.heads:
         raise ValueError(f"head.width={head.width} cannot be shared by head.heads={head.heads}: make it a multiple")
     if head.position == "sine" and head.width % 4:
         raise ValueError(f"head.width={head.width}: sine positions need a multiple of 4; or use head.position=learned")
-    if backbone.dilation and not backbone.name.startswith("resnet"):
-        raise ValueError(f"backbone.dilation=True: only a ResNet can be dilated, not {backbone.name}")
-    if backbone.stride and backbone.stage != -1:
-        raise ValueError(
-            f"backbone.stride={backbone.stride} and backbone.stage={backbone.stage} both choose a feature map: give one"
-        )
+    one_source(data)
     if any(data.make_shapes) and data.root is None:
         raise ValueError(f"data.make_shapes={data.make_shapes}: data.root says in which folder to make them")
     for name in ("scales", "crop_resize"):
@@ -262,6 +307,53 @@ def _check_together(experiment: DetectionExperiment) -> None:
             raise ValueError(f"data.{name}={sizes[:10]}: give one or more sizes in pixels, 1,000 at most")
     if data.crop_range[0] > data.crop_range[1]:
         raise ValueError(f"data.crop_range={data.crop_range}: give the least side of a crop, then the largest")
+
+
+def one_source(data: DataConfig) -> None:
+    """Raise ValueError for data of detectron2's catalog and of a folder at once."""
+    others = ("root", "train_images", "train_annotations", "val_images", "val_annotations")
+    given = [f"data.{name}={getattr(data, name)}" for name in others if getattr(data, name) is not None]
+    if any(data.make_shapes):
+        given.append(f"data.make_shapes={data.make_shapes}")
+    if data.d2_dataset and given:
+        raise ValueError(
+            f"data.d2_dataset={data.d2_dataset} and {', '.join(given)} name different data: leave one out (an "
+            "experiment's own go with --data.root None and --data.make-shapes 0 0 0)"
+        )
+
+
+def _check_maps(experiment: DetectionExperiment) -> None:
+    """Which feature maps a head can read."""
+    backbone, head = experiment.backbone, experiment.head
+    if experiment.anchors and (backbone.stage != -1 or backbone.stride or backbone.dilation):
+        raise ValueError(
+            f"backbone.stage={backbone.stage}, backbone.stride={backbone.stride}, backbone.dilation="
+            f"{backbone.dilation}: {head.kind} reads all of the backbone's maps, each of twice the stride of the one "
+            "before; leave them as they are"
+        )
+    if backbone.dilation and not backbone.name.startswith("resnet"):
+        raise ValueError(f"backbone.dilation=True: only a ResNet can be dilated, not {backbone.name}")
+    if backbone.stride and backbone.stage != -1:
+        raise ValueError(
+            f"backbone.stride={backbone.stride} and backbone.stage={backbone.stage} both choose a feature map: give one"
+        )
+
+
+def _idle_of_heads(experiment: DetectionExperiment) -> Iterator[tuple[str, bool, str]]:
+    """What is of detectors with queries alone, and of those with a feature pyramid alone; see `Experiment.idle`."""
+    kind, anchors = experiment.head.kind, experiment.anchors
+    theirs = f"on {kind}: it is of detectors with queries (head.kind=detr or smca)"
+    yield _names(HeadConfig, "head", without=("kind",)), anchors, theirs
+    yield "train.matching", anchors, theirs
+    yield _names(LossConfig, "loss"), anchors, f"on {kind}, whose losses are detectron2's"
+    yield _names(PyramidConfig, "pyramid"), not anchors, f"on {kind}: it is of head.kind=retinanet or mask_rcnn"
+    ours = "pyramid.hidden pyramid.proposals pyramid.samples"
+    yield ours, kind == "retinanet", "on RetinaNet: it is Mask R-CNN's"
+
+
+def _names(section: type[Any], name: str, without: tuple[str, ...] = ()) -> str:
+    """The names of a section's settings, as `idle` has them."""
+    return " ".join(f"{name}.{each.name}" for each in fields(section) if each.name not in without)
 
 
 def _check_micro_batch(experiment: DetectionExperiment) -> None:

@@ -6,15 +6,20 @@ from typing import Any
 
 from .settings import Experiment, flatten
 
-_MODEL = ("head.width", "head.feedforward", "head.queries", "head.encoder_layers", "head.decoder_layers")
+_MODEL = {
+    "detr": ("head.width", "head.feedforward", "head.queries", "head.encoder_layers", "head.decoder_layers"),
+    "retinanet": ("pyramid.channels", "pyramid.convolutions", "pyramid.detections"),
+    "mask_rcnn": ("pyramid.channels", "pyramid.hidden", "pyramid.proposals", "pyramid.detections"),
+}
+_MODEL["smca"] = _MODEL["detr"]
 _SIZES = ("data.max_size", "data.canvas")
-_STEP = ("train.micro_batch", "data.scales", *_SIZES, *_MODEL)
-_EVALUATION = ("data.eval_batch", "data.eval_size", *_SIZES, *_MODEL)
+_STEP = ("train.micro_batch", "data.scales", *_SIZES)
+_EVALUATION = ("data.eval_batch", "data.eval_size", *_SIZES)
 
 
 def for_model(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide how large a model is."""
-    return _named(experiment, _MODEL)
+    return _named(experiment, ())
 
 
 def for_step(experiment: Experiment) -> dict[str, Any]:
@@ -30,5 +35,6 @@ def for_evaluation(experiment: Experiment) -> dict[str, Any]:
 
 
 def _named(experiment: Experiment, names: tuple[str, ...]) -> dict[str, Any]:
+    """These settings and those of the model."""
     flat = flatten(experiment)
-    return {name: flat[name] for name in names}
+    return {name: flat[name] for name in (*names, *_MODEL[flat["head.kind"]])}

@@ -20,14 +20,19 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishedAp(Published):
-    """Box AP on COCO val2017, by size where given."""
+    """Box AP on COCO val2017, by size where given, and mask AP of a detector of masks."""
 
     ap50: float | None = None
     ap75: float | None = None
     ap_small: float | None = None
     ap_medium: float | None = None
     ap_large: float | None = None
+    mask_ap: float | None = None
     what: ClassVar[str] = "box AP on COCO val2017"
+
+    def __str__(self) -> str:
+        mask = "" if self.mask_ap is None else f" (mask AP {self.mask_ap})"
+        return f"{self.value}{mask}, {self.source}"
 
     @property
     def ap(self) -> float:

@@ -60,6 +60,8 @@ class TrainConfig:
     """Learning rates fall once by a factor of ten, or along half a cosine to zero; `deit`: of classification alone."""
     lr_drop: Many = 40
     """`step` only: the epoch after which every learning rate is divided by ten."""
+    lr_drop_again: Many = 0
+    """`step` only: a later epoch after which it is divided by ten once more; 0: none."""
     warmup_steps: Many = 0
     """Steps over which the learning rates rise linearly from zero."""
     precision: Annotated[Literal["fp32", "tf32", "bf16"], FIXED, Topic("precision")] = "fp32"
@@ -176,7 +178,7 @@ class Experiment:
     def idle(self) -> Iterable[tuple[str, bool, str]]:
         """Settings that others may turn off: their names with spaces between, whether they do here, and why."""
         schedule = self.train.schedule
-        yield "train.lr_drop", schedule != "step", f"on the {schedule} schedule"
+        yield "train.lr_drop train.lr_drop_again", schedule != "step", f"on the {schedule} schedule"
 
     def check_together(self) -> list[str]:
         """Warnings about settings that have no effect. Raises ValueError for those that contradict each other."""
@@ -191,9 +193,16 @@ class Experiment:
             for name in names.split()
             if idle and flat[name] != usual[name]
         ]
+        late = f"it is not before the end (train.epochs={train.epochs})"
         if train.schedule == "step" and train.lr_drop >= train.epochs:
-            late = f"it is not before the end (train.epochs={train.epochs})"
             warnings.append(f"train.lr_drop={train.lr_drop} has no effect: {late}")
+        if train.schedule == "step" and 0 < train.lr_drop_again <= train.lr_drop:
+            raise ValueError(
+                f"train.lr_drop_again={train.lr_drop_again} is not after train.lr_drop={train.lr_drop}: give a later "
+                "epoch, or 0 for one drop only"
+            )
+        if train.schedule == "step" and train.lr_drop_again >= train.epochs:
+            warnings.append(f"train.lr_drop_again={train.lr_drop_again} has no effect: {late}")
         return warnings
 
 

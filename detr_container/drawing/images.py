@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,8 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detr_container.base.terminal import shown
+from detr_container.datasets.run_lengths import RunLength
 
 from .fonts import dejavu, font_with, legible_names
+from .masks import lay_mask
 
 AnyImage = Image.Image | Tensor | NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -61,12 +63,14 @@ def draw_detections(
     crowd: ArrayLike | Tensor | None = None,
     legible: int = LEGIBLE,
     letters: int = 0,
+    masks: Iterable[RunLength | None] | None = None,
 ) -> Image.Image:
-    """Draw boxes with their classes and scores, the surest on top.
+    """Draw boxes with their classes and scores, the surest on top, and masks under them.
 
     labels: [n] indices into `classes`; scores: [n], or None for ground truth, which is drawn whole and without numbers;
     crowd: [n] of bool, drawn dashed; legible: enlarge smaller images to about this many pixels; 0: never.
-    letters: size of the labels' font in pixels; 0: as the image's size suggests.
+    letters: size of the labels' font in pixels; 0: as the image's size suggests; masks: [n] each over the whole image,
+    of whatever size; those of crowds are not drawn, which have too many parts.
     Raises ValueError when the arrays do not fit each other, a label is no class or a box is not finite.
     """
     image, factor = _enlarged(to_image(source), legible)
@@ -74,13 +78,21 @@ def draw_detections(
     names = _numbers(labels).astype(np.int64).reshape(-1)
     marks = np.ones(len(corners)) if scores is None else _numbers(scores).astype(np.float64).reshape(-1)
     dashed = np.zeros(len(corners), dtype=bool) if crowd is None else _numbers(crowd).astype(bool).reshape(-1)
-    if not len(corners) == len(names) == len(marks) == len(dashed):
-        lengths = f"{len(corners)} boxes, {len(names)} labels, {len(marks)} scores, {len(dashed)} crowd marks"
+    covers = [None] * len(corners) if masks is None else [*masks]
+    if not len(corners) == len(names) == len(marks) == len(dashed) == len(covers):
+        lengths = (
+            f"{len(corners)} boxes, {len(names)} labels, {len(marks)} scores, {len(dashed)} crowd marks"
+            + f", {len(covers)} masks" * (masks is not None)
+        )
         raise ValueError(f"{lengths}: pass one of each for every object")
     if wrong := sorted(set(names.tolist()) - set(range(len(classes)))):
         raise ValueError(f"labels {wrong[:5]} with {len(classes)} classes: labels count from 0 along `classes`")
     classes = legible_names(classes)
     order = [index for index in np.argsort(marks, kind="stable") if marks[index] >= threshold or scores is None]
+    for index in order:
+        mask = covers[index]
+        if mask is not None and not dashed[index]:
+            lay_mask(image, mask, PALETTE[names[index] % len(PALETTE)], max(1, round(min(image.size) / 240)))
     draw = ImageDraw.Draw(image)
     for index in order:
         _outline(draw, corners[index], PALETTE[names[index] % len(PALETTE)], bool(dashed[index]))

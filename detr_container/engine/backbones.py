@@ -14,7 +14,7 @@ from detr_container.config.backbones import BackboneConfig
 from detr_container.models.backbones.backbone import Backbone, maps_up_to
 from detr_container.models.backbones.container import SIZES, Container
 from detr_container.models.backbones.plain import PLAIN, PlainBackbone
-from detr_container.models.backbones.resnet import DEPTHS, NARROW, ResNetBackbone, strides_of
+from detr_container.models.backbones.resnet import DEPTHS, MSRA, NARROW, TWINS, ResNetBackbone, strides_of
 from detr_container.models.backbones.timm_backbone import TimmBackbone
 from detr_container.models.layers.sync_norm import several_processes, share_norms
 from detr_container.models.weights.backbones import load_backbone, load_imagenet
@@ -23,7 +23,7 @@ from .weight_files import load_weights, of_backbone
 
 _log = logging.getLogger(__name__)
 
-OWN = (*DEPTHS, *NARROW, *SIZES, *PLAIN)
+OWN = (*DEPTHS, *MSRA, *NARROW, *SIZES, *PLAIN)
 """The names of our own backbones."""
 
 DENSE_LIMIT = 1_000_000_000
@@ -96,6 +96,11 @@ def weights_of(config: BackboneConfig) -> Iterator[dict[str, Any]]:
     A ValueError that is raised within, for weights that do not fit, names the network that a checkpoint is of.
     """
     content = load_weights(of_backbone(config.weights))
+    if _stated_network(content) == TWINS.get(config.name, "none"):
+        raise ValueError(
+            f"backbone.weights={config.weights} is of backbone.name={TWINS[config.name]}, whose tensors are of the "
+            f"same names and sizes as those of {config.name}, but whose strides and pixels are others: use that"
+        )
     try:
         yield content
     except ValueError as error:

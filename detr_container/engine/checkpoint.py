@@ -24,9 +24,12 @@ from safetensors.torch import load_file
 
 from detr_container.base.files import atomic_write, open_regular
 
+from .pickled import read_pickle
+
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint-(\d{8,})\.pt")
-_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_PICKLES = (".pkl", ".pickle")
+_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", *_PICKLES)
 _PLAIN = (
     int,
     float,
@@ -125,8 +128,9 @@ class Checkpoints:
 def load(path: Path | str) -> dict[str, Any]:
     """Read one checkpoint, ours or a published one, on the CPU and without running code from it.
 
-    Files of torch.save (old and new format; argparse.Namespace, which published detectors contain, is allowed) and
-    safetensors. Raises FileNotFoundError with similar names, ValueError when it is damaged or no checkpoint.
+    Files of torch.save (old and new format; argparse.Namespace, which published detectors contain, is allowed),
+    safetensors, and pickles of numpy arrays (`.pkl`, as detectron2 and Caffe2 write them; arrays become tensors).
+    Raises FileNotFoundError with similar names, ValueError when it is damaged or no checkpoint.
     """
     path = Path(path)
     if path.is_dir():
@@ -154,20 +158,28 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is empty: its writing was interrupted. Use another copy")
     if start == b"PK\x03\x04":
         _check_crc(path)
+    # torch.save's old format is a pickle, too, of several objects, the first of which is a number.
+    pickled = path.suffix in _PICKLES and start[:1] == b"\x80" and start[2:3] != b"\x8a"
     try:
+        if pickled:
+            return read_pickle(path.read_bytes())
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        foreign = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))
-        if foreign:
-            raise ValueError(
-                f"{path} contains a {foreign[1]}, which is not loaded because it could run code. If you trust the "
-                "file, load it with torch.load(path, weights_only=False) and save its tensors alone"
-            ) from error
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is damaged or no checkpoint of torch.save "
-            f"({type(error).__name__}). Use another copy"
-        ) from error
+        raise ValueError(f"{path} {_refusal(path, error, pickled)}") from error
+
+
+def _refusal(path: Path, error: Exception, pickled: bool) -> str:
+    """Why a file is not read, and what to do. pickled: it is a pickle without torch.save's frame."""
+    foreign = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))
+    if foreign:
+        read = "pickle.load(file)" if pickled else "torch.load(path, weights_only=False)"
+        return (
+            f"contains a {foreign[1]}, which is not loaded because it could run code. If you trust the file, load it "
+            f"with {read} and save its {'arrays' if pickled else 'tensors'} alone"
+        )
+    kind = "no pickle of weights" if pickled else "no checkpoint of torch.save"
+    return f"({path.stat().st_size:,} bytes) is damaged or {kind} ({type(error).__name__}). Use another copy"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -41,15 +41,17 @@ def write_columns(path: Path, **columns: NDArray[Any]) -> None:
     atomic_write(path, lambda file: file.write(data), len(data))
 
 
-def read_columns(path: Path, expected: Columns, what: str) -> dict[str, NDArray[Any]]:
-    """What `write_columns` wrote. what: of what it is a file, in words.
+def read_columns(path: Path, expected: Columns, what: str, optional: Columns | None = None) -> dict[str, NDArray[Any]]:
+    """What `write_columns` wrote. what: of what it is a file, in words; optional: columns all there, or none of them.
 
     Raises ValueError for anything else, OSError for what the system refuses.
     """
     content = io.BytesIO(read_bytes(path, _LARGEST))
     try:
         with zipfile.ZipFile(content) as archive:
-            return {name: _column(archive, name, *form) for name, form in expected.items()}
+            names = archive.namelist()
+            more = optional if optional and any(f"{name}.npy" in names for name in optional) else {}
+            return {name: _column(archive, name, *form) for name, form in {**expected, **more}.items()}
     except _DAMAGE as error:
         reason = error.args[0] if error.args else "cut short"
         raise ValueError(f"{path} is no whole file of {what} ({reason}); was it cut short? {REMEDY}") from error

@@ -75,7 +75,8 @@ def lr_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     total = config.epochs * steps_per_epoch
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "step":
-        return warmup * (0.1 if step >= config.lr_drop * steps_per_epoch else 1.0)
+        drops = (config.lr_drop, *([config.lr_drop_again] if config.lr_drop_again else []))
+        return warmup * 0.1 ** sum(step >= drop * steps_per_epoch for drop in drops)
     progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     return warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
 

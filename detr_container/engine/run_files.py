@@ -45,6 +45,12 @@ class EvaluationLine(Schema):
     ap_small: Fraction = None
     ap_medium: Fraction = None
     ap_large: Fraction = None
+    mask_ap: Fraction = None
+    mask_ap50: Fraction = None
+    mask_ap75: Fraction = None
+    mask_ap_small: Fraction = None
+    mask_ap_medium: Fraction = None
+    mask_ap_large: Fraction = None
 
 
 class Git(Schema):

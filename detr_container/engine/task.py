@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from rich.console import RenderableType
@@ -75,7 +75,7 @@ class Evaluation:
 class Task(ABC):
     """One task with its settings and its data. The same on every process of a run, but for what a method says."""
 
-    meters: ClassVar[tuple[str, ...]]
+    meters: tuple[str, ...]
     """Names of what `loss` returns beside the loss, in order."""
     training_images: int = 0
     """How many images an epoch shows."""

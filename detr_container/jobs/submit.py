@@ -22,7 +22,7 @@ from detr_container.launch import queue
 from detr_container.launch.attempts import JobFolder
 from detr_container.launch.resources import Resources, cluster_facts
 from detr_container.launch.snapshot import take_snapshot
-from detr_container.launch.submission import Submission, Where, next_folder
+from detr_container.launch.submission import Submission, Where, Work, next_folder
 from detr_container.launch.submit import script
 from detr_container.launch.submit import submit as launch
 
@@ -86,15 +86,31 @@ def submit(
     Raises ValueError for what can be known before anything is queued.
     """
     check(runs, resources, where)
-    submission = plan(runs, home, resources, where, code, workdir)
-    folder = next_folder(home.absolute())
-    submission = replace(submission, folder=folder, code=str(code or folder / "code"))
-    (folder / "jobs").mkdir()
     works = [functools.partial(work, config.to_dict(run.experiment), str(run.folder.absolute())) for run in runs]
+    submission = hand_over(
+        plan(runs, home, resources, where, code, workdir), home, works, _job_name(runs), at_once, copy=code is None
+    )
+    for run in runs:
+        # What `resubmit` starts from, until the job itself writes it; which may have happened already.
+        if not Run(run.folder).exists:
+            write_json(Run(run.folder).config_path, config.to_dict(run.experiment))
+    return submission
+
+
+def hand_over(
+    planned: Submission, home: Path, works: Sequence[Work], name: str, at_once: int = 0, copy: bool = True
+) -> Submission:
+    """Queue works under `name` in a new numbered folder of `home`; where that fails, nothing of it is left.
+
+    planned: the submission but for its folder, and but for its code where a copy is made of it now.
+    """
+    folder = next_folder(home.absolute())
+    submission = replace(planned, folder=folder, code=str(folder / "code") if copy else planned.code)
+    (folder / "jobs").mkdir()
     try:
-        if code is None:
+        if copy:
             take_copy(folder / "code")
-        submission = launch(submission, works, _job_name(runs), at_once)
+        return launch(submission, works, name, at_once)
     except (ValueError, OSError):
         shutil.rmtree(folder)
         with contextlib.suppress(OSError):
@@ -102,11 +118,6 @@ def submit(
             for empty in (home, home.parent, home.parent.parent):
                 empty.rmdir()
         raise
-    for run in runs:
-        # What `resubmit` starts from, until the job itself writes it; which may have happened already.
-        if not Run(run.folder).exists:
-            write_json(Run(run.folder).config_path, config.to_dict(run.experiment))
-    return submission
 
 
 def plan(
@@ -142,17 +153,20 @@ def dry_run(runs: Sequence[PlannedRun], home: Path, resources: Resources, at_onc
 
 def check(runs: Sequence[PlannedRun], resources: Resources, where: Where) -> None:
     """Raise ValueError for what is wrong with runs and request, as far as it can be known without starting them."""
+    folders = [folder for run in runs for folder in (run.folder, *run.experiment.data_folders)]
+    check_place(folders, resources, where)
+    world = 1 if where == "debug" else resources.nodes * resources.tasks
+    for run in runs:
+        check_run(run, world)
+
+
+def check_place(folders: Sequence[Path], resources: Resources, where: Where) -> None:
+    """Raise ValueError where a request does not fit its place, or that does not see these folders."""
     resources.validate()
     if where == "local" and resources.nodes > 1:
         raise ValueError(f"slurm.nodes={resources.nodes}: --cluster local is this machine alone; use 1")
     if where == "slurm":
-        paths = {Path(sys.prefix)}
-        for run in runs:
-            paths |= {run.folder.absolute(), *(root.absolute() for root in run.experiment.data_folders)}
-        queue.check_request(resources, sorted(paths))
-    world = 1 if where == "debug" else resources.nodes * resources.tasks
-    for run in runs:
-        check_run(run, world)
+        queue.check_request(resources, sorted({Path(sys.prefix), *(folder.absolute() for folder in folders)}))
 
 
 def check_run(run: PlannedRun, world: int) -> None:

@@ -92,7 +92,8 @@ def count_parameters(model: nn.Module) -> Parameters:
 
 def backbone_of(model: nn.Module) -> str:
     """The name of the submodule that counts as the backbone; empty, which is the model itself, where none is apart."""
-    return "backbone" if "backbone" in dict(model.named_children()) else ""
+    inside = getattr(model, "backbone", None)
+    return next((name for name, module in model.named_modules() if module is inside), "")
 
 
 def count_flops(model: nn.Module, size: Size, inputs: Inputs) -> Gflops:

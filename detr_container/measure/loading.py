@@ -123,7 +123,7 @@ def _on_photographs(experiment: Experiment, root: Path, images: int) -> Experime
     """The experiment on made images."""
     if isinstance(experiment, DetectionExperiment):
         make_photographs(root, images, experiment.seed)
-        return replace(experiment, data=replace(experiment.data, root=root, **_ELSEWHERE))
+        return replace(experiment, data=replace(experiment.data, root=root, d2_dataset="", **_ELSEWHERE))
     experiment = classification(experiment)
     make_photographs(root / "made", images, experiment.seed)
     for split in ("train", "val"):

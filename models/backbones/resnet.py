@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..layers.folded_convolution import conv_norm
 from ..layers.frozen_norm import FrozenNorm
-from .backbone import Backbone
+from .backbone import IMAGENET_STD, Backbone
 
 
 class _Basic(BasicBlock):
@@ -46,12 +46,29 @@ class _Bottleneck(Bottleneck):
         return F.relu(conv_norm(out, self.conv3, self.bn3).add_(identity), inplace=True)
 
 
+class _MsraBottleneck(_Bottleneck):
+    """The stride is the first 1 x 1 convolution's, not the 3 x 3's."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.conv1.stride, self.conv2.stride = self.conv2.stride, self.conv1.stride
+
+
 DEPTHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (_Basic, [2, 2, 2, 2]),
     "resnet34": (_Basic, [3, 4, 6, 3]),
     "resnet50": (_Bottleneck, [3, 4, 6, 3]),
     "resnet101": (_Bottleneck, [3, 4, 23, 3]),
 }
+MSRA: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
+    "resnet50_msra": (_MsraBottleneck, [3, 4, 6, 3]),
+    "resnet101_msra": (_MsraBottleneck, [3, 4, 23, 3]),
+}
+"""As first published (He et al. 2016), and as detectron2 has them: torchvision's move the strides, and scale pixels."""
+TWINS = {each.removesuffix("_msra"): each for each in MSRA} | {each: each.removesuffix("_msra") for each in MSRA}
+"""Of each kind the ResNet of the other whose tensors have the same names and sizes, and which is another network."""
+MSRA_STD = (1 / 255, 1 / 255, 1 / 255)
+"""Of MSRA's networks: they take pixels of 0 .. 255 less their mean, which is ImageNet's."""
 NARROW: dict[str, tuple[int, list[int]]] = {"resnet18_tiny": (9, [2, 2, 2]), "resnet18_small": (27, [2, 2, 2])}
 """Ours, for comparison: ResNet-18 up to layer3, as wide (channels of layer1; depths) as gives it the parameters of
 container_light_tiny and container_light_small."""
@@ -86,7 +103,7 @@ def strides_of(name: str, dilation: bool = False) -> tuple[int, ...]:
 class ResNetBackbone(Backbone):
     """ResNet-18/34/50/101; its stages are the stem and layer1 .. layer4, its feature maps those of the layers.
 
-    The narrow ones end with layer3.
+    The narrow ones end with layer3. msra: whether it is one of `MSRA`, whose weights are of other images.
     """
 
     def __init__(self, name: str, outputs: int | None = None, dilation: bool = False, frozen_norm: bool = True) -> None:
@@ -94,12 +111,17 @@ class ResNetBackbone(Backbone):
 
         dilation: stride 1 and dilation 2 in layer4 (DC5); frozen_norm: fixed BatchNorm, as DETR trains it.
         """
-        width, depths = NARROW.get(name) or (64, DEPTHS[name][1])
-        block = _Basic if name in NARROW else DEPTHS[name][0]
+        block, depths = (_Basic, NARROW[name][1]) if name in NARROW else (DEPTHS | MSRA)[name]
+        width = NARROW[name][0] if name in NARROW else 64
         if dilation and block is _Basic:
             raise ValueError(f"{name} cannot be dilated (its blocks have no dilation): use resnet50 or resnet101")
         channels = [block.expansion * width << layer for layer in range(len(depths))]
-        super().__init__(channels[:outputs], strides_of(name, dilation)[:outputs])
+        super().__init__(
+            channels[:outputs],
+            strides_of(name, dilation)[:outputs],
+            std=MSRA_STD if name in MSRA else IMAGENET_STD,
+        )
+        self.msra = name in MSRA
         norm = FrozenNorm if frozen_norm else nn.BatchNorm2d
         if name in NARROW:
             self.body: Any = _Narrow(width, depths, norm)

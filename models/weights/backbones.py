@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ..backbones.backbone import Backbone
-from ..backbones.resnet import DEPTHS
+from ..backbones.resnet import DEPTHS, MSRA, ResNetBackbone
+from .detectron2_resnet import for_network
 from .find import Which, check_sound
 from .fit import listed, state_faults
 from .match import Match, match
 
+_log = logging.getLogger(__name__)
+
 CONTAINER_SOURCE = "https://github.com/allenai/container (container_light, ImageNet-1k)"
+MSRA_SOURCE = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/R-{}.pkl"
+"""Where detectron2 has the weights of MSRA's ResNets; {}: the number of layers."""
 TORCHVISION = "IMAGENET1K_V1"
 """Which of torchvision's weights a ResNet starts from."""
 CHECK = "Check backbone.name and backbone.weights"
@@ -41,6 +47,9 @@ def not_on_a_server(name: str) -> str:
         return ""
     if name == "container_light":
         return f"are not on a server that can be asked: download the checkpoint from {CONTAINER_SOURCE}"
+    if name in MSRA:
+        source = MSRA_SOURCE.format(name.removeprefix("resnet").removesuffix("_msra"))
+        return f"are not among torchvision's: download detectron2's file of them from {source}"
     named = "" if name == "container" else f" --backbone.name {name}"
     return f"were never released: train some with `detr-container train container_in1k{named}`"
 
@@ -75,7 +84,7 @@ def imagenet(name: str) -> tuple[Mapping[str, Any], str]:
 
 
 def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str, which: Which = "auto") -> list[str]:
-    """Load a backbone's weights from a checkpoint: torchvision's, CONTAINER-LIGHT's, timm's, a detector's or ours.
+    """Load a backbone's weights from a checkpoint: ours, a detector's, or published ones, see `match`.
 
     which: of averaged and raw weights. Returns the names that the file has and the backbone does not (its classifier).
     Raises ValueError, before anything is loaded, when a tensor of the backbone is missing or is another's.
@@ -87,8 +96,16 @@ def load_backbone(backbone: Backbone, checkpoint: Mapping[str, Any], source: str
 
 def take(backbone: Backbone, matched: Match, source: str, remedy: str = CHECK) -> None:
     """Load what of a file is the backbone's; raises as `load_backbone`, with the remedy where it does not fit."""
-    own = backbone.state_dict()
+    own, msra = backbone.state_dict(), isinstance(backbone, ResNetBackbone) and backbone.msra
     found = backbone.fitted(matched.found, source)
+    if matched.resnet is not None:
+        found = for_network(found, matched.resnet, msra, source)
+    elif msra and not matched.start.endswith("body."):
+        _log.warning(
+            "%s has torchvision's names and does not say whose they are: right for MSRA's ResNet only if it was "
+            "trained as one, with strides in the 1 x 1 convolutions and pixels of 0 .. 255",
+            source,
+        )
     faults = state_faults(own, found, _OPTIONAL)
     if faults:
         raise ValueError(f"{source} does not fit {type(backbone).__name__}: {listed(faults)}. {remedy}")

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backbones.resnet import ResNetBackbone
 from ..classifier import BackboneClassifier, ImageClassifier, TimmClassifier
 from .backbones import CHECK, take
+from .detectron2_resnet import for_network
 from .find import Which, check_sound
 from .fit import listed, state_faults
 from .layouts import to_container
@@ -57,6 +58,8 @@ def load_classifier(
 
 def _load_timm(model: TimmClassifier, matched: Match, source: str, remedy: str) -> Became:
     own, found = model.state_dict(), model.fitted(matched.found, source)
+    if matched.resnet is not None:
+        found = for_network(found, matched.resnet, False, source)
     last = model.last_names()
     head = {name: value for name, value in found.items() if name in last}
     kept = not state_faults({name: own[name] for name in last}, head)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .detectron2_resnet import ResnetFile
 from .fit import listed, tensor_fault
 
 Which = Literal["auto", "ema", "model"]
@@ -24,7 +25,7 @@ AVERAGED = (
     *("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict"),
     *("model_ema_state_dict", "ema_model_state_dict", "teacher"),
 )
-RAW = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "student")
+RAW = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "student", "blobs")
 # What an average keeps its model under, as in {"ema": {"module": ..., "updates": 7}}.
 _INNER = ("module", "model", "state_dict", "shadow")
 # Wrappers within a model; no layer of any detector is called so.
@@ -39,13 +40,16 @@ class Found:
     """A model's tensors by name, wrappers' names removed.
 
     entry: where the file keeps them, "" at its top; others: entries that were not taken; outside: names of tensors that
-    stand beside the model's own.
+    stand beside the model's own. author: what detectron2's files have as `__author__`; resnet: what they say of the
+    ResNet of detectron2's among them, see `for_network`.
     """
 
     state: dict[str, Tensor]
     entry: str = ""
     others: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
+    author: str = ""
+    resnet: ResnetFile | None = None
 
     @property
     def averaged(self) -> bool:
@@ -90,7 +94,7 @@ def find_weights(checkpoint: Mapping[Any, Any], which: Which = "auto") -> Found:
     if not entries:
         if which == "ema" and _has_tensors(checkpoint):
             raise ValueError("it holds one set of weights, and nothing marks them as averaged: ask for `auto`")
-        return Found(_clean(checkpoint))
+        return Found(_clean(checkpoint), author=_author(checkpoint))
     # An average may also lie within the raw entry, under a name of its own: `below` finds it there.
     within = [name for name in raw if any(_names_average(str(key)) for key in entries[name, False])]
     order = {"auto": averaged + raw, "ema": averaged or within, "model": raw}[which]
@@ -100,7 +104,7 @@ def find_weights(checkpoint: Mapping[Any, Any], which: Which = "auto") -> Found:
         )
     entry = order[0]
     others = tuple(name for name in averaged + raw if name != entry and (name in averaged) != (entry in averaged))
-    return Found(_clean(entries[entry, entry in averaged]), entry, others)
+    return Found(_clean(entries[entry, entry in averaged]), entry, others, author=_author(checkpoint))
 
 
 def below(found: Found, anchors: Iterable[str], which: Which = "auto") -> Found:
@@ -135,7 +139,7 @@ def below(found: Found, anchors: Iterable[str], which: Which = "auto") -> Found:
     if average and plain and prefix in average:
         entry = f"ema.{entry}"
     others = found.others + tuple(side.rstrip(".") or "the rest" for side in sides)
-    return Found(state, entry, others, (*found.outside, *outside))
+    return replace(found, state=state, entry=entry, others=others, outside=(*found.outside, *outside))
 
 
 def unsound(state: Mapping[str, Tensor]) -> list[str]:
@@ -163,6 +167,11 @@ def check_sound(state: Mapping[str, Tensor], source: object) -> None:
 
 def _names_average(prefix: str) -> bool:
     return any("ema" in part.split("_") or part in AVERAGED for part in prefix.split("."))
+
+
+def _author(checkpoint: Mapping[Any, Any]) -> str:
+    author = checkpoint.get("__author__")
+    return author if isinstance(author, str) else ""
 
 
 def _held(value: Any) -> list[tuple[str, Mapping[Any, Any]]]:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable
 
 LOADABLE = (
-    "DETR and single-scale SMCA-DETR can be loaded: of this program, of the published code, or (DETR) of Hugging Face"
+    "DETR and single-scale SMCA-DETR can be loaded: of this program, of the published code, in detectron2's form, or "
+    "(DETR) of Hugging Face; so can detectron2's RetinaNet and Mask R-CNN"
 )
 
 # The first that fits counts: later ones share some of the earlier ones' parts.
 _SIGNS = [
     (name, re.compile(pattern))
     for name, pattern in (
-        ("detectron2's DETR", r"backbone\.0\.backbone\.(stem|res\d)\."),
         ("D-FINE or DEIM", r"decoder\.(pre_bbox_head|lqe_layers|integral)\b"),
         ("RT-DETR", r"\b(denoising_class_embed|enc_score_head|dec_score_head)\."),
         ("RF-DETR or LW-DETR", r"\bbackbone\.0\.(encoder|projector)\."),
@@ -30,8 +30,14 @@ _SIGNS = [
         ("Anchor DETR", r"\btransformer\.(pattern|adapt_pos2d|adapt_pos1d)\b"),
         ("DETR with a class head per layer (Deformable DETR or DINO)", r"\bclass_embed\.\d+\.(weight|bias)$"),
         ("YOLOS", r"\bdetection_tokens$"),
-        ("a region-proposal detector (Faster or Mask R-CNN)", r"\b(roi_heads|rpn|roi_head|rpn_head)\."),
-        ("a dense detector (RetinaNet, FCOS)", r"\b(classification_head|bbox_head)\."),
+        (
+            "another region-proposal detector than detectron2's Mask R-CNN (Faster or Cascade R-CNN)",
+            r"\b(roi_heads|rpn|roi_head|rpn_head)\.",
+        ),
+        (
+            "another dense detector than detectron2's RetinaNet (torchvision's, FCOS)",
+            r"\b(classification_head|bbox_head|ctrness|head\.cls_score)\.",
+        ),
         ("YOLO", r"^(model\.)*\d+\.(conv|cv1|bn)\."),
     )
 ]

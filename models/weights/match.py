@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .detectron2_resnet import ResnetFile, as_torchvision
 from .find import Which, find_weights
 from .layouts import from_container, from_published
 
@@ -20,16 +21,20 @@ _log = logging.getLogger(__name__)
 class Match:
     """What of a file is a network's.
 
-    found: by the network's names; rest: what else the file has, by its own; start: what stands before the network's.
+    found: by the network's names; rest: what else the file has, by its own; start: what stands before the network's;
+    resnet: what a file in detectron2's format says of the ResNet in it.
     """
 
     found: dict[str, Tensor]
     rest: dict[str, Tensor]
     start: str
+    resnet: ResnetFile | None = None
 
 
 def match(own: Iterable[str], checkpoint: Mapping[str, Any], source: str, which: Which = "auto") -> Match:
-    """Find the tensors `own` in a checkpoint: torchvision's, CONTAINER-LIGHT's, timm's, a detector's or ours.
+    """Find the tensors `own` in a checkpoint of a network or of a model that has it: ours, or a published one.
+
+    Published are torchvision's, CONTAINER-LIGHT's, timm's, and detectron2's and Caffe2's ResNets.
 
     which: of averaged and raw weights. Raises ValueError when there are no weights, or not those that are asked for.
     """
@@ -42,12 +47,15 @@ def match(own: Iterable[str], checkpoint: Mapping[str, Any], source: str, which:
     own = set(own)
     # Files of a body alone leave out `body.`, and anything may stand before the names.
     ends = {name.removeprefix("body."): name for name in own}
-    state = _as_timm(_as_ours(kept.state, ends), ends)
+    state, resnet = kept.state, None
+    if any(end.endswith("layer1.0.conv1.weight") for end in ends):
+        state, resnet = as_torchvision(state, kept.author)
+    state = _as_timm(_as_ours(state, ends), ends)
     starts = Counter(name[: len(name) - len(end)] for name in state for end in _endings(name) if end in ends)
     best = max(starts, key=lambda start: (starts[start], -len(start)), default="")
     places = {name: ends.get(name.removeprefix(best), "") if name.startswith(best) else "" for name in state}
     found = {place: state[name] for name, place in places.items() if place}
-    return Match(found, {name: state[name] for name, place in places.items() if not place}, best)
+    return Match(found, {name: state[name] for name, place in places.items() if not place}, best, resnet)
 
 
 def _as_ours(state: dict[str, Tensor], ends: Iterable[str]) -> dict[str, Tensor]:

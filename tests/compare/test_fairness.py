@@ -12,7 +12,7 @@ from synthetic_runs import EPOCHS, experiment_of, make_data, make_run, read_json
 from detr_container.base.files import read_jsonl, write_json, write_jsonl
 from detr_container.compare import ranking
 from detr_container.compare.analysis import analyse
-from detr_container.compare.fairness import Difference
+from detr_container.compare.fairness import Difference, of_strides
 from detr_container.compare.options import PLAN, ReportOptions
 from detr_container.compare.report import write_report
 
@@ -75,6 +75,26 @@ def home(whole: Path, tmp_path: Path) -> Path:
 def of(home: Path, backbone: str) -> list[Path]:
     """The runs of one backbone."""
     return sorted(home.glob(f"{backbone}-*"))
+
+
+def test_maps_of_other_strides_belong_to_heads_that_read_a_pyramid() -> None:
+    one, half, pyramid = (32,), (16,), (8, 16, 32, 64, 128)
+    labels = ("DETR, a", "DETR, b", "RetinaNet, a", "RetinaNet, b")
+    heads = {label: label.split(", ")[0] for label in labels[2:]}
+
+    def of(*strides: tuple[int, ...] | None) -> list[Difference]:
+        return of_strides(dict(zip(labels, strides, strict=False)), heads)
+
+    assert of(one, one) == of(one, None) == []
+    (found,) = of(one, one, pyramid, pyramid)
+    assert found.expected
+    assert found.values == dict.fromkeys(labels[:2], "32 pixels") | dict.fromkeys(
+        labels[2:], "8, 16, 32, 64, 128 pixels"
+    )
+    # A head that reads one map, or the same pyramid on two backbones, is told of as before.
+    assert not of(one, half)[0].expected
+    assert not of(one, half, pyramid, pyramid)[0].expected
+    assert not of(one, one, pyramid, pyramid[1:])[0].expected
 
 
 def differences(home: Path) -> tuple[Difference, ...]:

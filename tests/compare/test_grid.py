@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from detr_container.compare.comparison import Comparison
 from detr_container.compare.grid import check_arm, on_backbone, on_one_grid, runs_of, with_head
 from detr_container.compare.options import CompareOptions
 from detr_container.compare.reading import settings_of
-from detr_container.config.detection import DetectionExperiment, detection
+from detr_container.config.detection import DetectionExperiment, LossConfig, detection
 from detr_container.config.experiments import named
+from detr_container.config.settings import validate
 from detr_container.datasets.batch import Batch
 from detr_container.datasets.loader import StepBatches, batches, training_loader
 from detr_container.datasets.padding import Padding
@@ -84,6 +86,41 @@ def test_the_other_head_on_a_base_has_its_own_loss_and_nothing_else() -> None:
     assert replace(other.head, kind="smca") == base.head
 
 
+def test_heads_of_detectron2_have_their_published_experiments_or_a_base() -> None:
+    heads = ("retinanet", "mask_rcnn")
+    for run, name in zip(
+        runs_of(Path("x"), heads, ("container_light",), (0,)), ("retinanet_r50_1x", "mask_rcnn_r50_1x"), strict=True
+    ):
+        assert run.experiment == keeping_all(on_backbone(named(name).experiment, "container_light"))
+    base = named("debug").experiment
+    for head in heads:
+        other = with_head("debug", head)
+        assert other.head == replace(base.head, kind=head)
+        assert replace(other, head=base.head, loss=base.loss) == base
+        # No setting of a loss that it does not have.
+        assert other.loss == LossConfig()
+    assert with_head("retinanet_r50_1x", "smca").loss == named("smca_r50_50e").experiment.loss
+
+
+def test_a_feature_pyramid_reads_all_maps_whichever_the_base_chose() -> None:
+    """The base of `make compare-demo` chose one, of stride 16."""
+    base = named("compare_demo").experiment
+    assert base.backbone.stride == 16
+    other = with_head("compare_demo", "retinanet")
+    assert other.backbone == replace(base.backbone, stride=0)
+    validate(other)
+    (asked,) = runs_of(Path("x"), ("retinanet",), ("resnet18",), (0,), "compare_demo", ("backbone.stride=16",))
+    with pytest.raises(ValueError, match=r"backbone.stride=16.*retinanet reads all of the backbone's maps"):
+        check_arm(asked.experiment)
+
+
+def test_an_arm_that_needs_detectron2_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detr_container.base.optional.find_spec", lambda name: None)
+    check_arm(with_head("debug", "detr"))
+    with pytest.raises(ValueError, match=r"detectron2 is not installed: .*git clone"):
+        check_arm(with_head("debug", "mask_rcnn"))
+
+
 def test_weights_are_named_with_the_backbone(tmp_path: Path) -> None:
     runs = grid(backbones=("resnet18", "container_light_tiny=tiny.pth"), base="debug")
     weights = {run.experiment.backbone.name: run.experiment.backbone.weights for run in runs}
@@ -118,6 +155,29 @@ def test_an_arm_that_cannot_be_ends_no_other() -> None:
         check_arm(light)
     with pytest.raises(ValueError, match=r"backbone.dilation"):
         check_arm(replace(light, backbone=replace(light.backbone, dilation=True)))
+
+
+@pytest.mark.parametrize("heads", [("mask_rcnn", "detr"), ("detr", "mask_rcnn")])
+def test_data_without_masks_are_no_hindrance_to_other_heads(heads: Any, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("detectron2", reason="detectron2 is not installed: docs/detectron2.md says how")
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    for path in (data / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for row in content["annotations"]:
+            row.pop("segmentation", None)
+        path.write_text(json.dumps(content))
+    options = CompareOptions(
+        heads=heads, backbones=("container_light_tiny",), base="debug", name="x", runs=tmp_path, submit=True
+    )
+    whole = Comparison.of(replace(options, setting=(f"data.root={root}",)), "compare")
+    assert not whole.refused
+    bare = Comparison.of(replace(options, setting=(f"data.root={data}",)), "compare")
+    assert list(bare.refused) == ["Mask R-CNN, container_light_tiny"]
+    assert "without a segmentation" in bare.refused["Mask R-CNN, container_light_tiny"]
+    assert any(line.startswith("DETR, container_light_tiny: ") for line in bare.plan())
+    with pytest.raises(ValueError, match=r"without a segmentation"):
+        Comparison.of(replace(options, heads=("mask_rcnn",), setting=(f"data.root={data}",)), "compare")
 
 
 # -- the same for all backbones ---------------------------------------------------------------------------------------

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simulated
-from coco_reference import Detection, Object, columns_of, ground_of, naive_iou, oddities, tiny_detections, tiny_objects
+from coco_reference import (
+    Detection,
+    Object,
+    columns_of,
+    ground_of,
+    naive_iou,
+    naive_mask_iou,
+    oddities,
+    tiny_detections,
+    tiny_objects,
+    with_masks,
+)
 from hypothesis import given, settings
 from numpy.typing import NDArray
+from pycocotools import mask
 
-from detr_container.compare.matching import AREAS, FALSE, LIMIT, THRESHOLDS, TRUE, UNCOUNTED, Ground, iou, match
+from detr_container.compare.matching import (
+    AREAS,
+    FALSE,
+    LIMIT,
+    THRESHOLDS,
+    TRUE,
+    UNCOUNTED,
+    Ground,
+    iou,
+    match,
+    of_boxes,
+    of_masks,
+)
 from detr_container.datasets.annotations import parse_annotations
 from detr_container.tasks.detection.detections import Columns
 from detr_container.tasks.detection.scoring import truth_of
@@ -24,7 +49,29 @@ def surest_first(found: Columns, rows: NDArray[np.int64]) -> list[int]:
     return sorted(rows.tolist(), key=lambda row: -found.scores[row])
 
 
-def outcomes_by_rules(ground: Ground, found: Columns) -> tuple[dict[tuple[int, int, int], int], dict[int, int]]:
+class Definitions:
+    """Overlaps and sizes by definition, of boxes or of masks."""
+
+    def __init__(self, ground: Ground, found: Columns, masks: bool) -> None:
+        self.ground, self.found, self.masks = ground, found, masks
+        if masks:
+            assert found.masks is not None
+            assert ground.masks is not None
+            self.mine, self.theirs = (np.moveaxis(mask.decode(list(x)), -1, 0) for x in (found.masks, ground.masks))
+
+    def overlap(self, row: int, thing: int) -> float:
+        crowd = bool(self.ground.crowd[thing])
+        if self.masks:
+            return naive_mask_iou(self.mine[row], self.theirs[thing], crowd)
+        return naive_iou(self.found.boxes[row].tolist(), self.ground.box[thing].tolist(), crowd)
+
+    def size(self, row: int) -> float:
+        return float(self.mine[row].sum()) if self.masks else float(self.found.boxes[row, 2] * self.found.boxes[row, 3])
+
+
+def outcomes_by_rules(
+    ground: Ground, found: Columns, masks: bool = False
+) -> tuple[dict[tuple[int, int, int], int], dict[int, int]]:
     """The outcome of (row, area, threshold) and the object that a row found at IoU 0.5, all sizes.
 
     In an image the detections of a class choose in turn, the surest first. Each takes the object of its class that it
@@ -32,15 +79,13 @@ def outcomes_by_rules(ground: Ground, found: Columns) -> tuple[dict[tuple[int, i
     no other. An object can be taken once, a crowd for ever.
     """
     outcomes, hits = {}, {}
+    defined = Definitions(ground, found, masks)
     for image, label in np.ndindex(len(ground.images), len(ground.names)):
         of_image = (found.images == ground.images[image]) & (found.categories == ground.categories[label])
         rows = surest_first(found, np.flatnonzero(of_image))[:100]
         objects = np.flatnonzero((ground.image == image) & (ground.label == label)).tolist()
-        overlaps = {
-            (row, thing): naive_iou(found.boxes[row].tolist(), ground.box[thing].tolist(), bool(ground.crowd[thing]))
-            for row in rows
-            for thing in objects
-        }
+        overlaps = {(row, thing): defined.overlap(row, thing) for row in rows for thing in objects}
+        sizes = {row: defined.size(row) for row in rows}
         for area, (low, high) in enumerate(AREAS.values()):
             counted = {thing for thing in objects if not ground.crowd[thing] and low <= ground.area[thing] <= high}
             for step, threshold in enumerate(np.linspace(0.5, 0.95, 10)):
@@ -56,15 +101,17 @@ def outcomes_by_rules(ground: Ground, found: Columns) -> tuple[dict[tuple[int, i
                         if (area, step) == ALL:
                             hits[row] = best
                     else:
-                        fits = low <= found.boxes[row, 2] * found.boxes[row, 3] <= high
+                        fits = low <= sizes[row] <= high
                         outcomes[row, area, step] = FALSE if fits else UNCOUNTED
     return outcomes, hits
 
 
-def outcomes_of_match(ground: Ground, found: Columns) -> tuple[dict[tuple[int, int, int], int], dict[int, int]]:
+def outcomes_of_match(
+    ground: Ground, found: Columns, masks: bool = False
+) -> tuple[dict[tuple[int, int, int], int], dict[int, int]]:
     """The same from `match`."""
     outcomes, hits = {}, {}
-    for one in match(ground, found):
+    for one in match(ground, found, of_masks if masks else of_boxes):
         for place, row in enumerate(one.row.tolist()):
             for area, step in np.ndindex(len(AREAS), len(THRESHOLDS)):
                 assert (row, area, step) not in outcomes
@@ -81,6 +128,27 @@ def test_every_outcome_is_that_of_the_literal_rules(seed: int) -> None:
     assert (outcomes, hits) == outcomes_by_rules(ground, found)
     assert {TRUE, FALSE, UNCOUNTED} == set(outcomes.values())
     assert any(ground.crowd[thing] for thing in hits.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_outcome_of_masks_is_that_of_the_literal_rules(seed: int) -> None:
+    ground, found = with_masks(*oddities(seed, images=6, many=104), seed)
+    assert found.masks is not None
+    assert (found.masks.areas() == 0).any()
+    outcomes, hits = outcomes_of_match(ground, found, masks=True)
+    assert (outcomes, hits) == outcomes_by_rules(ground, found, masks=True)
+    assert {TRUE, FALSE, UNCOUNTED} == set(outcomes.values())
+    assert any(ground.crowd[thing] for thing in hits.values())
+    # Of boxes they are others.
+    assert (outcomes, hits) != outcomes_of_match(ground, found)
+
+
+def test_masks_are_asked_for_only_where_both_have_them() -> None:
+    ground, found = with_masks(*oddities(0), 0)
+    with pytest.raises(ValueError, match=r"the annotation file has no masks: only their boxes can be compared"):
+        match(replace(ground, masks=None), found, of_masks)
+    with pytest.raises(ValueError, match=r"the detections have no masks"):
+        match(ground, found._replace(masks=None), of_masks)
 
 
 @settings(max_examples=150)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import synthetic_classifiers
 import synthetic_reports
+import synthetic_runs
 from browser import SIGHTS, Media, Scheme, apart, browser, contrast, settle
 from PIL import Image
 from playwright.sync_api import Browser, Page
@@ -21,7 +22,7 @@ from detr_container.compare.options import ReportOptions
 from detr_container.compare.report import write_report
 from detr_container.compare.svg import series_style
 
-REPORTS = ("two seeds", "one seed", "awkward", "classifiers", "awkward classifiers")
+REPORTS = ("two seeds", "one seed", "masks", "awkward", "classifiers", "awkward classifiers")
 A4_LANDSCAPE = 1032
 """CSS pixels between the margins of 12 mm."""
 
@@ -38,6 +39,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "two seeds": synthetic_reports.ordinary(folder / "two", seeds=2),
         "one seed": synthetic_reports.ordinary(folder / "one", seeds=1),
+        "masks": synthetic_reports.ordinary(folder / "masks", seeds=2, arms=synthetic_runs.WITH_MASKS),
         "awkward": synthetic_reports.awkward(folder / "awkward"),
         "classifiers": synthetic_classifiers.ordinary(folder / "classifiers", seeds=2),
         "awkward classifiers": synthetic_classifiers.awkward(folder / "awkward-classifiers"),

@@ -22,13 +22,14 @@ from coco_reference import (
     pycocotools_metrics,
     tiny_detections,
     tiny_objects,
+    with_masks,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detr_container.compare import precision
 from detr_container.compare.intervals import resamples
-from detr_container.compare.matching import UNCOUNTED, Ground, match
+from detr_container.compare.matching import UNCOUNTED, Ground, match, of_boxes, of_masks
 from detr_container.compare.precision import METRICS, Metrics, interpolated, metrics_of, precision_at_recall
 from detr_container.tasks.detection.coco_results import columns_of as columns_of_records
 from detr_container.tasks.detection.coco_results import read_results
@@ -40,8 +41,8 @@ PUBLISHED = (0.505, 0.697, 0.573, 0.586, 0.519, 0.501)
 CLOSE = 1e-9
 
 
-def plain(ground: Ground, found: Columns) -> Metrics:
-    return metrics_of(match(ground, found), np.ones((1, len(ground.images))))
+def plain(ground: Ground, found: Columns, masks: bool = False) -> Metrics:
+    return metrics_of(match(ground, found, of_masks if masks else of_boxes), np.ones((1, len(ground.images))))
 
 
 def assert_as_coco(ours: Metrics, by_class: Floats, overall: Floats, place: int = 0) -> None:
@@ -92,6 +93,33 @@ def test_every_class_and_size_scores_as_in_coco_whatever_is_odd(seed: int) -> No
     assert np.isnan(by_class[-1]).all()
     assert (by_class[1, :3] == 0).all()
     assert 0 < overall[0] < 0.9
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_masks_of_every_class_and_size_score_as_in_coco_whatever_is_odd(seed: int) -> None:
+    ground, found = with_masks(*oddities(seed), seed)
+    by_class, overall = pycocotools_metrics(ground, found, masks=True)
+    assert_as_coco(plain(ground, found, masks=True), by_class, overall)
+    assert 0 < overall[0] < 0.9
+    assert not np.allclose(overall, plain(ground, found).overall[0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("skill", [-1.0, 1.5])
+def test_masks_score_as_in_the_evaluator_of_a_run(tmp_path: Path, skill: float) -> None:
+    world = simulated.with_masks(simulated.scene(30, 6, 1, crowds=0.05), 3)
+    columns = simulated.detect(world, skill, 2, per_image=15)
+    found = simulated.detections(columns._replace(masks=simulated.outlines(columns.boxes, 4)))
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(simulated.annotation_file(world)))
+    truth = read_truth(path, masks=True)
+    ours = plain(Ground.of(truth), usable(found.columns(), truth, path), masks=True)
+    scores = score(path, found, "pycocotools").masks
+    assert scores is not None
+    overall = [getattr(scores, name) for name in METRICS]
+    by_class = [[row.ap, row.ap50] for row in scores.per_class]
+    np.testing.assert_allclose(ours.overall[0], np.array(overall, dtype=float), rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(ours.by_class[0, :, :2], np.array(by_class, dtype=float), rtol=0, atol=CLOSE)
+    assert 0 < (scores.ap or 0) < 0.9
 
 
 def test_no_detections_are_zeros_and_no_objects_are_nothing() -> None:
@@ -152,6 +180,16 @@ def test_resamples_score_as_data_sets_in_which_images_are_repeated(
     assert not np.isnan(ours.overall[0, 0])
     assert np.isnan(ours.overall[1]).all()
     assert len(np.unique(ours.overall[2:, 0])) == 4
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_resamples_of_masks_score_as_data_sets_in_which_images_are_repeated(seed: int) -> None:
+    ground, found = with_masks(*oddities(seed, many=104), seed)
+    times = resamples(len(ground.images), 3, seed).astype(int)
+    ours = metrics_of(match(ground, found, of_masks), times.astype(float))
+    for place, row in enumerate(times):
+        assert_as_coco(ours, *pycocotools_metrics(*reference.repeated(ground, found, row), masks=True), place)
+    assert len(np.unique(ours.overall[:, 0])) == 3
 
 
 def test_the_middle_of_a_bootstrap_is_the_plain_metric() -> None:

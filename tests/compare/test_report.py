@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from detr_container.base.files import read_jsonl, write_json
 from detr_container.compare import results
 from detr_container.compare.analysis import analyse
+from detr_container.compare.document import Section
 from detr_container.compare.errors import KINDS
 from detr_container.compare.options import ReportOptions
 from detr_container.compare.report import write_report
@@ -304,18 +305,48 @@ def test_learning_curves_end_where_the_logs_do(what: str, reported: Reported) ->
             assert f"{label.split(', ')[1]} {statistics.fmean(ends):.3g}" in alt
 
 
-def results_on(root: Path, names: list[str]) -> list[dict[str, Any]]:
-    """The headline table of one run each of what was published, on a data set with these classes."""
-    world = make_data(root / "data", count=6, names=names)
-    for head in ("detr", "smca"):
+def headline_on(root: Path, names: list[str], heads: tuple[str, ...] = ("detr", "smca")) -> Section:
+    """The headline of one run each of what was published, on a data set with these classes."""
+    world = make_data(root / "data", count=6, names=names, masks="mask_rcnn" in heads)
+    for head in heads:
         for backbone in ("resnet50", "container_light"):
             make_run(root / "runs" / f"{head}-{backbone}", experiment_of(root / "data", head, backbone), world, 1.0)
-    found = analyse([*(root / "runs").iterdir()], count=5)
-    return results.headline(found, {}).tables[0].as_data()
+    return results.headline(analyse(sorted((root / "runs").iterdir()), count=5), {})
+
+
+def results_on(root: Path, names: list[str]) -> list[dict[str, Any]]:
+    """Its table."""
+    return headline_on(root, names).tables[0].as_data()
+
+
+def test_published_metrics_of_masks_stand_beside_those_of_boxes(tmp_path: Path) -> None:
+    section = headline_on(tmp_path, [category.name for category in COCO], ("mask_rcnn", "retinanet", "detr"))
+    rows = section.tables[0].as_data()
+    found = {(row["head"], row["backbone"]): (row["published AP"], row["published mask AP"]) for row in rows}
+    assert found == {
+        ("RetinaNet", "resnet50"): (36.5, None),
+        ("RetinaNet", "container_light"): (43.8, None),
+        ("Mask R-CNN", "resnet50"): (38.2, 34.7),
+        ("Mask R-CNN", "container_light"): (45.1, 41.3),
+        ("DETR", "resnet50"): (34.9, None),
+        ("DETR", "container_light"): (38.9, None),
+    }
+    assert {row["head"] for row in rows if row["mask AP"] is not None} == {"Mask R-CNN"}
+    (line,) = [line for line in section.text if line.startswith("Published metrics are of COCO val2017")]
+    assert "after 50 epochs (DETR) and 12 epochs (Mask R-CNN and RetinaNet), by their authors" in line
+
+
+@pytest.mark.parametrize(("head", "epochs"), [("smca", 50), ("mask_rcnn", 12)])
+def test_the_schedule_of_what_was_published_is_named_once_where_it_is_the_same(
+    head: str, epochs: int, tmp_path: Path
+) -> None:
+    text = headline_on(tmp_path, [category.name for category in COCO], (head,)).text
+    assert text[-1].startswith(f"Published metrics are of COCO val2017, after {epochs} epochs, by their authors")
 
 
 def test_published_metrics_have_columns_of_their_own(tmp_path: Path) -> None:
     rows = results_on(tmp_path, [category.name for category in COCO])
+    assert not any("mask" in key for row in rows for key in row)
     assert {(row["head"], row["backbone"]): row["published AP"] for row in rows} == {
         ("DETR", "resnet50"): 34.9,
         ("DETR", "container_light"): 38.9,

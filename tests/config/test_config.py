@@ -91,6 +91,15 @@ def test_a_file_that_was_cut_short(tmp_path: Path) -> None:
         ({"data__crop_range": (30, 40)}, "data.crop_range has no effect with data.augment=flip"),
         ({"data__resize": "square"}, "data.max_size has no effect on square images"),
         ({"train__lr_drop": 1}, "train.lr_drop has no effect on the cosine schedule"),
+        ({"train__lr_drop_again": 1}, "train.lr_drop_again has no effect on the cosine schedule"),
+        (
+            {"train__schedule": "step", "train__lr_drop": 1, "train__lr_drop_again": 9},
+            "train.lr_drop_again=9 has no effect: it is not before the end (train.epochs=2)",
+        ),
+        (
+            {"pyramid__channels": 64},
+            "pyramid.channels has no effect on smca: it is of head.kind=retinanet or mask_rcnn",
+        ),
         ({"train__schedule": "step"}, "train.lr_drop=40 has no effect: it is not before the end (train.epochs=2)"),
         ({"head__position": "learned", "train__lr_backbone": 0.0}, "train.lr_backbone=0 also stops the learned pos"),
     ],
@@ -121,11 +130,23 @@ def test_a_setting_without_effect_is_reported(changed: dict[str, Any], message: 
         ({"train__ema_decay": 1.0}, r"train\.ema_decay=1\.0: it must be at least 0 and less than 1"),
         ({"head__dropout": 1.5}, r"head\.dropout=1\.5: it must be at least 0 and less than 1"),
         ({"seed": -1}, r"seed=-1: it must be 0 or greater"),
+        ({"train__schedule": "step", "train__lr_drop": 3, "train__lr_drop_again": 3}, r"lr_drop_again=3 is not after"),
+        ({"head__kind": "retinanet", "backbone__stride": 16}, r"backbone\.stride=16.*retinanet reads all of the back"),
     ],
 )
 def test_a_value_that_no_run_can_have(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         validate(tiny(Path("data"), **changed))
+
+
+def test_settings_of_queries_have_no_effect_on_anchors() -> None:
+    base = named("retinanet_demo").experiment
+    assert validate(base) == []
+    changed = replace(base, head=replace(base.head, width=64, smooth=4.0), loss=replace(base.loss, focal_gamma=1.0))
+    changed = replace(changed, pyramid=replace(base.pyramid, hidden=5))
+    assert [warning.split(" ")[0] for warning in validate(changed)] == [
+        *("head.width", "head.smooth", "loss.focal_gamma", "pyramid.hidden")
+    ]
 
 
 def test_every_option_is_explained(repository: Path) -> None:
@@ -140,7 +161,16 @@ def test_every_option_is_explained(repository: Path) -> None:
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
                     continue
-                section = field.target.id in {"backbone", "head", "loss", "data", "train", "settings", "slurm"}
+                section = field.target.id in {
+                    "backbone",
+                    "head",
+                    "pyramid",
+                    "loss",
+                    "data",
+                    "train",
+                    "settings",
+                    "slurm",
+                }
                 explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 if not explained and not section and "ClassVar" not in ast.unparse(field.annotation):
                     missing.append(f"{path.name}: {node.name}.{field.target.id}")
@@ -160,9 +190,9 @@ def test_every_setting_states_what_it_means_for_a_resume_and_for_fairness() -> N
     assert topics["backbone.norm"] == "norm policy"
     assert [name for name in topics if name.startswith("data.") and not topics[name]] == [
         *("data.root", "data.train_images", "data.train_annotations", "data.val_images", "data.val_annotations"),
-        *("data.make_shapes", "data.workers"),
+        *("data.d2_dataset", "data.d2_import", "data.make_shapes", "data.workers"),
     ]
-    assert all(each.topic.compared == name.startswith(("head.", "loss.")) for name, each in traits.items())
+    assert all(each.topic.compared == name.startswith(("head.", "pyramid.", "loss.")) for name, each in traits.items())
 
 
 def test_a_file_of_another_task_is_refused_and_one_without_is_of_detection() -> None:

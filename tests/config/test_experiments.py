@@ -4,10 +4,13 @@ import pytest
 
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.experiments import named, names
+from detr_container.config.settings import validate
 
 FIFTY = ["detr_r50_50e", "detr_r50_dc5_50e", "detr_container_light_50e", "smca_r50_50e", "smca_container_light_50e"]
 
 
+ONE_X = ["retinanet_r50_1x", "retinanet_container_light_1x", "mask_rcnn_r50_1x", "mask_rcnn_container_light_1x"]
+DEMOS = ["demo", "retinanet_demo", "mask_rcnn_demo", "compare_demo", "debug"]
 OURS = [name for name in names() if named(name).experiment.task == "detection"]
 
 
@@ -16,7 +19,7 @@ def of(name: str) -> DetectionExperiment:
 
 
 def test_the_list() -> None:
-    assert [*FIFTY, "demo", "compare_demo", "debug"] == OURS
+    assert [*FIFTY, *ONE_X, *DEMOS] == OURS
     for name in OURS:
         entry = named(name)
         assert entry.experiment.name == name
@@ -32,6 +35,31 @@ def test_the_published_schedule(name: str) -> None:
     assert train.batch % train.micro_batch == 0
     assert train.ema_decay == 0
     assert train.precision == "fp32"
+
+
+@pytest.mark.parametrize("name", ONE_X)
+def test_the_published_recipe_of_feature_pyramids(name: str) -> None:
+    experiment = of(name)
+    train, data, backbone, pyramid = experiment.train, experiment.data, experiment.backbone, experiment.pyramid
+    assert (train.epochs, train.schedule, train.lr_drop, train.lr_drop_again, train.warmup_steps) == (
+        12,
+        "step",
+        8,
+        11,
+        500,
+    )
+    assert (train.lr, train.lr_backbone, train.weight_decay, train.clip) == (1e-4, 1e-4, 0.05, 0.0)
+    assert (train.batch, train.micro_batch, train.precision) == (16, 2, "fp32")
+    assert (data.augment, data.resize, data.scales) == ("flip", "shortest", (800,))
+    assert (data.max_size, data.eval_size) == (1333, 800)
+    assert (backbone.norm, backbone.drop_path, pyramid.map_norm) == ("frozen", 0.0, "none")
+    assert (backbone.name, backbone.frozen_stages) == (
+        ("container_light", 0) if "container" in name else ("resnet50", 2)
+    )
+    assert (pyramid.channels, pyramid.convolutions, pyramid.hidden) == (256, 4, 1024)
+    assert (pyramid.score_threshold, pyramid.nms, pyramid.detections, pyramid.proposals) == (0.05, 0.5, 100, 1000)
+    assert experiment.head.kind == name.rsplit("_", 3 if "container" in name else 2)[0]
+    assert validate(experiment) == []
 
 
 @pytest.mark.parametrize("name", FIFTY)
@@ -81,7 +109,11 @@ def test_only_what_is_published_is_claimed() -> None:
     assert "44.2" in claimed["smca_container_light_50e"]
     assert "41.0" in claimed["smca_r50_50e"]
     assert "34.9" in claimed["detr_r50_50e"]
-    assert [name for name, ap in claimed.items() if not ap] == ["detr_r50_dc5_50e", "demo", "compare_demo", "debug"]
+    assert "43.8" in claimed["retinanet_container_light_1x"]
+    assert "36.5" in claimed["retinanet_r50_1x"]
+    assert "45.1 (mask AP 41.3)" in claimed["mask_rcnn_container_light_1x"]
+    assert "38.2 (mask AP 34.7)" in claimed["mask_rcnn_r50_1x"]
+    assert [name for name, ap in claimed.items() if not ap] == ["detr_r50_dc5_50e", *DEMOS]
 
 
 @pytest.mark.parametrize(

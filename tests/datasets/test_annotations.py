@@ -311,21 +311,6 @@ def test_segmentations_are_not_kept(tmp_path: Path) -> None:
     assert raw == valid()
 
 
-def test_segmentations_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
-    """In the order of the boxes that they belong to, which is that of the images, without those of refused records."""
-    content = valid()
-    for row in content["annotations"][1:]:
-        row["segmentation"] = [[row["id"], 0, 1, 1, 0, 1]]
-    path = write(tmp_path / "a.json", content)
-    assert read_annotations(path, tmp_path).segmentations is None
-    found = read_annotations(path, tmp_path, segmentations=True)
-    without = content["annotations"][0]["id"]
-    expected = [None if number == without else [[number, 0, 1, 1, 0, 1]] for number in found.annotation_ids.tolist()]
-    assert found.segmentations is not None
-    assert list(found.segmentations) == expected
-    assert len(expected) > 1
-
-
 @pytest.mark.parametrize("name", ["bccd", "coco_permissive"])
 def test_real_files_agree_with_pycocotools(shared_data: Path, name: str) -> None:
     for images, path in resolve(shared_data / name, None, None, None, None):

@@ -1,5 +1,8 @@
 """A batch's objects are padded, and its tensors can be exchanged for others."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from detr_container.datasets.batch import Batch, Sample, collate
@@ -39,9 +42,33 @@ def test_a_batch_without_objects_has_no_slots() -> None:
     assert targets.boxes.shape == (1, 0, 4)
 
 
-def test_other_tensors_in_the_same_batch() -> None:
-    batch = collate(samples())
-    assert len({id(tensor) for tensor in batch.tensors}) == 5
+def with_masks() -> list[Sample]:
+    """The same, each object with a mask of its own."""
+    masks = [torch.rand(len(sample.labels), 3, 3) < 0.5 for sample in samples()]
+    return [replace(sample, masks=each) for sample, each in zip(samples(), masks, strict=True)]
+
+
+def test_masks_are_in_the_slots_of_their_objects() -> None:
+    given = with_masks()
+    for asked, slots in ((0, 2), (5, 5)):
+        targets = collate(given, Padding(slots=asked)).targets
+        assert targets.masks is not None
+        assert targets.masks.shape == (3, slots, 3, 3)
+        assert targets.masks.dtype == torch.bool
+        for image, sample in enumerate(given):
+            assert sample.masks is not None
+            assert torch.equal(targets.masks[image, targets.valid[image]], sample.masks)
+        assert not targets.masks[~targets.valid].any()
+    empty = collate([given[1]]).targets.masks
+    assert empty is not None
+    assert empty.shape == (1, 0, 3, 3)
+    assert collate(samples()).targets.masks is None
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_other_tensors_in_the_same_batch(masks: bool) -> None:
+    batch = collate(with_masks() if masks else samples())
+    assert len({id(tensor) for tensor in batch.tensors}) == 5 + masks
     other = batch.with_tensors(tensor + 1 if tensor.dtype != torch.bool else ~tensor for tensor in batch.tensors)
     for mine, theirs in zip(batch.tensors, other.tensors, strict=True):
         assert mine.shape == theirs.shape
@@ -50,6 +77,9 @@ def test_other_tensors_in_the_same_batch() -> None:
     assert torch.equal(other.sizes, batch.sizes + 1)
     assert (other.image_ids, other.original_sizes) == (batch.image_ids, batch.original_sizes)
     assert other.targets.counts == batch.targets.counts
+    if masks:
+        assert batch.targets.masks is batch.tensors[-1]
+        assert other.targets.masks is other.tensors[-1]
 
 
 def test_only_padding_makes_another_form() -> None:

@@ -188,6 +188,33 @@ def test_damage_is_found_named_and_nothing_else_is(
         assert f"{raw['images'][0]['file_name']} (image {raw['images'][0]['id']})" in report.problems[0].message
 
 
+def test_segmentations_are_checked_where_that_is_asked_for(root: Path) -> None:
+    """And are no errors, since boxes do without."""
+    assert check(root, masks=True).problems == ()
+    path = root / "annotations" / "instances_val2017.json"
+    raw = json.loads(path.read_text())
+    single = [record for record in raw["annotations"] if not record["iscrowd"]]
+    ring = next(record for record in single if isinstance(record["segmentation"], dict))
+    ring["segmentation"]["counts"][0] += 1
+    outlined = [record for record in single if record is not ring]
+    outlined[0]["segmentation"] = [[1, 2, 3, 4, 5, 6, 7]]
+    del outlined[1]["segmentation"], outlined[2]["segmentation"]
+    path.write_text(json.dumps(raw))
+    assert check(root).problems == ()
+    report = check(root, masks=True)
+    assert {(problem.severity, problem.kind) for problem in report.problems} == {("warning", "segmentation")}
+    messages = [problem.message for problem in report.problems]
+    file = "val: annotations/instances_val2017.json: "
+    for expected in (
+        f"{file}annotation {ring['id']}: segmentation ",
+        f"{file}annotation {outlined[0]['id']}: segmentation [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]] has a polygon of 7",
+        f"{file}2 of {len(single)} objects without a segmentation (annotation {outlined[1]['id']}, "
+        f"{outlined[2]['id']}): only Mask R-CNN needs them",
+    ):
+        assert sum(message.startswith(expected) for message in messages) == 1
+    assert len(messages) == 3
+
+
 def test_images_may_be_turned_by_their_tags(root: Path) -> None:
     path = root / "annotations" / "instances_val2017.json"
     turned_by_its_tag(root, json.loads(path.read_text()))

@@ -3,6 +3,7 @@
 import io
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from detr_container.datasets.batch import Batch, Sample, collate
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.handover import AHEAD, Collate, Ring, Slot, plan_memory
 from detr_container.datasets.loader import batches, training_loader
+from detr_container.datasets.masks import SIDE
 from detr_container.datasets.padding import Padding
 
 
@@ -82,6 +84,25 @@ def test_a_batch_that_is_larger_than_a_slot_comes_in_turn(
     # In the middle, but between two numbers of pages.
     monkeypatch.setattr(DetectionDataset, "largest_bytes", lambda *_: sizes[len(sizes) // 2] - 4096)
     assert_same(list(batches(training_loader(dataset, steps_of(0, 6), workers=2))), alone)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_come_with_their_batch_and_fit_into_its_slot(
+    tmp_path: Path, dataset: DetectionDataset, workers: int
+) -> None:
+    masked, padding = make_dataset(tmp_path, masks=True), Padding(slots=40)
+    found = list(batches(training_loader(masked, steps_of(0, 10), padding=padding, workers=workers)))
+    for batch in found:
+        assert sum(tensor.nbytes for tensor in batch.tensors) < masked.largest_bytes(2, padding)
+        masks = batch.targets.masks
+        assert masks is not None
+        assert masks.dtype == torch.bool
+        assert masks.shape == (*batch.targets.valid.shape, SIDE, SIDE)
+        assert masks[batch.targets.valid].any(dim=(1, 2)).all()
+    assert_same(found, list(batches(training_loader(masked, steps_of(0, 10), padding=padding))))
+    # But for the masks nothing has changed.
+    without = [replace(batch, targets=replace(batch.targets, masks=None)) for batch in found]
+    assert_same(without, list(batches(training_loader(dataset, steps_of(0, 10), padding=padding))))
 
 
 def test_without_anonymous_memory_batches_come_through_files(

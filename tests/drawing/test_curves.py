@@ -50,6 +50,18 @@ def test_lines_are_the_rows_and_gaps_stay() -> None:
     assert [text.get_text() for text in precision.texts] == ["AP 30.0", "AP50 45.0"]
 
 
+def test_a_metric_that_only_some_models_have_is_a_curve_where_it_is() -> None:
+    scores = Scores(SCORES.title, {**SCORES.keys, "mask AP": "mask_ap"})
+    rows = [evaluation(epoch, 0.1 * epoch) for epoch in (1, 2, 3)]
+    assert len(make_figure([], rows, scores).axes[1].lines) == 2
+    with_masks = [row | {"mask_ap": 0.08 * row["epoch"]} for row in rows]
+    shown = make_figure([], [rows[0], *with_masks[1:]], scores).axes[1]
+    np.testing.assert_allclose(shown.lines[2].get_ydata(), [np.nan, 16, 24])
+    assert {text.get_text() for text in shown.texts} == {"AP 30.0", "AP50 45.0", "mask AP 24.0"}
+    heights = sorted(text.get_position()[1] for text in shown.texts)
+    assert min(np.diff(heights)) > 0.06
+
+
 @given(st.lists(st.one_of(st.just(math.nan), st.floats(-100, 100)), min_size=1, max_size=400))
 def test_smoothing_is_the_mean_of_the_neighbours_that_exist(values: list[float]) -> None:
     reach = len(values) // 80

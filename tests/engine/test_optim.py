@@ -101,6 +101,7 @@ def naive_factor(step: int, per_epoch: int, config: DetectionTrainConfig) -> flo
         epoch = now // per_epoch
         if config.schedule == "step":
             factor = 1.0 if epoch < config.lr_drop else 0.1
+            factor *= 0.1 if 0 < config.lr_drop_again <= epoch else 1.0
         else:
             done = 0.0
             if now >= config.warmup_steps:
@@ -111,9 +112,19 @@ def naive_factor(step: int, per_epoch: int, config: DetectionTrainConfig) -> flo
     return factor
 
 
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 6), st.integers(0, 40), st.sampled_from(["step", "cosine"]))
-def test_the_schedule_against_a_naive_loop(epochs: int, per_epoch: int, drop: int, warmup: int, schedule: str) -> None:
+@given(
+    st.integers(1, 6),
+    st.integers(1, 5),
+    st.tuples(st.integers(0, 6), st.integers(0, 3)),
+    st.integers(0, 40),
+    st.sampled_from(["step", "cosine"]),
+)
+def test_the_schedule_against_a_naive_loop(
+    epochs: int, per_epoch: int, drops: tuple[int, int], warmup: int, schedule: str
+) -> None:
+    drop, later = drops
     config = replace(DetectionTrainConfig(), epochs=epochs, lr_drop=drop, warmup_steps=warmup, schedule=schedule)
+    config = replace(config, lr_drop_again=drop + later if later else 0)
     for step in range(epochs * per_epoch):
         factor = lr_factor(step, per_epoch, config)
         assert factor == pytest.approx(naive_factor(step, per_epoch, config), abs=1e-12)

@@ -24,7 +24,7 @@ from detr_container.engine.session import open_session
 from detr_container.engine.trainer import Trainer
 from detr_container.measure import preflight
 from detr_container.measure.preflight import PreflightOptions
-from detr_container.tasks.detection import evaluate, task
+from detr_container.tasks.detection import finding, task
 from detr_container.tasks.detection.build import build_detector
 
 NAMES = ["settings", "data", "memory", "step", "learning", "saving", "evaluation", "time"]
@@ -371,7 +371,7 @@ def test_a_request_to_stop_is_not_lost_in_an_error() -> None:
         ("step", "engine.trainer.Trainer.take", 1),
         # A run learns of the request with the step after it, as all its processes do.
         ("saving", "engine.trainer.Trainer.take", 2),
-        ("evaluation", "tasks.detection.evaluate.postprocess", 1),
+        ("evaluation", "tasks.detection.finding.postprocess", 1),
     ],
 )
 def test_interrupted_at_work(
@@ -385,7 +385,7 @@ def test_interrupted_at_work(
 ) -> None:
     """What is being done comes to its end, so that the loader's processes do, and then the command leaves."""
     owner, _, name = where.rpartition(".")
-    real = getattr(Trainer if "Trainer" in owner else evaluate, name)
+    real = getattr(Trainer if "Trainer" in owner else finding, name)
     sent = []
 
     def signalled(*arguments: Any, **options: Any) -> Any:

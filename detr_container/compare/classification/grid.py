@@ -12,7 +12,6 @@ from detr_container.config.settings import validate
 from detr_container.engine.classifiers import build_classifier
 from detr_container.jobs.submit import PlannedRun
 from detr_container.jobs.sweep import with_settings
-from detr_container.models.backbones.resnet import DEPTHS
 
 from ..grid import check_axes, check_weights, common_settings, folder_of
 
@@ -48,7 +47,7 @@ def on_backbone(base: ClassificationExperiment, name: str, weights: str = "") ->
 
     A ResNet has no stochastic depth: its settings say so, and the report that they differ.
     """
-    drop_path = 0.0 if name in DEPTHS else base.backbone.drop_path
+    drop_path = 0.0 if name.startswith("resnet") else base.backbone.drop_path
     backbone = replace(base.backbone, name=name, weights=weights or base.backbone.weights, frozen_stages=0)
     return replace(base, backbone=replace(backbone, drop_path=drop_path))
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from detr_container.base.files import sha256
+from detr_container.base.optional import require_detectron2
 from detr_container.base.shortage import asking
 from detr_container.config.backbones import BackboneConfig
 from detr_container.config.detection import DataConfig, DetectionExperiment
 from detr_container.config.memory import for_model
-from detr_container.datasets.annotations import Annotations, Category, read_annotations, resolve
+from detr_container.datasets.annotations import Annotations, Category, read_annotations
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.shapes import make_shapes
 from detr_container.datasets.transforms import Augmentation
@@ -23,13 +24,15 @@ from detr_container.engine.backbones import build_backbone, check_dense, known, 
 from detr_container.models.backbones.plain import PLAIN
 from detr_container.models.backbones.timm_fit import fit
 from detr_container.models.criterion import Criterion
-from detr_container.models.detector import Detector
+from detr_container.models.detector import Detector, QueryDetector
 from detr_container.models.detr import Detr
 from detr_container.models.matcher import Matcher
 from detr_container.models.smca import SmcaDetr
 from detr_container.models.weights.detectors import Loaded, fine_tune_from
 
+from .anchors.workarounds import deprecated_functions_of_torch_are_called, torch_says_once_what_will_change
 from .detector_file import read_detector
+from .splits import both_splits
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ def check_backbone(experiment: DetectionExperiment) -> str:
     checked; what else can be wrong with a model its constructor reports.
     """
     config = experiment.backbone
+    if experiment.anchors:
+        require_detectron2()
     if not config.name.startswith("timm/"):
         known(config.name)
         return _dense_remark(config, longest_side(experiment.data))
@@ -74,7 +79,9 @@ def _dense_remark(config: BackboneConfig, longest: int) -> str:
 
 
 def size_multiple(experiment: DetectionExperiment) -> int:
-    """What the backbone's images are padded to a multiple of, in pixels."""
+    """What the detector's images are padded to a multiple of, in pixels."""
+    if experiment.anchors:
+        return build_detector(experiment, 1, weights=False).size_multiple
     config, longest = experiment.backbone, longest_side(experiment.data)
     if config.name.startswith("timm/"):
         name = config.name.removeprefix("timm/")
@@ -90,6 +97,13 @@ def build_detector(experiment: DetectionExperiment, classes: int, weights: bool 
     with asking("the model", for_model(experiment)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(experiment.seed)
         backbone = build_backbone(experiment.backbone, weights, longest_side(experiment.data))
+        if experiment.anchors:
+            require_detectron2()
+            with deprecated_functions_of_torch_are_called():
+                from .anchors.detector import build
+            torch_says_once_what_will_change()
+            anchored = build(experiment.head.kind, backbone, classes, experiment.pyramid, experiment.seed)
+            return lay_out(anchored, backbone.memory_format)
         # What was asked for is the deepest map that was built, and both heads read one.
         backbone.at_strides(backbone.strides[-1])
         # Again, so that the head starts the same whatever the backbone has drawn.
@@ -108,7 +122,7 @@ def build_detector(experiment: DetectionExperiment, classes: int, weights: bool 
         }
         logits = classes + int(experiment.loss.classification == "softmax")
         if head.kind == "detr":
-            model: Detector = Detr(backbone, logits, pre_norm=head.pre_norm, **shared)
+            model: QueryDetector = Detr(backbone, logits, pre_norm=head.pre_norm, **shared)
         else:
             model = SmcaDetr(backbone, logits, gaussian=head.gaussian, smooth=head.smooth, **shared)
         return lay_out(model, backbone.memory_format)
@@ -174,13 +188,14 @@ def open_data(experiment: DetectionExperiment) -> Data:
     """Read both annotation files. Raises ValueError for what cannot be trained on."""
     config = experiment.data
     make_shapes_if_asked(config)
-    train, val = resolve(
-        config.root, config.train_images, config.train_annotations, config.val_images, config.val_annotations
-    )
-    annotations = read_annotations(train[1], train[0]), read_annotations(val[1], val[0])
+    train, val = both_splits(config)
+    masks = experiment.masks
+    annotations = [read_annotations(path, images, segmentations=masks) for images, path in (train, val)]
     same_classes(annotations[0].categories, annotations[1])
     return Data(
-        DetectionDataset(annotations[0], training_augmentation(config), experiment.seed, config.apply_orientation),
+        DetectionDataset(
+            annotations[0], training_augmentation(config), experiment.seed, config.apply_orientation, masks
+        ),
         DetectionDataset(annotations[1], evaluation_augmentation(config), experiment.seed, config.apply_orientation),
     )
 
@@ -210,9 +225,9 @@ def start_from(model: Detector, experiment: DetectionExperiment, classes: Sequen
         guess = file.taken_for()
         _log.warning("%s has no class list: taken for a detector under %s names, %s", path, file.layout, guess)
         if not file.known_as and not file.names:
-            rows = len(file.state["class_embed.bias"])
-            _log.warning("%s has %d class rows and no class list, so none is taken for one of ours", path, rows)
+            _log.warning("%s has %d class rows and no class list, so none is taken for one of ours", path, file.rows)
             theirs = []
     softmax = experiment.loss.classification == "softmax"
     ours = [category.name for category in classes]
-    return fine_tune_from(model, file.state, theirs, ours, softmax, file.softmax)
+    state = file.state_on(experiment.backbone.name)
+    return fine_tune_from(model, state, theirs, ours, softmax, file.softmax)

@@ -13,7 +13,7 @@ from detr_container.config.detection import DataConfig, DetectionExperiment
 from detr_container.datasets.canvas import STEP, Canvases, for_evaluation, for_training
 from detr_container.datasets.padding import Padding, up
 from detr_container.datasets.sizes import Sides
-from detr_container.models.backbones.backbone import Backbone
+from detr_container.models.detector import Detector
 
 from .build import evaluation_augmentation, training_augmentation
 
@@ -34,7 +34,7 @@ def many_sizes(data: DataConfig) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """What canvases of an experiment can be; multiple, side: the backbone's `size_multiple` and `side`.
+    """What canvases of an experiment can be; multiple: the detector's `size_multiple`; side: its backbone's.
 
     The sizes of images are [I, 2], on disk, in pixels. Both raise ValueError when the backbone cannot have sides that
     are multiples of data.canvas_multiple.
@@ -56,13 +56,13 @@ class Grid:
         return for_evaluation(sizes, augmentation, data.eval_batch, step, self.side, most)
 
 
-def grid_of(experiment: DetectionExperiment, backbone: Backbone, device: torch.device) -> Grid | None:
-    """The grid of a backbone; None where no canvases are used."""
-    return Grid(experiment, backbone.size_multiple, backbone.side) if active(experiment.data, device) else None
+def grid_of(experiment: DetectionExperiment, model: Detector, device: torch.device) -> Grid | None:
+    """The grid of a detector; None where no canvases are used."""
+    return Grid(experiment, model.size_multiple, model.backbone.side) if active(experiment.data, device) else None
 
 
 def grid_step(data: DataConfig, multiple: int) -> int:
-    """What canvases' sides are multiples of, for a backbone's `size_multiple`; the same for most of them."""
+    """What canvases' sides are multiples of, for a detector's `size_multiple`; the same for most of them."""
     if data.canvas_multiple % multiple:
         raise ValueError(
             f"data.canvas_multiple={data.canvas_multiple}: this backbone takes images whose sides are multiples of "
@@ -71,9 +71,9 @@ def grid_step(data: DataConfig, multiple: int) -> int:
     return up(STEP, data.canvas_multiple or multiple)
 
 
-def padding_of(data: DataConfig, backbone: Backbone, canvases: Canvases | None) -> Padding:
+def padding_of(data: DataConfig, model: Detector, canvases: Canvases | None) -> Padding:
     """What batches are padded to."""
-    return Padding(backbone.size_multiple, data.canvas, canvases.sizes if canvases else ())
+    return Padding(model.size_multiple, data.canvas, canvases.sizes if canvases else ())
 
 
 def as_json(canvases: Canvases) -> dict[str, Any]:

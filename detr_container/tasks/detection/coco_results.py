@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from detr_container.base.checked import Schema, mistakes, read_plain
 from detr_container.base.files import atomic_write
+from detr_container.datasets.run_length_codes import first_fault
+from detr_container.datasets.run_lengths import RunLength, RunLengths
 from detr_container.engine.run import evaluation_of
 
-from .detections import NAME, Columns, Detections
+from .detections import NAME, Columns, Detections, other_sizes
 
 OLD_NAME = "detections.json"
 _RULE = "each has image_id and category_id (whole numbers), bbox [x, y, width, height] in pixels and score"
+_MASKS = "segmentation is {size: [height, width] of the image, counts: a compressed run-length code}, of all or of none"
 _LARGEST = 1 << 33
 """Bytes of a file of detections: ten times what the largest public data sets make."""
 
@@ -31,6 +35,20 @@ class DetectionRow(Schema):
     score: float
 
 
+class ResultMask(TypedDict):
+    """A mask in COCO's result format: size is height and width in pixels, counts a compressed run-length code."""
+
+    size: list[int]
+    counts: str
+
+
+class MaskRow(Schema):
+    """A mask of a file."""
+
+    size: Annotated[list[Annotated[int, Field(ge=1, lt=1 << 31)]], Field(min_length=2, max_length=2)]
+    counts: Annotated[str, Field(pattern=r"^[0-o]+$")]
+
+
 class ResultRecord(TypedDict):
     """One detection in COCO's result format: bbox is x, y, width, height in pixels of the image on disk."""
 
@@ -38,6 +56,7 @@ class ResultRecord(TypedDict):
     category_id: int
     bbox: list[float]
     score: float
+    segmentation: NotRequired[ResultMask]
 
 
 def is_kept(folder: Path) -> bool:
@@ -104,12 +123,21 @@ def records_of(found: Columns) -> Iterator[ResultRecord]:
     rows = zip(
         found.images.tolist(), found.categories.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True
     )
+    masks = iter(found.masks or ())
     for image_id, category_id, bbox, score in rows:
-        yield ResultRecord(image_id=image_id, category_id=category_id, bbox=bbox, score=score)
+        record = ResultRecord(image_id=image_id, category_id=category_id, bbox=bbox, score=score)
+        if found.masks is not None:
+            record["segmentation"] = in_json(next(masks))
+        yield record
+
+
+def in_json(mask: RunLength) -> ResultMask:
+    """A mask as JSON has it."""
+    return ResultMask(size=mask["size"], counts=mask["counts"].decode("ascii"))
 
 
 def columns_of(results: Sequence[ResultRecord]) -> Columns:
-    """Records as columns. Raises ValueError naming the first that is not in COCO's format."""
+    """Records as columns, with masks where they have any. Raises ValueError naming the first not in COCO's format."""
     if not results:
         nothing = np.zeros(0, dtype=np.int64)
         return Columns(nothing, nothing, np.zeros((0, 4)), np.zeros(0))
@@ -126,7 +154,35 @@ def columns_of(results: Sequence[ResultRecord]) -> Columns:
     fits = all(kind in allowed for kind, allowed in zip(kinds, ("iu", "iu", "iuf", "iuf"), strict=True))
     if not fits or shapes != (*[(len(results),)] * 3, (len(results), 4)):
         raise ValueError(_not_in_format(results))
-    return Columns(images, categories, boxes.astype(np.float64), confidences.astype(np.float64))
+    return Columns(
+        images, categories, boxes.astype(np.float64), confidences.astype(np.float64), _masks_of(images, results)
+    )
+
+
+def _masks_of(images: NDArray[Any], results: Sequence[ResultRecord]) -> RunLengths | None:
+    """Those of records, if they have any. Raises ValueError where some have none, or one cannot be decoded."""
+    given = [record.get("segmentation") for record in results]
+    # What loadRes of COCO's own tools makes of boxes, polygons of four corners, is none.
+    if not any(isinstance(mask, dict) for mask in given):
+        return None
+    for index, mask in enumerate(given):
+        if not _is_mask(mask):
+            wrong = "is missing" if mask is None else mistakes(mask, MaskRow)
+            raise ValueError(
+                f"detections are not in COCO's result format: record {index}: segmentation {wrong}; {_MASKS}"
+            )
+    masks = RunLengths.of([RunLength(size=mask["size"], counts=mask["counts"].encode()) for mask in given if mask])
+    if wrong := first_fault(masks) or other_sizes(images, masks.sizes):
+        raise ValueError(f"detections are not in COCO's result format: {wrong}; {_MASKS}")
+    return masks
+
+
+def _is_mask(mask: Any) -> bool:
+    """As the schema, a hundred times as fast; what it lets pass is looked at together."""
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str) or not mask["counts"].isascii():
+        return False
+    size = mask.get("size")
+    return isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 1 << 31 for side in size)
 
 
 def _not_in_format(results: Sequence[Any]) -> str:

@@ -19,7 +19,11 @@ from detr_container.datasets.annotations import Category
 from detr_container.datasets.coco_classes import COCO, PANOPTIC, rows_by_id
 from detr_container.engine.weight_files import load_weights
 from detr_container.models.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from detr_container.models.backbones.resnet import MSRA, TWINS
+from detr_container.models.weights.class_rows import class_rows
 from detr_container.models.weights.detectors import detector_weights
+from detr_container.models.weights.detectron2 import anchor_kind
+from detr_container.models.weights.detectron2_resnet import ResnetFile, for_network
 from detr_container.models.weights.find import Which, check_sound, find_weights
 
 _log = logging.getLogger(__name__)
@@ -31,7 +35,12 @@ COCO_ROWS = (91, 92)
 """Class rows of the published heads of COCO; of any other number none is taken for one of COCO's classes."""
 PANOPTIC_ROWS = 251
 """Of the published panoptic heads; so many rows of a detector without masks may be anything."""
-_NEEDED = {"query_embed.weight": 2, "class_embed.weight": 2, "class_embed.bias": 1}
+_NEEDED = {
+    "": {"query_embed.weight": 2, "class_embed.weight": 2, "class_embed.bias": 1},
+    "retinanet": {"model.head.cls_score.weight": 4, "model.head.bbox_pred.weight": 4},
+    "mask_rcnn": {"model.roi_heads.box_predictor.cls_score.weight": 2, "model.roi_heads.mask_head.predictor.weight": 4},
+}
+"""Tensors by `DetectorFile.anchors`, and their dimensions."""
 
 
 class ModelConfig(Schema):
@@ -53,6 +62,7 @@ class DetectorFile:
     names: class names by row, as in Hugging Face's config.json; arguments: what the published code stored
     beside its weights, or what config.json states of heads and dilation; sizes: of images, as settings of `data`, where
     Hugging Face's preprocessor_config.json has them; panoptic: whether it has a mask head, or states that it is COCO's.
+    resnet: what it says of a ResNet of detectron2's in a detector of detectron2's, see `state_on`.
     """
 
     path: Path
@@ -65,6 +75,51 @@ class DetectorFile:
     step: int
     sizes: dict[str, Any]
     panoptic: bool
+    resnet: ResnetFile | None = None
+
+    @property
+    def anchors(self) -> str:
+        """The `HeadConfig.kind` of RetinaNet and Mask R-CNN, "" for others."""
+        return anchor_kind(self.state)
+
+    @property
+    def count(self) -> int:
+        """How many classes it has rows for."""
+        name, rows = next(iter(class_rows(self.state, self.softmax).items()))
+        return rows.classes(self.state[name])
+
+    @property
+    def rows(self) -> int:
+        """How many rows its class head has, with one of no object."""
+        return self.count + next(iter(class_rows(self.state, self.softmax).values())).spare
+
+    def twin(self, backbone: str) -> str:
+        """The ResNet that it says it has, where that is the other one of a backbone's shape; else ""."""
+        stated = self.experiment.backbone.name if self.experiment else getattr(self.arguments, "backbone", "")
+        msra = stated in MSRA if stated in TWINS else self.resnet.msra if self.resnet else None
+        return "" if msra is None or msra == (backbone in MSRA) else TWINS.get(backbone, "")
+
+    def state_on(self, backbone: str) -> dict[str, Tensor]:
+        """The tensors for a model on one of our backbones: those of a ResNet of detectron2's read red first.
+
+        Raises ValueError where they are those of another one of the same shape.
+        """
+        if twin := self.twin(backbone):
+            raise ValueError(
+                f"{self.path} is on {twin}, whose tensors are of the same names and sizes as those of {backbone}, but "
+                f"whose strides and pixels are others: use --backbone.name {twin}"
+            )
+        if self.resnet is None:
+            return self.state
+        if self.resnet.msra is None:
+            _log.warning(
+                "%s does not say whether its ResNet is MSRA's, as detectron2 mostly has it, or torchvision's: taken "
+                "for %s, %s first",
+                self.path,
+                backbone,
+                "blue" if self.resnet.turned(backbone in MSRA) else "red",
+            )
+        return for_network(self.state, self.resnet, backbone in MSRA, self.path)
 
     @property
     def softmax(self) -> bool:
@@ -76,27 +131,35 @@ class DetectorFile:
     @property
     def known_as(self) -> tuple[Category, ...]:
         """COCO's classes where the number of class rows is that of the published heads and nothing else names them."""
-        rows = len(self.state["class_embed.bias"])
         if self.classes is not None or self.names:
             return ()
-        return COCO if rows in COCO_ROWS else PANOPTIC if rows == PANOPTIC_ROWS and self.panoptic else ()
+        if self.layout == "detectron2" or self.anchors:
+            return COCO if self.count == len(COCO) else ()
+        return COCO if self.rows in COCO_ROWS else PANOPTIC if self.rows == PANOPTIC_ROWS and self.panoptic else ()
 
     def row_classes(self) -> tuple[Category, ...]:
-        """One class per row: the file's own, config.json's, COCO's by id, or "class N"."""
+        """One class per row: the file's own, config.json's, COCO's by id or in their order, or "class N"."""
         if self.classes is not None:
             return self.classes
-        count = len(self.state["class_embed.bias"]) - int(self.softmax)
         if self.known_as:
-            return rows_by_id(count, self.known_as)
-        return tuple(Category(row, self.names.get(row, f"class {row}")) for row in range(count))
+            return rows_by_id(self.count, self.known_as) if self.rows_by_id else self.known_as
+        return tuple(Category(row, self.names.get(row, f"class {row}")) for row in range(self.count))
+
+    @property
+    def rows_by_id(self) -> bool:
+        """Whether its class rows stand, or may stand, at their category ids: not where it says which they are."""
+        return self.classes is None and self.layout != "detectron2" and not self.anchors
 
     def taken_for(self) -> str:
         """What the classes of a file without a class list are taken for, in words."""
-        rows = len(self.state["class_embed.bias"])
+        if not self.rows_by_id:
+            return f"{self.count} classes, " + (
+                "COCO's in the order of their ids" if self.known_as else 'without names: "class 0", "class 1", ...'
+            )
         if self.known_as:
-            return f"{rows} class rows by {'panoptic ' if self.known_as is PANOPTIC else ''}COCO id"
+            return f"{self.rows} class rows by {'panoptic ' if self.known_as is PANOPTIC else ''}COCO id"
         where = "as its config.json names them" if self.names else 'without names: "class 0", "class 1", ...'
-        return f"{rows} class rows {where}"
+        return f"{self.rows} class rows {where}"
 
 
 def read_detector(path: Path, which: Which = "auto", option: str = "--weights") -> DetectorFile:
@@ -112,13 +175,14 @@ def read_detector(path: Path, which: Which = "auto", option: str = "--weights") 
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     check_sound(state, path)
-    for name, dims in _NEEDED.items():
+    for name, dims in _NEEDED[anchor_kind(state)].items():
         if name not in state or state[name].dim() != dims or not len(state[name]):
             shape = list(state[name].shape) if name in state else "missing"
             raise ValueError(f"{path} is not a whole detector: {name} is {shape}. Use another copy")
     for remark in inside.remarks(path, option):
         _log.warning("%s", remark)
-    experiment, classes, step = _own(path, checkpoint, state) if layout == "ours" else (None, None, 0)
+    ours = layout in ("ours", "detectron2")
+    experiment, classes, step = _own(path, checkpoint, state) if ours else (None, None, 0)
     folder = path if path.is_dir() else path.parent
     names, arguments = _model_config(folder / "config.json")
     sizes = _image_sizes(folder / PROCESSOR) if arguments else {}
@@ -129,7 +193,10 @@ def read_detector(path: Path, which: Which = "auto", option: str = "--weights") 
         # As exports here hold them: a Namespace is not loaded by torch as it is.
         arguments = argparse.Namespace(**{str(name): value for name, value in stored.items()})
     panoptic = inside.masks or getattr(arguments, "dataset_file", "") == "coco_panoptic"
-    return DetectorFile(path, state, layout, experiment, classes, names, arguments, step, sizes, panoptic)
+    of = DetectorFile(path, state, layout, experiment, classes, names, arguments, step, sizes, panoptic, inside.resnet)
+    if of.count < 1:
+        raise ValueError(f"{path} is not a whole detector: its tensors have no rows of classes. Use another copy")
+    return of
 
 
 def _own(
@@ -143,10 +210,13 @@ def _own(
     if "experiment" in checkpoint:
         experiment = detection(from_file(checkpoint["experiment"], f"{path}: its experiment"))
     classes = _classes(path, checkpoint["classes"]) if "classes" in checkpoint else None
-    rows = len(state["class_embed.bias"])
-    spare = (0, 1) if experiment is None else (int(experiment.loss.classification == "softmax"),)
-    if classes is not None and rows - len(classes) not in spare:
-        raise ValueError(f"{path}: {rows} class rows do not belong to its {len(classes)} classes. Use another copy")
+    softmax = (False, True) if experiment is None else (experiment.loss.classification == "softmax",)
+    counts = []
+    for each in softmax:
+        name, rows = next(iter(class_rows(state, each).items()))
+        counts.append(rows.classes(state[name]))
+    if classes is not None and len(classes) not in counts:
+        raise ValueError(f"{path}: rows of {counts[0]} classes do not belong to its {len(classes)}. Use another copy")
     step = checkpoint.get("step", 0)
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"{path}: its step is {step!r}, not a number of steps. Use another copy")

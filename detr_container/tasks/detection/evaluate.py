@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from detr_container.base.files import write_json
 from detr_container.base.shortage import asking
 from detr_container.config.detection import DetectionExperiment
 from detr_container.config.memory import for_evaluation
-from detr_container.datasets.annotations import Category, read_annotations, resolve_split
+from detr_container.datasets.annotations import Category, read_annotations
 from detr_container.datasets.canvas import Canvases
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.loader import Ends, batches, evaluation_loader
-from detr_container.engine.graphs import CudaRecorder, Recorder, Replays, why_eager
-from detr_container.engine.precision import InPrecision, described
+from detr_container.engine.precision import described
 from detr_container.engine.session import Session
 from detr_container.models.detector import Detector
-from detr_container.models.device import Fetched
-from detr_container.models.postprocess import LIMIT, Ranked, counted, postprocess
 
 from .build import evaluation_augmentation, make_shapes_if_asked
-from .canvases import as_json, grid_of, many_sizes, name_of, padding_of
+from .canvases import as_json, grid_of, name_of, padding_of
 from .coco_results import OLD_NAME
-from .detections import NAME, Detections, starts_of
+from .detections import NAME, Detections
+from .finding import Waiting, finder_of
 from .scores import Scores
 from .scoring import Evaluator, score
+from .splits import one_split
 
 
 @torch.inference_mode()
@@ -55,29 +52,23 @@ def detect(
         batch=data.eval_batch,
         rank=session.process.rank,
         world=session.world,
-        padding=padding_of(data, model.backbone, canvases_of(model, dataset, experiment, session)),
+        padding=padding_of(data, model, canvases_of(model, dataset, experiment, session)),
         workers=data.workers,
         pin_memory=session.device.type == "cuda",
     )
     rounds = -(-len(dataset) // (data.eval_batch * session.world))
     was_training = model.training
     model.eval()
-    compute = InPrecision(model, experiment.train.precision, session.device)
-
-    def rows_of(padded: bool, images: Tensor, sizes: Tensor) -> Tensor:
-        return _packed(postprocess(compute(images, sizes, padded), None, experiment.loss.classification))
-
-    replays = Replays(rows_of, session.device, recorder_for(experiment, session.device))
+    find = finder_of(model, experiment, session.device)
     found: list[Detections] = []
-    waiting: _Found | None = None
+    waiting: Waiting | None = None
     supply = batches(loader, ends)
     try:
         for done in range(1, rounds + 1):
             batch = next(supply, None)
             before, waiting = waiting, None
             if batch is not None:
-                rows = Fetched(replays(batch.padded, batch.images, batch.sizes))
-                waiting = _Found(batch.image_ids, batch.original_sizes, rows)
+                waiting = find(batch)
             if before is not None:
                 # Its copy was under way while the device was given more to do.
                 found.append(before.detections(ids))
@@ -93,55 +84,16 @@ def canvases_of(
     model: Detector, dataset: DetectionDataset, experiment: DetectionExperiment, session: Session
 ) -> Canvases | None:
     """The canvases of an evaluation; None where none are used."""
-    grid = grid_of(experiment, model.backbone, session.device)
+    grid = grid_of(experiment, model, session.device)
     return grid.evaluation(dataset.annotations.sizes) if grid else None
-
-
-def recorder_for(experiment: DetectionExperiment, device: torch.device) -> Recorder | None:
-    """What records the forward passes of an evaluation; None where they run without graphs."""
-    eager = why_eager(experiment.train.graphs, device, many_sizes(experiment.data))
-    return None if eager else CudaRecorder(device)
-
-
-def _packed(found: Ranked) -> Tensor:
-    """[B, n, 7] float32: score, label (exact up to 2^24), box, and whether it can count."""
-    scores, labels = found.scores[..., None], found.labels[..., None]
-    few = scores.shape[1] <= LIMIT
-    counts = torch.ones_like(scores) if few else counted(found.labels)[..., None]
-    return torch.cat((scores, labels.to(scores.dtype), found.boxes, counts.to(scores.dtype)), dim=-1)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What was found in a batch of images, as `_packed`, with boxes in [0, 1]; sizes: (height, width) on disk."""
-
-    image_ids: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]
-    rows: Fetched
-
-    def detections(self, category_ids: Sequence[int]) -> Detections:
-        """Of each image those that can count, the `LIMIT` best of each class; waits for them."""
-        rows = self.rows.wait().numpy()
-        kept = rows[..., 6] > 0
-        scale = np.array([(w, h, w, h) for h, w in self.sizes], dtype=rows.dtype)
-        boxes = rows[..., 2:6] * scale[:, None]
-        rows = rows[kept]
-        return Detections(
-            np.array(self.image_ids, dtype=np.int64),
-            starts_of(kept.sum(axis=1)),
-            rows[:, 0].copy(),
-            rows[:, 1].astype(np.int64),
-            boxes[kept],
-            np.array(category_ids, dtype=np.int64),
-        )
 
 
 def open_validation(experiment: DetectionExperiment, unlabelled: bool = False) -> DetectionDataset:
     """The validation split alone, as evaluation reads it; unlabelled: a file without annotations will do."""
     data = experiment.data
     make_shapes_if_asked(data)
-    images, annotations = resolve_split("val", data.root, data.val_images, data.val_annotations)
-    read = read_annotations(annotations, images, unlabelled)
+    images, annotations = one_split("val", data)
+    read = read_annotations(annotations, images, unlabelled, segmentations=experiment.masks)
     return DetectionDataset(read, evaluation_augmentation(data), experiment.seed, data.apply_orientation)
 
 
@@ -204,10 +156,25 @@ def evaluate_to(
 
 
 def with_data(
-    experiment: DetectionExperiment, root: Path | None, images: Path | None, annotations: Path | None
+    experiment: DetectionExperiment,
+    root: Path | None,
+    images: Path | None,
+    annotations: Path | None,
+    d2_dataset: str = "",
+    d2_import: str = "",
 ) -> DetectionExperiment:
     """The same experiment evaluated on other data, where any is given."""
-    if root is None and images is None and annotations is None:
+    if root is None and images is None and annotations is None and not d2_dataset:
         return experiment
-    data = replace(experiment.data, root=root, val_images=images, val_annotations=annotations, make_shapes=(0, 0, 0))
+    data = replace(
+        experiment.data,
+        root=root,
+        train_images=None,
+        train_annotations=None,
+        val_images=images,
+        val_annotations=annotations,
+        d2_dataset=d2_dataset,
+        d2_import=d2_import,
+        make_shapes=(0, 0, 0),
+    )
     return replace(experiment, data=data)

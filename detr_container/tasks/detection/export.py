@@ -12,35 +12,42 @@ from torch import Tensor
 
 from detr_container.base.files import atomic_write, write_json
 from detr_container.config.detection import DataConfig, DetectionExperiment, HeadConfig
-from detr_container.datasets.coco_classes import unused
+from detr_container.datasets.coco_classes import is_unused, unused
 from detr_container.engine.weight_files import is_weights_folder
 from detr_container.models.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from detr_container.models.backbones.resnet import DEPTHS
+from detr_container.models.backbones.resnet import DEPTHS, MSRA
+from detr_container.models.weights.class_rows import class_rows, reordered
 from detr_container.models.weights.detectors import scatter_rows
+from detr_container.models.weights.detectron2 import to_anchors, to_detectron2
 from detr_container.models.weights.hugging_face import to_hugging_face
 from detr_container.models.weights.layouts import to_published
 
 from .detector_file import PROCESSOR
 from .trained import Trained
 
-Layout = Literal["published", "hugging-face", "hugging-face-folder"]
+Layout = Literal["published", "detectron2", "hugging-face", "hugging-face-folder"]
 Rows = Literal["id", "order"]
 
 
 _USUAL = {"nheads": 8, "dilation": False, "smooth": HeadConfig.smooth}
 """What weights are taken for that stand alone."""
+_OTHERWISE = (".pkl", ".pyth", ".safetensors")
+"""Endings of files that detectron2 does not read as torch.save's, or not at all."""
 _FOLDER = " (--layout hugging-face-folder does)"
 
 
 def write_export(trained: Trained, target: Path, layout: Layout, rows: Rows) -> int:
     """Write a detector in a layout: a file of torch.save, of safetensors where it is called so, or a folder.
 
-    Returns the number of tensors. Raises ValueError for what the layout cannot hold, and for a folder of other things.
+    rows: as for `exported`. Returns the number of tensors. Raises ValueError for what the layout cannot hold, and for a
+    folder of other things.
     """
     state = exported(trained, layout, rows)
     unstated = _unstated(trained.experiment)
     if layout == "hugging-face-folder":
         _write_folder(trained, target, state, rows)
+    elif layout == "detectron2":
+        _write_detectron2(trained, target, state)
     elif target.suffix == ".safetensors":
         if not unstated.items() <= _USUAL.items():
             raise ValueError(
@@ -60,20 +67,59 @@ def _unstated(settings: DetectionExperiment) -> dict[str, Any]:
     return {"nheads": head.heads, "dilation": settings.backbone.dilation, **smooth}
 
 
-def exported(trained: Trained, layout: Layout, rows: Rows = "id") -> dict[str, Tensor]:
-    """The weights under the names of the published code or of Hugging Face's DETR.
+def _write_detectron2(trained: Trained, target: Path, state: dict[str, Tensor]) -> None:
+    """A file that DetectionCheckpointer loads as it is: names are the model's, so that it need not match them.
 
-    rows: class rows by category id, or in the order of the class list. Raises ValueError for a model that Hugging
-    Face's DETR cannot be, and for ids that have no row.
+    Beside the weights, which are all that it reads: what no tensor shows, and the classes in the order of their ids.
+    """
+    if target.suffix in _OTHERWISE:
+        raise ValueError(f"{target}: detectron2 reads files of {target.suffix} in another way: end its name in .pth")
+    unstated = {} if trained.experiment.anchors else _unstated(trained.experiment)
+    arguments = {**unstated, "backbone": trained.experiment.backbone.name}
+    classes = sorted((each.id, each.name) for each in trained.classes if not is_unused(each.name))
+    content = {"model": state, "args": arguments, "classes": [list(each) for each in classes]}
+    atomic_write(target, partial(torch.save, content), follow=True)
+
+
+def exported(trained: Trained, layout: Layout, rows: Rows = "id") -> dict[str, Tensor]:
+    """The weights under the names of the published code, of detectron2 or of Hugging Face's DETR.
+
+    rows: class rows by category id, or in the order of the class list; detectron2's are in the order of the ids.
+    Raises ValueError for a model that the layout does not have, and for ids that have no row.
     """
     settings = trained.experiment
     softmax = settings.loss.classification == "softmax"
+    if layout == "detectron2":
+        return _for_detectron2(trained, softmax)
+    if settings.anchors:
+        raise ValueError(f"{settings.head.kind} is detectron2's: use --layout detectron2")
     if layout != "published":
         _check_hugging_face(settings, layout == "hugging-face-folder")
+    elif settings.backbone.name in MSRA:
+        raise ValueError(
+            f"backbone.name={settings.backbone.name} cannot be exported to the published layout: its ResNet has other "
+            "strides and takes other pixels. Use --layout detectron2"
+        )
     state = trained.model.state_dict()
     if not trained.as_published:
         state = scatter_rows(state, [category.id for category in trained.classes], softmax, rows == "id")
     return to_published(state) if layout == "published" else to_hugging_face(state)
+
+
+def _for_detectron2(trained: Trained, softmax: bool) -> dict[str, Tensor]:
+    """See `exported`."""
+    name, dilation = trained.experiment.backbone.name, trained.experiment.backbone.dilation
+    if dilation:
+        raise ValueError(
+            "backbone.dilation=True cannot be exported to detectron2's layout: its ResNet dilates the first block of "
+            "the last stage as well (DC5). Use --layout published"
+        )
+    state = trained.model.state_dict()
+    used = [place for place, each in enumerate(trained.classes) if not is_unused(each.name)]
+    places = sorted(used, key=lambda place: trained.classes[place].id)
+    if places != list(range(len(trained.classes))):
+        state = reordered(state, class_rows(state, softmax), places)
+    return to_anchors(state) if trained.experiment.anchors else to_detectron2(state, name in DEPTHS | MSRA)
 
 
 def _check_hugging_face(settings: DetectionExperiment, folder: bool) -> None:
@@ -83,10 +129,11 @@ def _check_hugging_face(settings: DetectionExperiment, folder: bool) -> None:
     layers with the norm last, no dilation, the last feature map. The config.json of a folder holds some of it.
     """
     head, backbone = settings.head, settings.backbone
-    if head.kind != "detr" or settings.loss.classification != "softmax" or not backbone.name.startswith("resnet"):
+    if head.kind != "detr" or settings.loss.classification != "softmax" or backbone.name not in DEPTHS:
+        other = "detectron2" if backbone.name in MSRA else "published"
         raise ValueError(
             f"Hugging Face's DETR has no {head.kind} head on {backbone.name}: only a DETR with softmax classes (here "
-            f"{settings.loss.classification}) on a ResNet can be exported to it; use --layout published"
+            f"{settings.loss.classification}) on torchvision's ResNet can be exported to it; use --layout {other}"
         )
     never: tuple[tuple[str, object, bool, str], ...] = (
         ("backbone.dilation", True, backbone.dilation, "its ResNet has no dilated stage (DC5)"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from detr_container.config.detection import DetectionTrainConfig
 from detr_container.models.detector import Detector
 
@@ -11,11 +13,12 @@ from detr_container.models.detector import Detector
 def parameter_groups(model: Detector, config: DetectionTrainConfig) -> list[dict[str, Any]]:
     """One group for the backbone and one for the rest, weight decay on everything, as published.
 
-    Learned positions train with the backbone, of which the published code makes them a part, and stand after it.
+    What stands beside the backbone (learned positions) trains with it, and stands after it.
     Raises ValueError when the backbone is to be trained and has nothing to train.
     """
     backbone = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
-    slow = [*backbone, *(parameter for parameter in model.position.parameters() if parameter.requires_grad)]
+    beside = nn.ModuleList(model.beside_backbone())
+    slow = [*backbone, *(parameter for parameter in beside.parameters() if parameter.requires_grad)]
     inside = set(map(id, slow))
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
     stages = len(model.backbone.stages())
@@ -35,5 +38,6 @@ def parameter_counts(model: Detector) -> str:
     rows = [
         f"{name} {trained:,} trained, {frozen:,} frozen" for name, trained, frozen in model.backbone.count_parameters()
     ]
-    head = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("backbone."))
+    inside = set(map(id, model.backbone.parameters()))
+    head = sum(p.numel() for p in model.parameters() if id(p) not in inside)
     return f"parameters: head {head:,} trained; backbone: {'; '.join(rows)}"

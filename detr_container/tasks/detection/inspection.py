@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 import torch
 
 from detr_container.base.files import atomic_write, write_json
-from detr_container.datasets.annotations import read_annotations, resolve_split
+from detr_container.datasets.annotations import read_annotations
 from detr_container.datasets.coco_classes import is_unused
 from detr_container.datasets.given import UnreadableError, file_stems, keep_inputs, none_readable
 from detr_container.models.weights.find import Which
 
 from .found_objects import SAME, Model, Object, finder, found_by, ious, match_across
 from .inspection_sheet import Truth, draw_sheet
-from .predict import Prediction, predict
+from .predict import Prediction, needs_queries, predict
+from .splits import one_split
 from .trained import open_trained
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ def open_models(
         open_trained(path, device, experiment, which, Path(names) if names else None)
         for path, experiment, which, names in zip(paths, *each, strict=True)
     ]
+    for path, one in zip(paths, trained, strict=True):
+        needs_queries(one.experiment, f"{path}: attention maps")
     models = [Model(label, one) for label, one in zip(labels(paths), trained, strict=True)]
     _compare_classes(models)
     if len({model.trained.experiment.data.apply_orientation for model in models}) > 1:
@@ -202,7 +205,7 @@ def known_truths(models: Sequence[Model], paths: Sequence[Path]) -> dict[Path, T
     for model in models:
         data = model.trained.experiment.data
         try:
-            images, file = resolve_split("val", data.root, data.val_images, data.val_annotations)
+            images, file = one_split("val", data)
         except (ValueError, FileNotFoundError):
             continue
         # The folder's links are followed, not the image's: the images of a set may be links themselves.

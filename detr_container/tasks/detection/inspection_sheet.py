@@ -104,7 +104,7 @@ def _maps_row(
     factor = image.width / predictions[0].image.shape[2]
     panels, titles = [], []
     for model, prediction, one in zip(models, predictions, thing, strict=True):
-        names = ["attention", *(["Gaussian"] if prediction.output.gaussians is not None else [])]
+        names = ["attention", *(["Gaussian"] if prediction.queried.gaussians is not None else [])]
         if one is None:
             # Where another model has found it, so that one sees what is missing.
             grey = outlined(image.convert("L"), finder(thing)[1].box * factor, dashed=True)
@@ -128,7 +128,7 @@ def _caption(
         return f"No model has a detection of score {threshold:g} or above."
     grids = []
     for model, prediction in zip(models, predictions, strict=True):
-        levels = [(*level.shape[-2:], stride) for stride, level in (prediction.output.attention or {}).items()]
+        levels = [(*level.shape[-2:], stride) for stride, level in (prediction.queried.attention or {}).items()]
         sizes = [f"{height} x {width} at stride {stride}" for height, width, stride in levels]
         grids.append(f"{model.label}: {', '.join(sizes)}")
     parts = [

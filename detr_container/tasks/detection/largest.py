@@ -12,9 +12,10 @@ import torch
 
 from detr_container.base.files import write_json
 from detr_container.config.detection import DataConfig, DetectionExperiment
-from detr_container.datasets.annotations import Annotations, load_json, read_annotations
+from detr_container.datasets.annotations import Annotations, load_json, read_annotations, without_segmentation
 from detr_container.datasets.batch import Batch, Targets
 from detr_container.datasets.dataset import DetectionDataset
+from detr_container.datasets.masks import SIDE
 from detr_container.datasets.padding import up
 from detr_container.datasets.sizes import SHIFT, reach
 from detr_container.datasets.transforms import Size
@@ -90,7 +91,8 @@ def few_images(dataset: DetectionDataset, count: int, path: Path) -> DetectionDa
     chosen = dataset.annotations.image_ids[list(dict.fromkeys([highest, widest, *every]))[:count]].tolist()
     # Images are read in the order of their ids.
     renamed = {image_id: place for place, image_id in enumerate(chosen)}
-    content = load_json(dataset.annotations.path)
+    masks = dataset.annotations.segmentations is not None
+    content = load_json(dataset.annotations.path, None if masks else without_segmentation)
     content["images"] = [{**image, "id": renamed[image["id"]]} for image in content["images"] if image["id"] in renamed]
     content["annotations"] = [
         {**record, "image_id": renamed[record["image_id"]]}
@@ -98,12 +100,12 @@ def few_images(dataset: DetectionDataset, count: int, path: Path) -> DetectionDa
         if record["image_id"] in renamed
     ]
     write_json(path, content)
-    annotations = read_annotations(path, dataset.annotations.image_dir)
-    return DetectionDataset(annotations, dataset.augmentation, dataset.seed, dataset.apply_orientation)
+    annotations = read_annotations(path, dataset.annotations.image_dir, segmentations=masks)
+    return DetectionDataset(annotations, dataset.augmentation, dataset.seed, dataset.apply_orientation, dataset.masks)
 
 
-def synthetic_batch(largest: LargestBatch, classes: int, seed: int = 0) -> Batch:
-    """A micro batch of random pixels and objects."""
+def synthetic_batch(largest: LargestBatch, classes: int, seed: int = 0, masks: bool = False) -> Batch:
+    """A micro batch of random pixels and objects; masks: each of which fills its box."""
     generator = torch.Generator().manual_seed(seed)
     count, height, width = len(largest.objects), largest.height, largest.width
     pixels = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
@@ -112,7 +114,8 @@ def synthetic_batch(largest: LargestBatch, classes: int, seed: int = 0) -> Batch
     objects = sum(largest.objects)
     boxes = torch.rand(objects, 4, generator=generator) * 0.4 + 0.1
     labels = torch.randint(0, classes, (objects,), generator=generator)
-    targets = Targets.of_images(labels.split(largest.objects), boxes.split(largest.objects), largest.slots)
+    full = [torch.ones(many, SIDE, SIDE, dtype=torch.bool) for many in largest.objects] if masks else None
+    targets = Targets.of_images(labels.split(largest.objects), boxes.split(largest.objects), largest.slots, full)
     shapes = tuple((height, width) for _ in range(count))
     return Batch(pixels.permute(0, 3, 1, 2), sizes, targets, tuple(range(count)), shapes, largest.padded)
 

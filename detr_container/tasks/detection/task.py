@@ -48,13 +48,22 @@ def open_task(experiment: Experiment, session: Session) -> DetectionTask:
     """Detection's task with both splits, on every process."""
     mine = detection(experiment)
     with asking("the annotation files", {}):
-        return DetectionTask(mine, data_on_all(session, mine))
+        return task_of(mine, data_on_all(session, mine))
+
+
+def task_of(experiment: DetectionExperiment, data: Data | None, classes: int = 0) -> DetectionTask:
+    """Detection's task of an experiment, whichever its head; see `DetectionTask`."""
+    if experiment.anchors:
+        from .anchors.task import AnchorTask
+
+        return AnchorTask(experiment, data, classes)
+    return DetectionTask(experiment, data, classes)
 
 
 class DetectionTask(Task):
-    """A detector, its loss and its data."""
+    """A detector, its loss and its data; here, the loss of detectors with queries."""
 
-    meters = (*_TERMS, *_DIAGNOSTICS)
+    meters: tuple[str, ...] = (*_TERMS, *_DIAGNOSTICS)
 
     def __init__(self, experiment: DetectionExperiment, data: Data | None, classes: int = 0) -> None:
         """data: None where only steps are taken, on batches from elsewhere; then classes says how many there are."""
@@ -79,14 +88,14 @@ class DetectionTask(Task):
 
     def padding(self, model: nn.Module, device: torch.device | None = None) -> Padding:
         """What training batches are padded to, for a model on its device, or on another."""
-        detector = _detector(model)
+        detector = detector_of(model)
         canvases = self._canvases(detector, device or detector.pixel_mean.device)
         # As many slots in each batch, or there would be more shapes than canvases.
         slots = min(MOST_SLOTS, *fullest(self.data.train.annotations, 1)) if canvases else 0
-        return replace(padding_of(self.experiment.data, detector.backbone, canvases), slots=slots)
+        return replace(padding_of(self.experiment.data, detector, canvases), slots=slots)
 
     def _canvases(self, detector: Detector, device: torch.device) -> Canvases | None:
-        grid = grid_of(self.experiment, detector.backbone, device)
+        grid = grid_of(self.experiment, detector, device)
         if grid is None:
             return None
         if grid not in self._chosen:
@@ -96,9 +105,9 @@ class DetectionTask(Task):
 
     def settled(self, model: nn.Module) -> tuple[dict[str, Any], list[str]]:
         """See `Task`."""
-        detector = _detector(model)
+        detector = detector_of(model)
         device = detector.pixel_mean.device
-        grid, training = grid_of(self.experiment, detector.backbone, device), self._canvases(detector, device)
+        grid, training = grid_of(self.experiment, detector, device), self._canvases(detector, device)
         if grid is None or training is None:
             return {}, []
         evaluation = grid.evaluation(self.data.val.annotations.sizes)
@@ -121,15 +130,15 @@ class DetectionTask(Task):
 
     def start_from(self, model: nn.Module, path: Path) -> str:
         """See `Task`."""
-        return str(start_from(_detector(model), self.experiment, self.data.classes, path))
+        return str(start_from(detector_of(model), self.experiment, self.data.classes, path))
 
     def size_multiple(self, model: nn.Module) -> int:
         """See `Task`."""
-        return _detector(model).backbone.size_multiple
+        return detector_of(model).size_multiple
 
     def strides(self, model: nn.Module) -> tuple[int, ...]:
         """See `Task`."""
-        return _detector(model).strides
+        return detector_of(model).strides
 
     @property
     def why_eager(self) -> str:
@@ -138,15 +147,15 @@ class DetectionTask(Task):
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""
-        return parameter_groups(_detector(model), self.experiment.train)
+        return parameter_groups(detector_of(model), self.experiment.train)
 
     def checkpointed(self, model: nn.Module, which: Literal["backbone", "all"]) -> list[nn.Module]:
         """See `Task`."""
-        return _detector(model).checkpointed(which)
+        return detector_of(model).checkpointed(which)
 
     def parameter_counts(self, model: nn.Module) -> str:
         """See `Task`."""
-        return parameter_counts(_detector(model))
+        return parameter_counts(detector_of(model))
 
     def prepare(self, device: torch.device) -> str:
         """See `Task`; where matches are found."""
@@ -217,8 +226,12 @@ class DetectionTask(Task):
         losses = {name: row.pop(name) for name in _TERMS}
         if not self._softmax:
             del row["cardinality_error"]
-        waste = self._waste.taken()
-        return {**row, "losses": losses} if waste is None else {**row, "losses": losses, "padding_waste": waste}
+        return {**row, "losses": losses, **self.waste()}
+
+    def waste(self) -> dict[str, float]:
+        """What canvases have added to the batches since the last line of metrics, where there are any."""
+        share = self._waste.taken()
+        return {} if share is None else {"padding_waste": share}
 
     # -- an evaluation ------------------------------------------------------------------------------------------------
 
@@ -233,9 +246,8 @@ class DetectionTask(Task):
     ) -> Evaluation | None:
         """See `Task`."""
         folder, data = evaluation_of(run, epoch), self.data
-        scores = evaluate_to(
-            folder, _detector(model), data.val, data.classes, self.experiment, session, after_batch=on_batch, ends=ends
-        )
+        detector, mine = detector_of(model), self.experiment
+        scores = evaluate_to(folder, detector, data.val, data.classes, mine, session, after_batch=on_batch, ends=ends)
         if scores is None:
             return None
         metrics = {name: value for name, value in scores.to_dict().items() if name != "per_class"}
@@ -286,9 +298,12 @@ def class_faults(found: object, classes: Sequence[Category]) -> list[str]:
 
 def _line(scores: Scores) -> str:
     shown = {"ap": scores.ap, "ap50": scores.ap50, "ap75": scores.ap75}
+    if scores.masks:
+        shown["mask_ap"] = scores.masks.ap
     return " ".join(f"{name} {'-' if value is None else f'{100 * value:.1f}'}" for name, value in shown.items())
 
 
-def _detector(model: nn.Module) -> Detector:
+def detector_of(model: nn.Module) -> Detector:
+    """A model of this task's."""
     assert isinstance(model, Detector)
     return model

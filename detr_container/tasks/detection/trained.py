@@ -19,8 +19,10 @@ from detr_container.config.settings import validate
 from detr_container.datasets.annotations import Category, read_categories
 from detr_container.engine.run import Run
 from detr_container.engine.weight_files import is_weights_folder
-from detr_container.models.backbones.resnet import DEPTHS
+from detr_container.models.backbones.container import SIZES
+from detr_container.models.backbones.resnet import DEPTHS, MSRA, TWINS
 from detr_container.models.detector import Detector
+from detr_container.models.weights.detectron2 import TRAINING_ONLY, anchor_kind
 from detr_container.models.weights.find import Which
 from detr_container.models.weights.fit import load_checked
 
@@ -70,6 +72,7 @@ def open_trained(
             settings = detection_named(experiment) if experiment else guess(file.state, file.arguments)
             if not experiment:
                 settings = replace(settings, data=replace(settings.data, **file.sizes))
+            settings = _as_said(settings, file)
             validate(settings)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -83,17 +86,42 @@ def open_trained(
                 file.layout,
                 _named_by(file, classes),
             )
-    softmax = settings.loss.classification == "softmax"
-    count = len(file.state["class_embed.bias"]) - int(softmax)
+    count = _count(file, settings)
     rows = named_rows(classes, count) if classes is not None else file.row_classes()
     model = build_detector(settings, count, weights=False)
     own = model.state_dict()
     # Frozen norms count no batches, though files may have the count.
-    state = {name: v for name, v in file.state.items() if name in own or not name.endswith("num_batches_tracked")}
+    state = file.state_on(settings.backbone.name)
+    state = {name: v for name, v in state.items() if name in own or not name.endswith("num_batches_tracked")}
+    state |= {name: own[name] for name in TRAINING_ONLY if name in own and name not in state}
     refusal = f"{path} does not fit {settings.name or 'the experiment'}"
     load_checked(model, state, refusal, "Name its experiment with --experiment")
     model.to(device).eval()
-    return Trained(model, settings, rows, path, file.step, file.classes is None)
+    return Trained(model, settings, rows, path, file.step, file.rows_by_id)
+
+
+def _as_said(settings: DetectionExperiment, file: DetectorFile) -> DetectionExperiment:
+    """The same on the ResNet that the file says it has, where a named experiment has the other of the same shape.
+
+    Raises ValueError for an experiment of another kind of detector.
+    """
+    if (settings.head.kind if settings.anchors else "") != file.anchors:
+        raise ValueError(
+            f"it is {file.anchors or 'a detector with queries'}, and {settings.name} is an experiment of "
+            f"{settings.head.kind}: name another with --experiment"
+        )
+    twin = file.twin(settings.backbone.name)
+    if not twin:
+        return settings
+    _log.warning("%s is on %s, as it says, not on %s", file.path, twin, settings.backbone.name)
+    return replace(settings, backbone=replace(settings.backbone, name=twin))
+
+
+def _count(file: DetectorFile, settings: DetectionExperiment) -> int:
+    """How many classes a file has, as an experiment takes its rows."""
+    if settings.anchors or file.anchors:
+        return file.count
+    return len(file.state["class_embed.bias"]) - int(settings.loss.classification == "softmax")
 
 
 def _named_by(file: DetectorFile, classes: Path | None) -> str:
@@ -125,8 +153,14 @@ def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = No
 
     Heads, dilation and SMCA-DETR's constant leave no trace: they come from the arguments.
 
-    arguments: what the published code stored beside the weights, if it did.
+    arguments: what the published code stored beside the weights, if it did. Raises ValueError for detectron2's own
+    detectors, whose anchors and thresholds leave no trace.
     """
+    if kind := anchor_kind(state):
+        raise ValueError(
+            f"it is {kind}, of whose settings too many leave no trace in its tensors: name the experiment, as in "
+            f"--experiment {kind}_r50_1x"
+        )
 
     def layers(side: str) -> int:
         return len({name.split(".")[2] for name in state if name.startswith(f"{side}.layers.")})
@@ -160,16 +194,21 @@ def guess(state: Mapping[str, Tensor], arguments: argparse.Namespace | None = No
         head = replace(head, gaussian=GAUSSIANS[count], smooth=float(smooth))
     dilation = bool(getattr(arguments, "dilation", False))
     return DetectionExperiment(
-        backbone=_guess_backbone(state, dilation), head=head, loss=FOCAL if focal else LossConfig(), name="published"
+        backbone=_guess_backbone(state, dilation, str(getattr(arguments, "backbone", ""))),
+        head=head,
+        loss=FOCAL if focal else LossConfig(),
+        name="published",
     )
 
 
-def _guess_backbone(state: Mapping[str, Tensor], dilation: bool) -> BackboneConfig:
+def _guess_backbone(state: Mapping[str, Tensor], dilation: bool, stated: str) -> BackboneConfig:
+    """stated: the name that a file of ours has beside its weights, where they leave no trace of it."""
     if "backbone.embeds.0.proj.weight" in state:
-        return BackboneConfig(name="container_light", weights="none", frozen_stages=0)
+        return BackboneConfig(name=stated if stated in SIZES else "container_light", weights="none", frozen_stages=0)
     blocks = len({name.split(".")[3] for name in state if name.startswith("backbone.body.layer3.")})
     deep = "backbone.body.layer1.0.conv3.weight" in state
     for name, (block, depths) in DEPTHS.items():
         if depths[2] == blocks and (block.expansion == 4) == deep:
+            name = stated if stated in MSRA and stated == TWINS.get(name) else name
             return BackboneConfig(name=name, weights="none", dilation=dilation)
     raise ValueError(f"no backbone here has {blocks} blocks in its third layer: name the experiment with --experiment")

@@ -15,7 +15,6 @@ from torch import nn
 
 from detr_container.config.detection import DetectionExperiment, detection
 from detr_container.config.settings import Experiment
-from detr_container.datasets.annotations import resolve
 from detr_container.datasets.batch import Batch, collate
 from detr_container.datasets.canvas import drawn_sizes
 from detr_container.datasets.check import check_dataset
@@ -31,7 +30,8 @@ from detr_container.models.postprocess import postprocess
 from .build import Data, make_shapes_if_asked, open_data, training_augmentation
 from .canvases import active, grid_of, padding_of
 from .largest import LargestBatch, few_images, largest_batch, synthetic_batch
-from .task import MOST_SLOTS, DetectionTask
+from .splits import both_splits
+from .task import MOST_SLOTS, DetectionTask, task_of
 
 SMALL = 64
 """Side in pixels of a small batch."""
@@ -55,7 +55,7 @@ class DetectionTrials(Trials):
 
     def bare(self, classes: int = 1) -> DetectionTask:
         """See `Trials`."""
-        return DetectionTask(self.experiment, None, classes)
+        return task_of(self.experiment, None, classes)
 
     def classes(self, task: Task) -> int:
         """See `Trials`."""
@@ -64,16 +64,13 @@ class DetectionTrials(Trials):
     def opened(self) -> DetectionTask:
         """See `Trials`."""
         self._data = self._data or open_data(self.experiment)
-        return DetectionTask(self.experiment, self._data)
+        return task_of(self.experiment, self._data)
 
     def check_data(self, limit: int, remark: Callable[[str], None]) -> str:
         """See `Trials`."""
         config = self.experiment.data
         make_shapes_if_asked(config)
-        pairs = resolve(
-            config.root, config.train_images, config.train_annotations, config.val_images, config.val_annotations
-        )
-        splits = dict(zip(("train", "val"), pairs, strict=True))
+        splits = dict(zip(("train", "val"), both_splits(config), strict=True))
         report = check_dataset(
             splits, os.cpu_count() or 1, progress=True, sample=limit, apply_orientation=config.apply_orientation
         )
@@ -88,7 +85,7 @@ class DetectionTrials(Trials):
             remark(doubt)
         queries = self.experiment.head.queries
         for summary in report.summaries:
-            if summary.most_objects > queries:
+            if summary.most_objects > queries and not self.experiment.anchors:
                 remark(
                     f"{summary.name}: image {summary.most_objects_image} has {summary.most_objects} objects, of which "
                     f"{queries} at most can be found: raise head.queries={queries}"
@@ -127,8 +124,8 @@ class DetectionTrials(Trials):
         """See `Trials`."""
         assert isinstance(model, Detector)
         images_of, experiment = np.array(sizes), self.experiment
-        grid = grid_of(experiment, model.backbone, model.pixel_mean.device)
-        padding = padding_of(experiment.data, model.backbone, grid.training(images_of, images) if grid else None)
+        grid = grid_of(experiment, model, model.pixel_mean.device)
+        padding = padding_of(experiment.data, model, grid.training(images_of, images) if grid else None)
         slots = MOST_SLOTS if grid else 0
         found = drawn_sizes(
             images_of, training_augmentation(experiment.data), images, padding, batches, experiment.seed
@@ -138,7 +135,7 @@ class DetectionTrials(Trials):
     def synthetic(self, task: Task, values: Mapping[str, Any], seed: int = 0) -> Batch:
         """See `Trials`."""
         batch = LargestBatch(**{**values, "objects": tuple(values["objects"])})
-        return synthetic_batch(batch, _of(task).classes, seed)
+        return synthetic_batch(batch, _of(task).classes, seed, self.experiment.masks)
 
     def learnable(self, task: Task, model: nn.Module) -> Batch:
         """See `Trials`; an image shows something when it has an object."""
@@ -153,20 +150,32 @@ class DetectionTrials(Trials):
     def few(self, task: Task, images: int, path: Path) -> DetectionTask:
         """See `Trials`."""
         data = _of(task).data
-        return DetectionTask(self.experiment, Data(data.train, few_images(data.val, images, path)))
+        return task_of(self.experiment, Data(data.train, few_images(data.val, images, path)))
 
     def inputs(self, model: nn.Module, size: tuple[int, int]) -> tuple[Any, ...]:
         """See `Trials`."""
         assert isinstance(model, Detector)
         device = model.pixel_mean.device
-        return torch.zeros(1, 3, *size, device=device), torch.tensor([size], device=device)
+        image, sizes = torch.zeros(1, 3, *size, device=device), torch.tensor([size], device=device)
+        return image, sizes, *self._as_many_as_may_be
 
     def infer(self, model: nn.Module, batch: Batch) -> None:
         """See `Trials`."""
         if self._compute is None or self._compute.model is not model:
             self._compute = InPrecision(model, self.experiment.train.precision, batch.images.device)
+        if self.experiment.anchors:
+            self._compute(batch.images, batch.sizes, *self._as_many_as_may_be)
+            return
         output = self._compute(batch.images, batch.sizes, batch.padded)
         postprocess(output, batch.original_sizes, self.experiment.loss.classification)
+
+    @property
+    def _as_many_as_may_be(self) -> tuple[Any, ...]:
+        """How `AnchorDetector` is called to find so many.
+
+        What it costs follows from that, and without training it would find nothing.
+        """
+        return (True, None, 0.0) if self.experiment.anchors else ()
 
 
 def _of(task: Task) -> DetectionTask:

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from detr_container.base.files import atomic_write
-from detr_container.datasets.annotations import Category
+from detr_container.datasets.annotations import Annotations, Category
 from detr_container.datasets.dataset import DetectionDataset
 from detr_container.datasets.images import read_image
+from detr_container.datasets.masks import run_length
+from detr_container.datasets.run_lengths import RunLength
 from detr_container.drawing.images import contact_sheet, draw_detections, image_pair
 
 from .detections import Detections
@@ -38,7 +40,13 @@ def draw_validation(
         boxes = annotations.boxes[rows_of].copy()
         boxes[:, 2:] += boxes[:, :2]
         left = draw_detections(
-            image, boxes, annotations.labels[rows_of], None, truth_names, crowd=annotations.crowd[rows_of]
+            image,
+            boxes,
+            annotations.labels[rows_of],
+            None,
+            truth_names,
+            crowd=annotations.crowd[rows_of],
+            masks=masks_of(annotations, int(index)),
         )
         own = found.rows_of(int(annotations.image_ids[index]))
         sure = found.scores[own] >= threshold
@@ -49,6 +57,7 @@ def draw_validation(
             found.scores[own][sure],
             names,
             threshold=threshold,
+            masks=None if found.masks is None else found.masks.take(np.arange(len(found.scores))[own][sure]),
         )
         rows.append(image_pair(left, right))
     sheet = contact_sheet(
@@ -58,3 +67,13 @@ def draw_validation(
         2,
     )
     atomic_write(target, lambda file: sheet.save(file, format="PNG"))
+
+
+def masks_of(annotations: Annotations, index: int) -> list[RunLength | None] | None:
+    """The masks of the objects of image `index`; None where the file was read without segmentations."""
+    if annotations.segmentations is None:
+        return None
+    height, width = annotations.sizes[index].tolist()
+    rows = range(int(annotations.starts[index]), int(annotations.starts[index + 1]))
+    given = [annotations.segmentations[row] for row in rows]
+    return [None if each is None else run_length(each, (height, width)) for each in given]

@@ -72,8 +72,7 @@ def test_every_backbone_has_the_same(root: Path) -> None:
     sizes, found = open_data(experiment).train.annotations.sizes, []
     for name in ("resnet18", "container_light_tiny", "timm/convnext_atto"):
         mine = with_parts(on(experiment), "detr", name)
-        backbone = build_detector(mine, 3, weights=False).backbone
-        grid = grid_of(mine, backbone, CPU)
+        grid = grid_of(mine, build_detector(mine, 3, weights=False), CPU)
         assert grid is not None
         found.append((grid.training(sizes, 2), grid.evaluation(sizes)))
     assert found[0] == found[1] == found[2]
@@ -132,7 +131,7 @@ def micro_batches(experiment: DetectionExperiment, steps: int) -> list[Any]:
 def test_the_same_images_on_the_least_canvas(root: Path) -> None:
     plain, padded = micro_batches(varied(root), 6), micro_batches(on(varied(root)), 6)
     model = build_detector(varied(root), 3, weights=False)
-    grid = grid_of(on(varied(root)), model.backbone, CPU)
+    grid = grid_of(on(varied(root)), model, CPU)
     assert grid is not None
     canvases = grid.training(open_data(varied(root)).train.annotations.sizes, varied(root).train.micro_batch)
     for a, b in zip(plain, padded, strict=True):

@@ -107,7 +107,8 @@ def test_two_models_within_one_state() -> None:
         ("RT-DETR", "model.enc_score_head.weight"),
         ("Deformable DETR", "transformer.encoder.layers.0.self_attn.sampling_offsets.weight"),
         ("multi-scale SMCA-DETR", "transformer.encoder.layers.0.self_attn_8.weight"),
-        ("detectron2's DETR", "detr.backbone.0.backbone.res2.0.conv1.weight"),
+        ("another region-proposal detector than detectron2's .*", "roi_heads.box_predictor.cls_score.weight"),
+        ("another dense detector than detectron2's RetinaNet .*", "head.ctrness.weight"),
     ],
 )
 def test_other_detectors_are_named(name: str, sign: str, tmp_path: Path) -> None:

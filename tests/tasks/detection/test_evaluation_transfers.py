@@ -15,12 +15,13 @@ from torch import Tensor
 
 from detr_container.base.processes import ProcessInfo
 from detr_container.config.detection import DetectionExperiment
+from detr_container.datasets.batch import Batch
 from detr_container.engine.graphs import Replays
 from detr_container.engine.session import Session
 from detr_container.models.detector import Detector, Output
 from detr_container.models.device import Fetched
 from detr_container.models.postprocess import LIMIT, counted, postprocess
-from detr_container.tasks.detection import evaluate
+from detr_container.tasks.detection import finding
 from detr_container.tasks.detection.build import build_detector
 from detr_container.tasks.detection.detections import Detections
 from detr_container.tasks.detection.evaluate import detect, open_validation
@@ -50,14 +51,14 @@ def test_what_arrives_is_what_was_detected(classification: str, queries: int, ro
     model, outputs, sizes = built(experiment), list[Output](), list[Any]()
     model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
 
-    found_of = evaluate._Found
+    rows_of = finding._Rows
 
-    def watched(image_ids: Any, original: Any, rows: Fetched) -> Any:
-        sizes.append(original)
-        return found_of(image_ids, original, rows)
+    def watched(batch: Batch, rows: Fetched) -> Any:
+        sizes.append(batch.original_sizes)
+        return rows_of(batch, rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "_Found", watched)
+        patch.setattr(finding, "_Rows", watched)
         found = detected(experiment, model)
     assert [len(each) for each in sizes] == [2, 2, 1]
     scores, labels, boxes, counts = list[Tensor](), list[Tensor](), list[Tensor](), list[int]()
@@ -109,7 +110,7 @@ def test_replayed_forward_passes_find_the_same(
     experiment, tape = experiment_of(root, classification), Tape()
     model = built(experiment)
     plain = detected(experiment, model)
-    monkeypatch.setattr(evaluate, "recorder_for", lambda *_: tape)
+    monkeypatch.setattr(finding, "recorder_for", lambda *_: tape)
     found = detected(experiment, model)
     # Two images twice, and the last one.
     assert (tape.recorded, tape.replays) == (2, 1)

@@ -1,0 +1,1 @@
+"""What the configurations have in common."""
