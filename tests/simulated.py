@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from pycocotools import mask
 
@@ -135,3 +137,12 @@ def detections(found: Columns) -> Detections:
         category_ids,
         None if found.masks is None else found.masks.take(order),
     )
+
+
+def assert_refused(path: Path, content: bytes, message: str) -> None:
+    """A file of detections with this content is named in the error, with what is wrong and the remedy."""
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        Detections.read(path)
+    assert str(path) in str(raised.value)
+    assert "evaluate again" in str(raised.value)

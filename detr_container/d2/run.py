@@ -9,7 +9,6 @@ for, but for the final one.
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -27,6 +25,7 @@ from detr_container.base.processes import count
 from detr_container.base.shortage import asking
 from detr_container.engine.session import Session, StoppedError, open_session
 from detr_container.tasks.detection.anchors import workarounds
+from detr_container.tasks.detection.catalog import known
 
 from .checkpoints import done
 from .config_files import Loaded, load
@@ -85,13 +84,7 @@ def check(loaded: Loaded, world: int) -> None:
     if weights and "://" not in weights and not Path(weights).is_file():
         raise ValueError(f"{key}={weights}: there is no such file")
     for name in loaded.data:
-        if name not in DatasetCatalog:
-            near = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-            hint = f" (there is {', '.join(near)})" if near else ""
-            raise ValueError(
-                f"no data set {name} is registered in detectron2's catalog{hint}: --module names the module that "
-                "registers it"
-            )
+        known(name, "--module")
     key, batch = loaded.batch
     if batch % world:
         raise ValueError(f"{key}={batch} is not divisible by {world} processes: make it a multiple of {world}")

@@ -67,14 +67,24 @@ def _registered(dataset: str, split: Split, module: str) -> str:
     if not train or not val or "," in val:
         raise ValueError(f"data.d2_dataset={dataset}: give NAME, for NAME_train and NAME_val, or two names as in a,b")
     name = train if split == "train" else val
+    try:
+        known(name, "--data.d2-import")
+    except ValueError as error:
+        raise ValueError(
+            f"data.d2_dataset={dataset}: {error}. Give two names as in a,b if they end otherwise"
+        ) from error
+    return name
+
+
+def known(name: str, option: str) -> None:
+    """Raise ValueError unless a data set is registered; option: what names the module that registers it."""
     if name not in DatasetCatalog:
         near = difflib.get_close_matches(name, DatasetCatalog.list(), n=5)
         hint = f" (there is {', '.join(near)})" if near else ""
         raise ValueError(
-            f"data.d2_dataset={dataset}: no data set {name} is registered in detectron2's catalog{hint}. "
-            "Give two names as in a,b if they end otherwise; --data.d2-import names the module that registers them"
+            f"no data set {name} is registered in detectron2's catalog{hint}: {option} names the module that registers "
+            "it"
         )
-    return name
 
 
 def import_module(module: str, setting: str = "data.d2_import=") -> None:

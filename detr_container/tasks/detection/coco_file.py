@@ -36,6 +36,7 @@ def as_coco(records: Sequence[Record], classes: Mapping[int, str], source: str) 
         try:
             images.append(_image(record) | {"id": image_id})
             found = _objects(record.get("annotations") or (), list(classes))
+        # A person's own function made the record, and detectron2's structures, which read it, raise all of these.
         except (KeyError, TypeError, ValueError, AttributeError, AssertionError, NotImplementedError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ValueError(

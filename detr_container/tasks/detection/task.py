@@ -178,7 +178,7 @@ class DetectionTask(Task):
         supply = batches(loader, ends)
         return self._waste.counted(supply) if padding.canvases else supply
 
-    def normalisers(self, batch: Batch) -> tuple[float, float]:
+    def normalisers(self, batch: Batch) -> tuple[float, ...]:
         """See `Task`; of the classification and of the box losses."""
         return self._criterion.normalisers(batch.targets.counts, self.experiment.head.queries)
 

@@ -99,11 +99,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_does_not_fit_is_named_with_its_file(what: str, tmp_path: Path) -> None:
     changed, message = WRONG[what]
-    (tmp_path / NAME).write_bytes(packed(**changed))
-    with pytest.raises(ValueError, match=message) as raised:
-        Detections.read(tmp_path / NAME)
-    assert str(tmp_path / NAME) in str(raised.value)
-    assert "evaluate again" in str(raised.value)
+    simulated.assert_refused(tmp_path / NAME, packed(**changed), message)
 
 
 def _read(path: Path, content: bytes) -> Detections:

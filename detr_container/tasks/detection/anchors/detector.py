@@ -54,6 +54,7 @@ class AnchorDetector(Detector):
         if kind == "retinanet":
             self.register_buffer("per_image", torch.tensor(INITIAL))
 
+    # Not an attribute, as in other detectors: it would stand in the state dict twice.
     @property
     def backbone(self) -> Backbone:  # type: ignore[override]
         """Ours, below detectron2's feature pyramid."""

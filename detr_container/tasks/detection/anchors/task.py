@@ -41,7 +41,7 @@ class AnchorTask(DetectionTask):
     # -- a step -------------------------------------------------------------------------------------------------------
 
     # What losses are divided by is a part of the models.
-    normalisers = Task.normalisers  # type: ignore[assignment]
+    normalisers = Task.normalisers
     divisors = Task.divisors
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:

@@ -26,9 +26,7 @@ def model_zoo_imports_pkg_resources() -> None:
     if find_spec("pkg_resources") is not None:
         return
     stand_in = types.ModuleType("pkg_resources")
-    stand_in.resource_filename = lambda package, name: str(  # type: ignore[attr-defined]
-        resources.files(package).joinpath(name)
-    )
+    vars(stand_in)["resource_filename"] = lambda package, name: str(resources.files(package).joinpath(name))
     # Only while it is imported: others ask whether setuptools has this part, and would find one that is not whole.
     sys.modules["pkg_resources"] = stand_in
     try:
@@ -72,6 +70,7 @@ def scripts_are_optimised_after_some_calls() -> Iterator[None]:
     PyTorch makes other operations of it after a few calls in a process, which round otherwise: RetinaNet's focal loss,
     after a resume, would not be that of the uninterrupted run.
     """
+    # It is public, and torch's own stubs do not say so.
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         yield
 
