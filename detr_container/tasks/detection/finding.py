@@ -25,6 +25,7 @@ from detr_container.models.postprocess import LIMIT, Ranked, counted, postproces
 
 from .canvases import many_sizes
 from .detections import Detections, starts_of
+from .pasting import paste
 
 
 class Waiting(Protocol):
@@ -130,8 +131,4 @@ def ranked(found: Found) -> Ranked:
 
 def paste_found(found: Found, size: tuple[int, int]) -> RunLengths | None:
     """The masks of detections in pixels of an image of `size`; None where there are none."""
-    if found.masks is None:
-        return None
-    from .pasting import paste
-
-    return paste(found.masks, found.boxes, size)
+    return None if found.masks is None else paste(found.masks, found.boxes, size)
